@@ -1,0 +1,7 @@
+//! The planner: desired and observed state in, plan out.
+//!
+//! Everything here is a pure, total, synchronous function of its arguments. There is no I/O, no clock and no randomness: the
+//! time and the entropy for new ids are arguments, so the same inputs give a byte-identical plan.
+
+pub mod desired;
+pub mod model;

@@ -1,0 +1,284 @@
+//! The plan as data: actions, their steps, their reasons, and why something is blocked.
+//!
+//! A step says all that its executor needs: ids, sizes, digests and deadlines are chosen here, so that a plan can be shown
+//! before it runs and runs as it was shown.
+
+use serde::{Deserialize, Serialize};
+use setpoint_schema::app::{Power, SandboxSpec, Timeouts};
+use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{DiskState, Machine, SandboxRecord};
+use setpoint_schema::quantity::ByteSize;
+
+use crate::desired::DesiredTemplateRoot;
+
+/// The version of the JSON form; the minor part grows with additions.
+pub const FORMAT_VERSION: &str = "1.0";
+
+/// What to do, in order, to bring the observed state to the desired one.
+#[must_use]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The plan's identity: the hash of everything else in it.
+    pub id: PlanId,
+    /// The plan that was current when this one was made.
+    pub parent: Option<PlanId>,
+    /// The revision that it leads to.
+    pub revision: CommitId,
+    /// The hash of the observation that it was made from.
+    pub observation: SpecDigest,
+    /// What to do, in order: by `dependsOn`, removals last.
+    pub actions: Vec<Action>,
+    /// Objects that something holds as they are.
+    pub held: Vec<Held>,
+    /// Apps that are as declared.
+    pub unchanged: Vec<AppKey>,
+}
+
+/// The hash of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanId(pub String);
+
+/// All that is to be done for one app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// Whose sandbox.
+    pub app: AppKey,
+    /// Which sandbox.
+    pub sandbox: SandboxId,
+    /// What happens to it.
+    pub kind: ActionKind,
+    /// Why.
+    pub reasons: Vec<Reason>,
+    /// The declared fields that change.
+    pub changes: Vec<FieldChange>,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// Why it cannot begin now; empty when it can.
+    pub blocked: Vec<Block>,
+}
+
+/// What happens to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ActionKind {
+    /// A sandbox is made.
+    Create,
+    /// A microVM that the inventory lost is written back into it.
+    Adopt,
+    /// The running microVM is changed in place, as disruptively as this: `Live`, `Files` or `Process`.
+    Update(Disruption),
+    /// The microVM boots again.
+    Reboot,
+    /// The microVM is made anew; what becomes of its disk stands in the steps.
+    Replace,
+    /// The microVM is shut down and stays so.
+    Stop,
+    /// The sandbox is removed.
+    Delete,
+    /// A retained disk whose time is over is deleted.
+    ExpireDisk,
+}
+
+/// Why an action is in the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reason {
+    /// The app is declared and has no sandbox.
+    NotCreated,
+    /// An earlier pass did not finish.
+    Unfinished,
+    /// The declaration changed.
+    SpecChanged,
+    /// The guest differs from what was applied, though the declaration did not change: what differs.
+    Drift(String),
+    /// The microVM is not running: why.
+    VmDown(String),
+    /// The guest does not answer: since when, in words.
+    GuestHung(String),
+    /// The app is not declared any more.
+    NotDeclared,
+    /// The app was renamed from this.
+    Renamed(AppKey),
+    /// The declaration says `power: stopped`, or `running` again.
+    PowerChanged(Power),
+    /// The disk's retention is over.
+    RetentionOver,
+    /// The inventory does not know this microVM.
+    Unrecorded,
+}
+
+/// Why an action cannot begin now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Block {
+    /// An app that it depends on is not ready: which, and why.
+    Dependency {
+        /// The app waited for.
+        app: AppKey,
+        /// What it lacks.
+        reason: String,
+    },
+    /// It does not fit within the limits, as "needs 512Mi, 300Mi of 4Gi free".
+    Capacity(String),
+    /// A failed try is waited out, until this time.
+    Backoff {
+        /// The earliest next try.
+        until: jiff::Timestamp,
+        /// What went wrong last.
+        reason: String,
+    },
+    /// It was healed too often in too short a time.
+    Flapping(String),
+    /// A data disk would shrink, which the declaration does not allow.
+    DiskShrink {
+        /// Its size now.
+        from: ByteSize,
+        /// The declared size.
+        to: ByteSize,
+    },
+    /// Removals wait until every other app is ready.
+    Unhealthy(String),
+    /// Removals wait until another app's removal is done.
+    Dependent(AppKey),
+}
+
+/// An object that is held as it is, so that the plan does nothing for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Which app.
+    pub app: AppKey,
+    /// By what.
+    pub reason: Hold,
+}
+
+/// What holds an object as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Hold {
+    /// Its declaration says `suspend: true`.
+    Suspended,
+    /// It is not declared any more and its last declaration said `prune: disabled`.
+    PruneDisabled,
+    /// It is not declared any more, and the declarations could not be read in full: why.
+    PruneUnsafe(String),
+    /// Its newest declaration has mistakes, and there is no earlier one: the mistakes.
+    Stalled(String),
+    /// All is carried out and it is not ready yet: what it lacks.
+    Unready(String),
+}
+
+/// One step of an action. Each can be asked whether it is needed, applied, and verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Step {
+    /// Write the inventory row, before anything of the sandbox exists or changes.
+    Record(Box<SandboxRecord>),
+    /// Make the template's root image, unless it is there.
+    EnsureTemplate {
+        /// Its content.
+        digest: TemplateDigest,
+        /// How it comes to be.
+        root: DesiredTemplateRoot,
+    },
+    /// Make the data disk, or grow it to this size.
+    EnsureDisk {
+        /// Which disk.
+        disk: DiskId,
+        /// Whose.
+        app: AppKey,
+        /// Its size.
+        size: ByteSize,
+    },
+    /// Let the running guest see that its disk grew.
+    GrowDisk {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The size.
+        size: ByteSize,
+    },
+    /// Start the microVM as the record's machine says.
+    Launch(Machine),
+    /// Wait for the agent to answer with the boot's nonce.
+    AwaitAgent {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The longest wait.
+        timeouts: Timeouts,
+    },
+    /// Bring the workspace to this content.
+    SyncFiles {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The content.
+        tree: TreeDigest,
+        /// The revision and folder to read it from.
+        revision: CommitId,
+        /// The folder, absent for the app's own.
+        path: setpoint_schema::name::RepoPath,
+    },
+    /// Run the build, and (re)start processes.
+    ApplyProcesses {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The processes and their environment.
+        set: Box<setpoint_schema::runtime::ProcessSet>,
+        /// Whether the build runs first.
+        build: BuildStep,
+        /// Which processes restart.
+        restart: Restart,
+    },
+    /// Shut the guest down, then end the microVM.
+    Stop {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// How long a clean shutdown may take; none ends it at once.
+        grace: Option<setpoint_schema::quantity::Span>,
+    },
+    /// Remove the microVM's directory, sockets and logs.
+    RemoveVm(SandboxId),
+    /// Keep or delete a data disk that no sandbox uses any more.
+    ReleaseDisk {
+        /// Which disk.
+        disk: DiskId,
+        /// `Retained` keeps it until its time; absent deletes it.
+        keep: Option<DiskState>,
+    },
+    /// Write down that this spec has been carried out.
+    RecordApplied {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The spec.
+        spec: Box<SandboxSpec>,
+        /// Its generation.
+        generation: Generation,
+        /// The revision that it came from.
+        revision: CommitId,
+    },
+    /// Remove the inventory row, after nothing of the sandbox is left.
+    Forget(SandboxId),
+}
+
+/// Whether the build runs before processes start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BuildStep {
+    /// It does, if one is declared.
+    Run,
+    /// It does not.
+    Keep,
+}
+
+/// Which processes restart when a process set is applied. A process that does not run yet is always started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Restart {
+    /// None: only settings that live processes read, such as the health path.
+    None,
+    /// Those with `restart_after_task`.
+    AfterTask,
+    /// All.
+    All,
+}

@@ -1,0 +1,230 @@
+//! `kind: App`: what a team declares to run, and the spec that is left once defaults and `sandbox.yaml` are filled in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::declared;
+use crate::disruption::{ClassByValue, Disruption};
+use crate::id::{CommitId, SpecDigest, TemplateDigest, TreeDigest};
+use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
+use crate::quantity::{ByteSize, Span};
+use crate::runtime::Runtime;
+
+declared! {
+    /// The `spec` of an App.
+    pub struct AppSpec {
+        /// The template that the microVM starts from. Changing it makes the microVM anew; the data disk stays.
+        replace template: TemplateName = TemplateName::minimal(),
+        /// Where the workspace files come from.
+        nested source: Source = Source::default(),
+        /// What runs, as in `sandbox.yaml`; absent means `sandbox.yaml` beside the app or in its source.
+        nested runtime: Option<Runtime> = None,
+        /// The microVM's size.
+        nested resources: Resources = Resources::default(),
+        /// Environment variables of every process.
+        process env: BTreeMap<EnvName, String> = BTreeMap::new(),
+        /// What is reachable through the ingress.
+        live expose: Expose = Expose::default(),
+        /// Whether the microVM runs.
+        reboot power: Power = Power::Running,
+        /// Apps that must be ready before this one starts or changes.
+        live depends_on as "dependsOn": BTreeSet<AppKey> = BTreeSet::new(),
+        /// Whether removing the declaration removes the app.
+        live prune: Prune = Prune::Enabled,
+        /// Freezes the app as it is: nothing is changed, healed or removed.
+        live suspend: bool = false,
+        /// How long the data disk of a removed app is kept.
+        live retain: Retain = Retain::For(Span::secs(7 * 24 * 3600)),
+        /// How long each wait may last.
+        live timeouts: Timeouts = Timeouts::default(),
+    }
+}
+
+declared! {
+    /// Where the workspace files come from.
+    pub struct Source {
+        /// A folder of the declarations repository; absent means the app's own folder.
+        files path: Option<RepoPath> = None,
+    }
+}
+
+declared! {
+    /// The microVM's size.
+    pub struct Resources {
+        /// Virtual processors, 1 to 64.
+        reboot vcpus: u32 = 1,
+        /// Memory, at least 96Mi.
+        reboot memory: ByteSize = ByteSize::mib(256),
+        /// The data disk that holds the workspace. Grows in place.
+        by_value disk: DiskSize = DiskSize(ByteSize::gib(1)),
+        /// What a smaller `disk` means: `refuse`, or `replace` the disk (the old one is kept for `retain`).
+        live shrink: Shrink = Shrink::Refuse,
+    }
+}
+
+/// The size of a data disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiskSize(pub ByteSize);
+
+impl ClassByValue for DiskSize {
+    const WORST: Disruption = Disruption::Replace;
+
+    fn class_of_change(&self, newer: &Self) -> Disruption {
+        if newer >= self { Disruption::Live } else { Disruption::Replace }
+    }
+}
+
+/// What a declared disk smaller than the existing one means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shrink {
+    /// The app is blocked, with the reason, until the size is put back.
+    Refuse,
+    /// A new, empty disk takes the place of the old one.
+    Replace,
+}
+
+/// What is reachable through the ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Expose {
+    /// Further guest ports, each as `{port}-{app}.{domain}`; the web port is always reachable as `{app}.{domain}`.
+    pub ports: BTreeSet<u16>,
+    /// Further host names for the web port.
+    pub hosts: BTreeSet<HostName>,
+}
+
+/// Whether the microVM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Power {
+    /// It runs.
+    Running,
+    /// It is shut down; its disk stays.
+    Stopped,
+}
+
+/// Whether removing the declaration removes the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prune {
+    /// It does.
+    Enabled,
+    /// The app runs on until somebody removes it by hand.
+    Disabled,
+}
+
+/// How long the data disk of a removed app is kept: `none`, or a time such as `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Retain {
+    /// Deleted with the app.
+    None,
+    /// Kept this long.
+    For(Span),
+}
+
+impl TryFrom<String> for Retain {
+    type Error = crate::quantity::QuantityError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text == "none" { Ok(Self::None) } else { text.parse().map(Self::For) }
+    }
+}
+
+impl From<Retain> for String {
+    fn from(retain: Retain) -> String {
+        match retain {
+            Retain::None => "none".to_owned(),
+            Retain::For(span) => span.to_string(),
+        }
+    }
+}
+
+/// How long each wait may last. Every wait has an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// From starting the microVM to its agent's answer.
+    pub boot: Span,
+    /// From starting the processes to healthy.
+    pub ready: Span,
+    /// For a clean shutdown, before the microVM is ended.
+    pub stop: Span,
+    /// Of silence from the agent, before the guest counts as hung.
+    pub unresponsive: Span,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        // Boot allows for software emulation on a loaded host, some twenty times slower than KVM.
+        Self { boot: Span::secs(180), ready: Span::secs(120), stop: Span::secs(10), unresponsive: Span::secs(20) }
+    }
+}
+
+/// Who an App is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppMetadata {
+    /// Team and name.
+    pub key: AppKey,
+    /// The identity that survives a rename, where one is declared.
+    pub uid: Option<Uid>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// Free annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// All that one sandbox is made from: the app's spec with nothing left to look up.
+///
+/// `app.runtime` is always present here. Two equal values need no action between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The declaration, defaults filled in.
+    pub app: AppSpec,
+    /// The content of the template.
+    pub template: TemplateDigest,
+    /// The content of the workspace.
+    pub files: TreeDigest,
+}
+
+impl SandboxSpec {
+    /// The fields in which `newer` differs, in declaration order.
+    #[must_use]
+    pub fn diff(&self, newer: &Self) -> Vec<crate::disruption::FieldChange> {
+        use crate::disruption::{Declared as _, diff_leaf};
+        let Self { app, template, files } = self;
+        let mut out = Vec::new();
+        app.diff(&newer.app, "", &mut out);
+        diff_leaf(template, &newer.template, "template.content", Disruption::Replace, &mut out);
+        diff_leaf(files, &newer.files, "source.content", Disruption::Files, &mut out);
+        out
+    }
+
+    /// What runs.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        static NOTHING: Runtime = Runtime::nothing();
+        self.app.runtime.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// The content hash that a generation counts changes of.
+    #[must_use]
+    pub fn digest(&self) -> SpecDigest {
+        SpecDigest::of(self)
+    }
+}
+
+/// One App as a revision declares it, ready to plan with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredApp {
+    /// Who it is.
+    pub metadata: AppMetadata,
+    /// What its sandbox is made from.
+    pub spec: SandboxSpec,
+    /// The file that declares it.
+    pub path: RepoPath,
+    /// The revision in which this spec was read.
+    pub revision: CommitId,
+}

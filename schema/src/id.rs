@@ -1,0 +1,117 @@
+//! Identities that Setpoint or git mints: hashes, generations, sandbox and disk ids, boot nonces.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Defines a transparent text newtype for an id that this program or git made, so its spelling needs no check.
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+
+        impl $name {
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A git commit, 40 lower-case hex digits.
+    CommitId
+);
+id!(
+    /// A git blob, 40 lower-case hex digits.
+    BlobId
+);
+id!(
+    /// One microVM of one app, as `<app>-<8 hex digits>`: also the name of its directory.
+    SandboxId
+);
+id!(
+    /// One data disk, as `<app>-<8 hex digits>`. It can outlive its sandbox.
+    DiskId
+);
+id!(
+    /// One boot of one microVM, 32 hex digits: whoever answers with another nonce is not the guest that was started.
+    BootNonce
+);
+id!(
+    /// The machine a daemon runs on, from its host name.
+    HostId
+);
+id!(
+    /// The content of a workspace: hash over path, mode and blob id of every file.
+    TreeDigest
+);
+id!(
+    /// The content that a template's root file system is made from.
+    TemplateDigest
+);
+id!(
+    /// A spec's content, SHA-256 over its canonical JSON, in hex.
+    SpecDigest
+);
+
+impl CommitId {
+    /// The first ten digits, as people quote commits.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        self.0.get(..10).unwrap_or(&self.0)
+    }
+}
+
+impl SpecDigest {
+    /// The digest of anything that serialises; maps are ordered, so equal values give equal digests.
+    #[must_use]
+    pub fn of(value: &impl Serialize) -> Self {
+        Self(sha256_hex(&[&canonical_json(value)]))
+    }
+}
+
+/// Counts the changes of one object's spec, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// SHA-256 over length-prefixed parts, in hex, so that no two lists of parts share an encoding.
+#[must_use]
+pub fn sha256_hex(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn canonical_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("specs hold only maps with text keys, so they serialise")
+}

@@ -1,0 +1,230 @@
+//! Identities and their spelling rules. Every name that crosses a room is one of these, never a bare string, so that a
+//! team cannot be passed for an app and a bad name cannot travel past the declaration that holds it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused. The message says the rule, not only that it was broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{rule}")]
+pub struct NameError {
+    /// The rule that the text breaks, as one clause.
+    pub rule: &'static str,
+}
+
+/// Defines a string newtype that can only hold text its `check` accepts, in serde as in `FromStr`.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $check:path) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks and wraps `text`.
+            ///
+            /// # Errors
+            /// The rule that `text` breaks.
+            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
+                let text = text.into();
+                match $check(&text) {
+                    Ok(()) => Ok(Self(text)),
+                    Err(rule) => Err(NameError { rule }),
+                }
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+    };
+}
+
+name!(
+    /// An app's name: a DNS label of at most 40 characters, because it becomes part of host names.
+    AppName, dns_label
+);
+name!(
+    /// The team that owns an object; `default` where a declaration names none.
+    Team, dns_label
+);
+name!(
+    /// A template's name.
+    TemplateName, dns_label
+);
+name!(
+    /// A worker's name, `[A-Za-z0-9_-]{1,64}`.
+    WorkerName, worker_name
+);
+name!(
+    /// An environment variable's name, `[A-Za-z_][A-Za-z0-9_]*`.
+    EnvName, env_name
+);
+name!(
+    /// An object's lasting identity, which survives a rename: 1 to 64 of `[A-Za-z0-9._-]`.
+    Uid, uid
+);
+name!(
+    /// A host name that the ingress answers for, in lower case.
+    HostName, host_name
+);
+name!(
+    /// A path inside the declarations repository: relative, `/`-separated, no `.` or `..` component.
+    RepoPath, repo_path
+);
+
+impl Team {
+    /// The team of everything that names none.
+    #[must_use]
+    pub fn default_team() -> Self {
+        Self("default".into())
+    }
+}
+
+impl TemplateName {
+    /// The template that is built in: the agent and a busybox.
+    #[must_use]
+    pub fn minimal() -> Self {
+        Self("minimal".into())
+    }
+}
+
+/// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AppKey {
+    /// The owning team.
+    pub team: Team,
+    /// The app's name, unique within its team.
+    pub name: AppName,
+}
+
+impl AppKey {
+    /// Joins the two parts.
+    #[must_use]
+    pub fn new(team: Team, name: AppName) -> Self {
+        Self { team, name }
+    }
+}
+
+impl fmt::Display for AppKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.team == Team::default_team() {
+            f.pad(self.name.as_str())
+        } else {
+            f.pad(&format!("{}/{}", self.team, self.name))
+        }
+    }
+}
+
+impl FromStr for AppKey {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((team, name)) => Ok(Self::new(Team::new(team)?, AppName::new(name)?)),
+            None => Ok(Self::new(Team::default_team(), AppName::new(text)?)),
+        }
+    }
+}
+
+impl TryFrom<String> for AppKey {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<AppKey> for String {
+    fn from(key: AppKey) -> String {
+        key.to_string()
+    }
+}
+
+fn dns_label(text: &str) -> Result<(), &'static str> {
+    const RULE: &str =
+        "must be 1 to 40 lower-case letters, digits or hyphens, starting with a letter and not ending with a hyphen";
+    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    let all = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if starts && all && text.len() <= 40 && !text.ends_with('-') { Ok(()) } else { Err(RULE) }
+}
+
+fn worker_name(text: &str) -> Result<(), &'static str> {
+    let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if all && (1..=64).contains(&text.len()) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits, `_` or `-`")
+    }
+}
+
+fn env_name(text: &str) -> Result<(), &'static str> {
+    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if starts && all && text.len() <= 256 {
+        Ok(())
+    } else {
+        Err("must be letters, digits or `_`, not starting with a digit")
+    }
+}
+
+fn uid(text: &str) -> Result<(), &'static str> {
+    let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if all && (1..=64).contains(&text.len()) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits, `.`, `_` or `-`")
+    }
+}
+
+fn host_name(text: &str) -> Result<(), &'static str> {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        Ok(())
+    } else {
+        Err("must be a lower-case DNS name without port, such as `blog.example.org`")
+    }
+}
+
+fn repo_path(text: &str) -> Result<(), &'static str> {
+    let component = |c: &str| !c.is_empty() && c != "." && c != ".." && !c.contains('\0') && !c.contains('\\');
+    if !text.is_empty() && text.len() <= 4096 && text.split('/').all(component) {
+        Ok(())
+    } else {
+        Err("must be a relative path with `/` between its parts and no `.` or `..`")
+    }
+}

@@ -1,0 +1,369 @@
+//! What exists and what is known about it: the records that `state` keeps, and what drivers and agents answered, as `plan`
+//! reads them. Times are wall-clock; nothing here reads the clock.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::app::{DesiredApp, SandboxSpec};
+use crate::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
+use crate::name::{AppKey, Uid, WorkerName};
+use crate::quantity::{ByteSize, Span};
+
+/// The inventory row of one sandbox: written before anything of it exists, removed after nothing of it is left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Whose it is.
+    pub app: AppKey,
+    /// The app's lasting identity, where it declared one.
+    pub uid: Option<Uid>,
+    /// The machine that it is on.
+    pub host: HostId,
+    /// Its data disk.
+    pub disk: DiskId,
+    /// What its microVM was last launched with, or is about to be.
+    pub machine: Machine,
+    /// The spec that was last carried out in full.
+    pub applied: Option<Applied>,
+    /// Whether it is to stay.
+    pub intent: Intent,
+    /// When the row was made.
+    pub created_at: Timestamp,
+}
+
+/// All that a driver needs to start one microVM. Two equal machines are the same boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Which sandbox this is the machine of.
+    pub sandbox: SandboxId,
+    /// Whose it is; drivers keep it so that a lost store can be rebuilt from what runs.
+    pub app: AppKey,
+    /// The app's lasting identity, likewise.
+    pub uid: Option<Uid>,
+    /// This boot's identity, handed to the guest.
+    pub nonce: BootNonce,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// The template's content.
+    pub template: TemplateDigest,
+    /// The data disk.
+    pub disk: DiskId,
+}
+
+/// The spec that a sandbox was last brought to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The spec.
+    pub spec: SandboxSpec,
+    /// Its generation.
+    pub generation: Generation,
+    /// The revision that it came from.
+    pub revision: CommitId,
+    /// When it was carried out.
+    pub at: Timestamp,
+}
+
+/// Whether a sandbox is to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Intent {
+    /// It is.
+    Keep,
+    /// Its removal has begun, so it must be finished even if the declaration comes back.
+    Delete,
+}
+
+/// A data disk in the inventory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Which disk.
+    pub id: DiskId,
+    /// Whose it is, or was.
+    pub app: AppKey,
+    /// Its length.
+    pub size: ByteSize,
+    /// Where it stands in its life.
+    pub state: DiskState,
+}
+
+/// Where a data disk stands in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskState {
+    /// A sandbox uses it.
+    InUse,
+    /// Its app is gone; it is deleted after this time.
+    Retained {
+        /// The end of its retention.
+        until: Timestamp,
+    },
+}
+
+/// What is remembered of one app from pass to pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppRecord {
+    /// Which app.
+    pub key: AppKey,
+    /// Counts the changes of its spec.
+    pub generation: Generation,
+    /// The spec that the generation belongs to.
+    pub digest: SpecDigest,
+    /// The newest declaration without a mistake; it goes on running while a newer one has one.
+    pub last_good: DesiredApp,
+    /// Failures since the last success or the last new revision.
+    pub retry: Retry,
+    /// When the sandbox was last healed, newest last, for the flap breaker.
+    pub heals: Vec<Timestamp>,
+}
+
+/// How often and how long an app has failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Retry {
+    /// Consecutive failures.
+    pub failures: u32,
+    /// The earliest next try.
+    pub not_before: Option<Timestamp>,
+    /// What went wrong last, in a sentence.
+    pub last_error: Option<String>,
+}
+
+/// All that the planner knows of the world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The machine that was looked at.
+    pub host: HostId,
+    /// The limits on what may run.
+    pub limits: Limits,
+    /// Sandboxes in the inventory, with what their driver and agent answered.
+    pub sandboxes: BTreeMap<SandboxId, ObservedSandbox>,
+    /// MicroVMs that the driver knows and the inventory does not.
+    pub unrecorded: Vec<Machine>,
+    /// Data disks in the inventory.
+    pub disks: BTreeMap<DiskId, DiskRecord>,
+    /// What is remembered of apps.
+    pub apps: BTreeMap<AppKey, AppRecord>,
+}
+
+/// One sandbox with what was asked and answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedSandbox {
+    /// The inventory row.
+    pub record: SandboxRecord,
+    /// What the driver answered.
+    pub vm: VmState,
+    /// What the agent answered.
+    pub guest: GuestState,
+}
+
+/// What a driver says of one microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VmState {
+    /// Nothing of it exists.
+    Absent,
+    /// It has ended; its files are still there.
+    Exited {
+        /// Why.
+        reason: ExitReason,
+    },
+    /// Its monitor answers.
+    Running {
+        /// The boot that is running.
+        nonce: BootNonce,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// Why a microVM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ExitReason {
+    /// The guest shut itself down.
+    Shutdown,
+    /// The guest kernel panicked; the last console line that says so.
+    Panic(String),
+    /// The guest reset itself without saying why.
+    Reset,
+    /// The VMM was ended by a signal.
+    Killed(i32),
+    /// The VMM ended by itself with this exit code.
+    Failed(i32),
+    /// Nobody saw how it ended, as after a reboot of the host.
+    Unknown,
+}
+
+/// What the agent inside says, or why it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GuestState {
+    /// There is no running microVM to ask.
+    Absent,
+    /// It is not answering yet.
+    Connecting {
+        /// Since when it has been tried.
+        since: Timestamp,
+    },
+    /// It answered this boot's nonce, and then fell silent.
+    Silent {
+        /// The time of its last answer.
+        since: Timestamp,
+    },
+    /// It answers.
+    Answering(GuestStatus),
+}
+
+/// One answer of the agent. Everything in it comes from a guest: text is bounded, none of it is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// The boot that answers.
+    pub nonce: BootNonce,
+    /// The workspace content that was last received in full.
+    pub tree: Option<TreeDigest>,
+    /// The process set that runs.
+    pub processes: Option<SpecDigest>,
+    /// How the last build went.
+    pub build: BuildState,
+    /// The web process, where there is one.
+    pub web: Option<WebStatus>,
+    /// The workers, in declared order.
+    pub workers: Vec<WorkerStatus>,
+    /// The size of the data disk's file system.
+    pub disk: ByteSize,
+}
+
+/// How the last build went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BuildState {
+    /// No build is declared, or none ran yet.
+    None,
+    /// The command is explicitly empty.
+    Skipped,
+    /// It runs.
+    Running,
+    /// It succeeded for this workspace content.
+    Passed {
+        /// The content that was built.
+        tree: TreeDigest,
+    },
+    /// It failed for this workspace content.
+    Failed {
+        /// The content that was built.
+        tree: TreeDigest,
+        /// Exit code and last line of output, or that it took too long.
+        reason: String,
+    },
+}
+
+/// The web process and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebStatus {
+    /// The process.
+    pub process: ProcessState,
+    /// The last probe of its health path.
+    pub health: Health,
+}
+
+/// The last probe of the health path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    /// Not probed yet.
+    Unknown,
+    /// Answered 200.
+    Healthy,
+    /// Anything else, in a few words, as `503` or `connection refused`.
+    Unhealthy(String),
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its declared name.
+    pub name: WorkerName,
+    /// The process.
+    pub process: ProcessState,
+}
+
+/// One supervised process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProcessState {
+    /// Not started yet.
+    Stopped,
+    /// It runs.
+    Running {
+        /// Its restarts since the process set was applied.
+        restarts: u32,
+    },
+    /// It ended and will be started again.
+    Backoff {
+        /// Its restarts since the process set was applied.
+        restarts: u32,
+        /// How it ended.
+        reason: String,
+    },
+    /// It kept ending at once; nothing starts it before its declaration changes.
+    GaveUp {
+        /// How it ended.
+        reason: String,
+    },
+}
+
+impl GuestStatus {
+    /// Why this guest does not count as ready, or `None` when web and workers are up.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if let BuildState::Failed { reason, .. } = &self.build {
+            return Some(format!("build failed: {reason}"));
+        }
+        let workers = self.workers.iter().map(|w| (format!("worker {}", w.name), &w.process));
+        let web = self.web.iter().map(|w| ("web".to_owned(), &w.process));
+        if let Some(reason) = web.chain(workers).find_map(|(name, process)| process.unready().map(|r| format!("{name} {r}")))
+        {
+            return Some(reason);
+        }
+        match self.web.as_ref().map(|web| &web.health) {
+            None | Some(Health::Healthy) => None,
+            Some(Health::Unknown) => Some("web not probed yet".to_owned()),
+            Some(Health::Unhealthy(reason)) => Some(format!("web unhealthy: {reason}")),
+        }
+    }
+}
+
+impl ProcessState {
+    /// Why this process does not count as up, or `None` when it runs.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        match self {
+            Self::Running { .. } => None,
+            Self::Stopped => Some("not started".to_owned()),
+            Self::Backoff { reason, restarts } => Some(format!("restarting ({restarts} so far): {reason}")),
+            Self::GaveUp { reason } => Some(format!("gave up: {reason}")),
+        }
+    }
+}
+
+/// What may run on this host at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Sum of the memory of running microVMs.
+    pub memory: ByteSize,
+    /// Sum of their virtual processors.
+    pub vcpus: u32,
+    /// Sum of the lengths of data disks, retained ones included.
+    pub disk: ByteSize,
+    /// Number of sandboxes.
+    pub sandboxes: u32,
+}
+
+/// The flap breaker: more heals than this many within this time stop the healing.
+pub const FLAP_HEALS: usize = 5;
+/// See [`FLAP_HEALS`].
+pub const FLAP_WINDOW: Span = Span::secs(300);

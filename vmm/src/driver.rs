@@ -1,0 +1,228 @@
+//! The seam between the reconciler and whatever runs microVMs.
+//!
+//! A driver keeps its VMs outside the daemon: they outlive it, and a new driver over the same directory finds them all by
+//! [`Driver::list`]. Every method is idempotent, so that a step that was cut short can be carried out again.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::observed::{GuestStatus, Machine, VmState};
+use setpoint_schema::quantity::{ByteSize, Span};
+use setpoint_schema::runtime::ProcessSet;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// What went wrong with a microVM, as operation and subject; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// A file operation of the driver failed.
+    #[error("could not {operation} {path}")]
+    Io {
+        /// What was tried, as `write`.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM did not start, or its monitor refused a command.
+    #[error("{vmm} {problem}")]
+    Vmm {
+        /// Which VMM, as `qemu`.
+        vmm: &'static str,
+        /// What it said, bounded.
+        problem: String,
+    },
+    /// The guest could not be asked or refused.
+    #[error("guest {sandbox} {problem}")]
+    Guest {
+        /// Which guest.
+        sandbox: SandboxId,
+        /// What it said or did, bounded.
+        problem: String,
+    },
+    /// Something the machine or the host lacks, with what to do about it.
+    #[error("{problem}")]
+    Unsupported {
+        /// What is missing.
+        problem: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+/// The result of everything here.
+pub type Result<T> = std::result::Result<T, VmmError>;
+
+/// Runs microVMs of one kind on this host.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// What it is and what it leans on, for `doctor` and status, as `qemu 7.2.22, accel tcg`.
+    fn describe(&self) -> String;
+
+    /// Every microVM that this driver's directory holds, running or not.
+    async fn list(&self) -> Result<Vec<Machine>>;
+
+    /// What one microVM is doing, asked of its VMM and not of a record.
+    async fn observe(&self, sandbox: &SandboxId) -> Result<VmState>;
+
+    /// Resolves when `sandbox` no longer runs the boot `nonce`; at once if it does not now.
+    async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce);
+
+    /// Makes sure that `machine` runs with its nonce; another boot of the same sandbox must have ended before.
+    /// Returns when the VMM has accepted the machine, long before the guest is up.
+    async fn launch(&self, machine: &Machine) -> Result<()>;
+
+    /// Ends the microVM now, without asking the guest. Its directory stays.
+    async fn kill(&self, sandbox: &SandboxId) -> Result<()>;
+
+    /// Removes the directory, sockets and logs of a microVM that has ended. Data disks are not in there.
+    async fn remove(&self, sandbox: &SandboxId) -> Result<()>;
+
+    /// Makes the data disk, or grows it, telling a running VMM. Never shrinks.
+    async fn ensure_disk(&self, disk: &DiskId, size: ByteSize, user: Option<&SandboxId>) -> Result<()>;
+
+    /// The length of a data disk, or `None` when there is none.
+    async fn disk_size(&self, disk: &DiskId) -> Result<Option<ByteSize>>;
+
+    /// Every data disk that this driver's directory holds.
+    async fn list_disks(&self) -> Result<Vec<(DiskId, ByteSize)>>;
+
+    /// Deletes a data disk that nothing uses.
+    async fn delete_disk(&self, disk: &DiskId) -> Result<()>;
+
+    /// Whether the template's root image is made.
+    async fn has_template(&self, digest: &TemplateDigest) -> Result<bool>;
+
+    /// Makes the template's root image from a directory or tar archive; `None` makes the built-in one.
+    async fn make_template(&self, digest: &TemplateDigest, root: Option<TemplateSource>) -> Result<()>;
+
+    /// Connects to the agent of a running microVM and proves that it is the boot `nonce`.
+    async fn guest(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>>;
+
+    /// The last bytes of the guest's console, at most `limit`.
+    async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>>;
+}
+
+/// What a template's root image is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateSource {
+    /// A directory on the host, owners and modes as they are.
+    Directory(PathBuf),
+    /// A tar archive, plain or gzip.
+    Tar(PathBuf),
+    /// A directory that was written from a repository: everything belongs to root.
+    Exported(PathBuf),
+}
+
+/// The agent of one boot of one microVM, seen from the host.
+///
+/// Everything that it answers is a guest's word: bounded, and never trusted beyond this guest.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// The boot that was proved at connecting.
+    fn nonce(&self) -> &BootNonce;
+
+    /// The guest's status now.
+    async fn status(&self) -> Result<GuestStatus>;
+
+    /// The guest's status as soon as it differs from `known`, or after `wait` in any case.
+    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<GuestStatus>;
+
+    /// What git put into the workspace, as far as the guest has recorded it.
+    async fn manifest(&self) -> Result<Manifest>;
+
+    /// Brings the workspace from one manifest to another by their difference: `changed` arrive in order, `removed` go; files
+    /// that git never had stay. The guest records `tree` only when all of it is in place.
+    async fn sync(&self, tree: &TreeDigest, changed: BoxStream<'static, Result<WorkspaceFile>>, removed: Vec<String>)
+    -> Result<()>;
+
+    /// Runs `set`: build first where asked, then (re)starts. Returns when accepted; progress shows in the status.
+    async fn apply(&self, set: &ProcessSet, build: bool, restart: RestartScope) -> Result<()>;
+
+    /// Grows the data file system to its disk.
+    async fn grow_disk(&self) -> Result<()>;
+
+    /// The log of `web`, `build` or a worker: the last `tail` lines, and what follows when `follow`.
+    async fn logs(&self, process: &str, tail: u32, follow: bool) -> Result<BoxStream<'static, Result<Vec<u8>>>>;
+
+    /// Runs a command as the unprivileged user in the workspace.
+    async fn exec(&self, argv: Vec<String>) -> Result<ExecOutput>;
+
+    /// Connects to a port on the guest's localhost.
+    async fn open_port(&self, port: u16) -> Result<Pin<Box<dyn Duplex>>>;
+
+    /// Asks for a clean shutdown. The microVM ends some time after.
+    async fn shutdown(&self) -> Result<()>;
+}
+
+/// A byte stream in both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+/// What git put into a workspace: path to entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Manifest {
+    /// The content that was last received in full.
+    pub tree: Option<TreeDigest>,
+    /// The files.
+    pub files: std::collections::BTreeMap<String, ManifestEntry>,
+}
+
+/// One file that git put into a workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestEntry {
+    /// Its content.
+    pub blob: BlobId,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// What a workspace file is, after git's modes 100644, 100755 and 120000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// A plain file.
+    Regular,
+    /// A file with the execute bits.
+    Executable,
+    /// A symbolic link; its content is the target.
+    Symlink,
+}
+
+/// One file on its way into a workspace. Contents are at most as large as the source's blob limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkspaceFile {
+    /// Relative path, `/`-separated, no `.` or `..`.
+    pub path: String,
+    /// Content hash and kind.
+    pub entry: ManifestEntry,
+    /// The content.
+    pub content: Vec<u8>,
+}
+
+/// Which processes restart when a process set is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartScope {
+    /// None that runs.
+    None,
+    /// Those with `restart_after_task`.
+    AfterTask,
+    /// All.
+    All,
+}
+
+/// What a command printed and how it ended; each stream bounded to 1 MiB, the rest dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Exit code, or 128 + signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
