@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::check;
 use crate::declared;
 use crate::disruption::{ClassByValue, Disruption};
 use crate::id::{CommitId, SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::quantity::{ByteSize, Span};
-use crate::runtime::Runtime;
+use crate::runtime::{ProcessSet, Runtime};
 
 declared! {
     /// The `spec` of an App.
@@ -23,9 +24,9 @@ declared! {
         /// The microVM's size.
         nested resources: Resources = Resources::default(),
         /// Environment variables of every process.
-        process env: BTreeMap<EnvName, String> = BTreeMap::new(),
+        process env: BTreeMap<EnvName, String> = BTreeMap::new() => check::env,
         /// What is reachable through the ingress.
-        live expose: Expose = Expose::default(),
+        nested expose: Expose = Expose::default(),
         /// Whether the microVM runs.
         reboot power: Power = Power::Running,
         /// Apps that must be ready before this one starts or changes.
@@ -35,9 +36,9 @@ declared! {
         /// Freezes the app as it is: nothing is changed, healed or removed.
         live suspend: bool = false,
         /// How long the data disk of a removed app is kept.
-        live retain: Retain = Retain::For(Span::secs(7 * 24 * 3600)),
+        live retain: Retain = Retain::For(Span::secs(7 * 24 * 3600)) => check::retain,
         /// How long each wait may last.
-        live timeouts: Timeouts = Timeouts::default(),
+        nested timeouts: Timeouts = Timeouts::default(),
     }
 }
 
@@ -53,18 +54,19 @@ declared! {
     /// The microVM's size.
     pub struct Resources {
         /// Virtual processors, 1 to 64.
-        reboot vcpus: u32 = 1,
+        #[schemars(range(min = 1, max = 64))]
+        reboot vcpus: u32 = 1 => check::vcpus,
         /// Memory, at least 96Mi.
-        reboot memory: ByteSize = ByteSize::mib(256),
+        reboot memory: ByteSize = ByteSize::mib(256) => check::memory,
         /// The data disk that holds the workspace. Grows in place.
-        by_value disk: DiskSize = DiskSize(ByteSize::gib(1)),
+        by_value disk: DiskSize = DiskSize(ByteSize::gib(1)) => check::disk,
         /// What a smaller `disk` means: `refuse`, or `replace` the disk (the old one is kept for `retain`).
         live shrink: Shrink = Shrink::Refuse,
     }
 }
 
 /// The size of a data disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct DiskSize(pub ByteSize);
 
@@ -77,7 +79,7 @@ impl ClassByValue for DiskSize {
 }
 
 /// What a declared disk smaller than the existing one means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Shrink {
     /// The app is blocked, with the reason, until the size is put back.
@@ -86,18 +88,18 @@ pub enum Shrink {
     Replace,
 }
 
-/// What is reachable through the ingress.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Expose {
-    /// Further guest ports, each as `{port}-{app}.{domain}`; the web port is always reachable as `{app}.{domain}`.
-    pub ports: BTreeSet<u16>,
-    /// Further host names for the web port.
-    pub hosts: BTreeSet<HostName>,
+declared! {
+    /// What is reachable through the ingress.
+    pub struct Expose {
+        /// Further guest ports, each as `{port}-{app}.{domain}`; the web port is always reachable as `{app}.{domain}`.
+        live ports: BTreeSet<u16> = BTreeSet::new() => check::ports,
+        /// Further host names for the web port.
+        live hosts: BTreeSet<HostName> = BTreeSet::new() => check::hosts,
+    }
 }
 
 /// Whether the microVM runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Power {
     /// It runs.
@@ -107,7 +109,7 @@ pub enum Power {
 }
 
 /// Whether removing the declaration removes the app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Prune {
     /// It does.
@@ -117,7 +119,7 @@ pub enum Prune {
 }
 
 /// How long the data disk of a removed app is kept: `none`, or a time such as `7d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Retain {
     /// Deleted with the app.
@@ -142,24 +144,18 @@ impl From<Retain> for String {
     }
 }
 
-/// How long each wait may last. Every wait has an end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// From starting the microVM to its agent's answer.
-    pub boot: Span,
-    /// From starting the processes to healthy.
-    pub ready: Span,
-    /// For a clean shutdown, before the microVM is ended.
-    pub stop: Span,
-    /// Of silence from the agent, before the guest counts as hung.
-    pub unresponsive: Span,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
+declared! {
+    /// How long each wait may last. Every wait has an end.
+    pub struct Timeouts {
         // Boot allows for software emulation on a loaded host, some twenty times slower than KVM.
-        Self { boot: Span::secs(180), ready: Span::secs(120), stop: Span::secs(10), unresponsive: Span::secs(20) }
+        /// From starting the microVM to its agent's answer.
+        live boot: Span = Span::secs(180) => check::wait,
+        /// From starting the processes to healthy.
+        live ready: Span = Span::secs(120) => check::wait,
+        /// For a clean shutdown, before the microVM is ended.
+        live stop: Span = Span::secs(10) => check::wait,
+        /// Of silence from the agent, before the guest counts as hung.
+        live unresponsive: Span = Span::secs(20) => check::wait,
     }
 }
 
@@ -209,6 +205,12 @@ impl SandboxSpec {
         self.app.runtime.as_ref().unwrap_or(&NOTHING)
     }
 
+    /// What the agent is to run.
+    #[must_use]
+    pub fn processes(&self) -> ProcessSet {
+        ProcessSet { runtime: self.runtime().clone(), env: self.app.env.clone(), tree: self.files.clone() }
+    }
+
     /// The content hash that a generation counts changes of.
     #[must_use]
     pub fn digest(&self) -> SpecDigest {
@@ -228,3 +230,6 @@ pub struct DesiredApp {
     /// The revision in which this spec was read.
     pub revision: CommitId,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What changing a declared field does to a running app, and the differences between two specs.
 //!
-//! The class of a field is written beside it, in [`declared!`]: a field without one is a syntax error. `diff` visits every
-//! field because the same macro call defines both.
+//! The class of a field is written beside it, in [`declared!`](crate::declared): a field without one is a syntax error.
+//! `diff` visits every field because the same macro call defines both.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -35,7 +35,8 @@ pub struct FieldChange {
     pub disruption: Disruption,
 }
 
-/// A declared structure whose fields all carry their class. Implemented by [`declared!`] alone, and by `Option` of such.
+/// A declared structure whose fields all carry their class. Implemented by [`declared!`](crate::declared) alone, and by
+/// `Option` of such.
 pub trait Declared: Serialize {
     /// The worst class among the fields: what adding or removing the whole structure disturbs.
     const WORST: Disruption;
@@ -102,21 +103,25 @@ pub const fn worse(a: Disruption, b: Disruption) -> Disruption {
     if (a as u8) >= (b as u8) { a } else { b }
 }
 
-/// Defines a declared structure: each field is `class name: Type = default`, optionally `class name as "yamlName": …`.
+/// Defines a declared structure: each field is `class name: Type = default`, optionally `class name as "yamlName": …`, and
+/// `=> check` after the default for a rule beyond the type, a [`Check`](crate::decode::Check).
 ///
 /// The class is `live`, `files`, `process`, `reboot` or `replace`; `nested` for a structure that is itself declared; `by_value`
-/// for a type that implements [`ClassByValue`].
+/// for a type that implements [`ClassByValue`]. From the one list of fields come the structure, its defaults, its differences,
+/// its [`Decode`](crate::decode::Decode) and its JSON Schema. `marker "name": Type` behind the structure is a key that is
+/// checked and not kept.
 #[macro_export]
 macro_rules! declared {
     (
         $(#[$meta:meta])*
         $vis:vis struct $name:ident {
-            $( $(#[$fmeta:meta])* $class:ident $field:ident $(as $rename:literal)? : $ty:ty = $default:expr ),* $(,)?
+            $( $(#[$fmeta:meta])* $class:ident $field:ident $(as $rename:literal)? : $ty:ty = $default:expr $(=> $check:expr)? ),* $(,)?
         }
+        $(marker $marker:literal : $marker_ty:ty)?
     ) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq, ::serde::Serialize, ::serde::Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, ::serde::Serialize, ::serde::Deserialize, ::schemars::JsonSchema)]
         #[serde(default, deny_unknown_fields)]
+        $(#[$meta])*
         $vis struct $name {
             $( $(#[$fmeta])* $(#[serde(rename = $rename)])? pub $field: $ty, )*
         }
@@ -124,6 +129,34 @@ macro_rules! declared {
         impl Default for $name {
             fn default() -> Self {
                 Self { $( $field: $default, )* }
+            }
+        }
+
+        impl $name {
+            /// The names of its fields, as declarations write them.
+            pub const FIELDS: &'static [&'static str] =
+                &[ $( $crate::declared!(@name $field $($rename)?), )* $( $marker, )? ];
+        }
+
+        impl $crate::decode::Decode for $name {
+            fn decode(
+                node: &$crate::node::Node<'_>,
+                cx: &mut $crate::decode::Decoder<'_>,
+            ) -> ::std::option::Option<Self> {
+                let mut value = Self::default();
+                value.overlay(node, cx);
+                Some(value)
+            }
+
+            fn overlay(&mut self, node: &$crate::node::Node<'_>, cx: &mut $crate::decode::Decoder<'_>) {
+                for entry in cx.fields(node, stringify!($name), Self::FIELDS) {
+                    $( if entry.key == $crate::declared!(@name $field $($rename)?) {
+                        cx.field(entry, &mut self.$field, $crate::declared!(@check $($check)?));
+                    } )*
+                    $( if entry.key == $marker {
+                        cx.field(entry, &mut <$marker_ty>::default(), $crate::check::anything);
+                    } )?
+                }
             }
         }
 
@@ -145,6 +178,9 @@ macro_rules! declared {
 
     (@name $field:ident) => { stringify!($field) };
     (@name $field:ident $rename:literal) => { $rename };
+
+    (@check) => { $crate::check::anything };
+    (@check $check:expr) => { $check };
 
     (@class live) => { $crate::disruption::Disruption::Live };
     (@class files) => { $crate::disruption::Disruption::Files };

@@ -4,13 +4,25 @@
 //! processes, async or the clock.
 
 pub mod app;
+pub mod check;
+pub mod decode;
+pub mod diagnostic;
 pub mod disruption;
+pub mod document;
 pub mod id;
+pub mod json_schema;
 pub mod name;
+pub mod node;
 pub mod observed;
+pub mod project;
 pub mod quantity;
 pub mod runtime;
+pub mod sandbox;
+pub mod set;
 pub mod template;
+pub mod toml;
+pub mod wire;
+pub mod yaml;
 
 /// For the expansion of [`declared!`] in other crates' tests.
 pub use serde;

@@ -18,7 +18,7 @@ pub struct NameError {
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
@@ -120,7 +120,7 @@ impl TemplateName {
 }
 
 /// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct AppKey {
     /// The owning team.
@@ -134,6 +134,17 @@ impl AppKey {
     #[must_use]
     pub fn new(team: Team, name: AppName) -> Self {
         Self { team, name }
+    }
+
+    /// Reads `team/name`, or `name` in a team that is known from elsewhere.
+    ///
+    /// # Errors
+    /// The rule that one of the names breaks.
+    pub fn within(text: &str, team: &Team) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((team, name)) => Ok(Self::new(Team::new(team)?, AppName::new(name)?)),
+            None => Ok(Self::new(team.clone(), AppName::new(text)?)),
+        }
     }
 }
 
@@ -150,10 +161,7 @@ impl fmt::Display for AppKey {
 impl FromStr for AppKey {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        match text.split_once('/') {
-            Some((team, name)) => Ok(Self::new(Team::new(team)?, AppName::new(name)?)),
-            None => Ok(Self::new(Team::default_team(), AppName::new(text)?)),
-        }
+        Self::within(text, &Team::default_team())
     }
 }
 
@@ -180,11 +188,7 @@ fn dns_label(text: &str) -> Result<(), &'static str> {
 
 fn worker_name(text: &str) -> Result<(), &'static str> {
     let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if all && (1..=64).contains(&text.len()) {
-        Ok(())
-    } else {
-        Err("must be 1 to 64 letters, digits, `_` or `-`")
-    }
+    if all && (1..=64).contains(&text.len()) { Ok(()) } else { Err("must be 1 to 64 letters, digits, `_` or `-`") }
 }
 
 fn env_name(text: &str) -> Result<(), &'static str> {
@@ -199,11 +203,7 @@ fn env_name(text: &str) -> Result<(), &'static str> {
 
 fn uid(text: &str) -> Result<(), &'static str> {
     let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if all && (1..=64).contains(&text.len()) {
-        Ok(())
-    } else {
-        Err("must be 1 to 64 letters, digits, `.`, `_` or `-`")
-    }
+    if all && (1..=64).contains(&text.len()) { Ok(()) } else { Err("must be 1 to 64 letters, digits, `.`, `_` or `-`") }
 }
 
 fn host_name(text: &str) -> Result<(), &'static str> {
@@ -228,3 +228,6 @@ fn repo_path(text: &str) -> Result<(), &'static str> {
         Err("must be a relative path with `/` between its parts and no `.` or `..`")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,7 +133,7 @@ pub struct Retry {
 }
 
 /// All that the planner knows of the world.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// The machine that was looked at.
     pub host: HostId,
@@ -150,7 +150,7 @@ pub struct Observed {
 }
 
 /// One sandbox with what was asked and answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedSandbox {
     /// The inventory row.
     pub record: SandboxRecord,
@@ -325,7 +325,8 @@ impl GuestStatus {
         }
         let workers = self.workers.iter().map(|w| (format!("worker {}", w.name), &w.process));
         let web = self.web.iter().map(|w| ("web".to_owned(), &w.process));
-        if let Some(reason) = web.chain(workers).find_map(|(name, process)| process.unready().map(|r| format!("{name} {r}")))
+        if let Some(reason) =
+            web.chain(workers).find_map(|(name, process)| process.unready().map(|r| format!("{name} {r}")))
         {
             return Some(reason);
         }

@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 pub struct QuantityError(pub &'static str);
 
 /// A size in bytes, written with a binary unit: `512Mi`, `5Gi`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^(0|[0-9]+(Ki|Mi|Gi|Ti))$"))]
 pub struct ByteSize(u64);
 
 impl ByteSize {
@@ -88,8 +91,11 @@ impl FromStr for ByteSize {
 }
 
 /// A length of time, written with a unit: `500ms`, `90s`, `10m`, `24h`, `7d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
 pub struct Span(u64);
 
 impl Span {
@@ -143,6 +149,25 @@ impl FromStr for Span {
     }
 }
 
+/// Reads a whole number as YAML 1.2 writes it: decimal without leading zeros, or after `0x`, `0o` or `0b`, with a sign or not.
+#[must_use]
+pub fn parse_integer(text: &str) -> Option<i128> {
+    let (negative, unsigned) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let radixes = [("0x", 16), ("0o", 8), ("0b", 2)];
+    let based = radixes.iter().find_map(|(prefix, radix)| unsigned.strip_prefix(prefix).map(|digits| (digits, *radix)));
+    let (digits, radix) = based.unwrap_or((unsigned, 10));
+    let zero_first = radix == 10 && digits.len() > 1 && digits.starts_with('0');
+    // The standard library would take a second sign.
+    if zero_first || !digits.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return None;
+    }
+    let magnitude = i128::from_str_radix(digits, radix).ok()?;
+    Some(if negative { -magnitude } else { magnitude })
+}
+
 /// Lets serde read and write an amount as the text people write.
 macro_rules! as_text {
     ($($name:ident),*) => {$(
@@ -161,3 +186,6 @@ macro_rules! as_text {
     )*};
 }
 as_text!(ByteSize, Span);
+
+#[cfg(test)]
+mod tests;

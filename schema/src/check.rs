@@ -1,0 +1,117 @@
+//! The rules that declared values keep beyond their types, each as a [`Check`](crate::decode::Check) beside its reason.
+//! Named in the field lists of [`declared!`](crate::declared).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::app::{DiskSize, Retain};
+use crate::name::{EnvName, HostName, TemplateName, WorkerName};
+use crate::quantity::{ByteSize, Span};
+
+type Verdict = Result<(), &'static str>;
+
+fn rule(kept: bool, rule: &'static str) -> Verdict {
+    if kept { Ok(()) } else { Err(rule) }
+}
+
+/// No rule beyond the type.
+///
+/// # Errors
+/// Never.
+pub fn anything<T>(_: &T) -> Verdict {
+    Ok(())
+}
+
+pub(crate) fn vcpus(vcpus: &u32) -> Verdict {
+    rule((1..=64).contains(vcpus), "must be 1 to 64")
+}
+
+/// Below 96Mi a distribution kernel does not unpack its initramfs.
+pub(crate) fn memory(memory: &ByteSize) -> Verdict {
+    let whole = memory.as_bytes().is_multiple_of(ByteSize::mib(1).as_bytes());
+    rule(*memory >= ByteSize::mib(96) && whole, "must be at least 96Mi, in whole Mi")
+}
+
+/// Below 16Mi a journalled file system has no room for files.
+pub(crate) fn disk(disk: &DiskSize) -> Verdict {
+    rule(disk.0 >= ByteSize::mib(16), "must be at least 16Mi")
+}
+
+/// Some of what one app may declare ends up in one record of the store, which holds 64 kB.
+const MAX_ENV_BYTES: usize = 16 << 10;
+
+pub(crate) fn env(env: &BTreeMap<EnvName, String>) -> Verdict {
+    let bytes: usize = env.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    rule(bytes <= MAX_ENV_BYTES, "must have at most 16384 bytes, names and values together")
+}
+
+/// For `metadata.labels` and `metadata.annotations`.
+pub(crate) fn notes(notes: &BTreeMap<String, String>) -> Verdict {
+    let bytes: usize = notes.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let names = notes.keys().all(|name| name.len() <= 128 && !name.chars().any(|c| c.is_control() || c == ' '));
+    rule(names, "must have names of at most 128 characters, without blanks")
+        .and(rule(notes.len() <= 64 && bytes <= 4096, "must have at most 64 entries and 4096 bytes"))
+}
+
+/// Logs are addressed by the name of a process, and these two are taken.
+pub(crate) fn worker_name(name: &WorkerName) -> Verdict {
+    rule(!matches!(name.as_str(), "web" | "build"), "is reserved, so a worker must have another name")
+}
+
+pub(crate) fn port(port: &u16) -> Verdict {
+    rule(*port > 0, "must be 1 to 65535")
+}
+
+pub(crate) fn ports(ports: &BTreeSet<u16>) -> Verdict {
+    rule(!ports.contains(&0), "must be ports from 1 to 65535").and(rule(ports.len() <= 64, "must be at most 64 ports"))
+}
+
+pub(crate) fn hosts(hosts: &BTreeSet<HostName>) -> Verdict {
+    rule(hosts.len() <= 64, "must be at most 64 host names")
+}
+
+/// A day is longer than anybody waits, and keeps sums of times far from overflow.
+pub(crate) fn wait(span: &Span) -> Verdict {
+    rule((Span::millis(1)..=Span::secs(86_400)).contains(span), "must be longer than nothing and at most 24h")
+}
+
+/// Longer is for ever in all but name, and would carry the end past what a calendar knows.
+pub(crate) fn retain(retain: &Retain) -> Verdict {
+    const LONGEST: Span = Span::secs(3650 * 86_400);
+    match retain {
+        Retain::None => Ok(()),
+        Retain::For(span) => rule(*span <= LONGEST, "must be at most 3650d"),
+    }
+}
+
+pub(crate) fn timeout_seconds(seconds: &u32) -> Verdict {
+    rule((1..=86_400).contains(seconds), "must be 1 to 86400")
+}
+
+/// A script longer than this belongs in a file of the workspace.
+const MAX_COMMAND_BYTES: usize = 8 << 10;
+
+pub(crate) fn command(command: &impl AsRef<str>) -> Verdict {
+    let command = command.as_ref();
+    rule(!command.trim().is_empty(), "must not be empty").and(command_length(command))
+}
+
+/// Empty is a meaning of its own here.
+pub(crate) fn build_command(command: &Option<String>) -> Verdict {
+    command.as_deref().map_or(Ok(()), command_length)
+}
+
+fn command_length(command: &str) -> Verdict {
+    rule(command.len() <= MAX_COMMAND_BYTES, "must have at most 8192 bytes; put longer scripts into a file")
+}
+
+/// It becomes part of a request line.
+pub(crate) fn health_path(path: &impl AsRef<str>) -> Verdict {
+    let path = path.as_ref();
+    let printable = path.bytes().all(|byte| byte.is_ascii_graphic());
+    rule(path.starts_with('/'), "must start with `/`")
+        .and(rule(printable && path.len() <= 1024, "must be printable ASCII without blanks, at most 1024 characters"))
+}
+
+pub(crate) fn template_name(name: &TemplateName) -> Verdict {
+    rule(*name != TemplateName::minimal(), "is built in, so a template must have another name")
+}

@@ -1,0 +1,171 @@
+//! What declarations do to each other.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::document;
+use crate::name::RepoPath;
+
+/// A file for each `(name, spec)`, where a name is `team/name` or `name`.
+fn files(apps: &[(&str, &str)]) -> Vec<Parsed> {
+    let file = |(index, (name, spec)): (usize, &(&str, &str))| {
+        let key: AppKey = name.parse().unwrap();
+        let path = RepoPath::new(format!("apps/{index}.yaml")).unwrap();
+        let metadata = format!("name: {}\n  team: {}", key.name, key.team);
+        let text = format!("apiVersion: setpoint/v1\nkind: App\nmetadata:\n  {metadata}\nspec: {spec}\n");
+        document::parse(&path, &text, &Project::default())
+    };
+    apps.iter().enumerate().map(file).collect()
+}
+
+fn template(name: &str, spec: &str) -> Parsed {
+    let text = format!("apiVersion: setpoint/v1\nkind: Template\nmetadata: {{name: {name}}}\nspec: {spec}\n");
+    document::parse(&RepoPath::new("templates/t.yaml").unwrap(), &text, &Project::default())
+}
+
+/// Each mistake as `app: message`.
+fn found(files: &[Parsed]) -> Vec<String> {
+    let show = |diagnostic: Diagnostic| match diagnostic.object {
+        Some(app) => format!("{app}: {}", diagnostic.message),
+        None => diagnostic.message,
+    };
+    check(&Project::default(), files).into_iter().map(show).collect()
+}
+
+#[test]
+fn a_set_without_mistakes_has_none() {
+    let mut files = files(&[
+        ("a", "{dependsOn: [b], template: web}"),
+        ("b", "{expose: {hosts: [b.example.org]}}"),
+        ("red/b", "{}"),
+    ]);
+    files.push(template("web", "{rootfs: {path: x}}"));
+    assert_eq!(found(&files), Vec::<String>::new());
+}
+
+#[test]
+fn an_app_declared_twice_names_both_places() {
+    let files = files(&[("a", "{}"), ("b", "{}"), ("a", "{}")]);
+    assert_eq!(found(&files), ["a: app `a` is declared twice, first in apps/0.yaml:4:9"]);
+    assert_eq!(check(&Project::default(), &files)[0].path.as_str(), "apps/2.yaml");
+}
+
+#[test]
+fn a_template_that_is_missing_broken_or_doubled_breaks_its_apps() {
+    let app = || files(&[("a", "{template: web}"), ("b", "{}")]);
+    assert_eq!(found(&app()), ["a: template `web` is not declared"]);
+    let mut broken = app();
+    broken.push(template("web", "{}"));
+    assert_eq!(found(&broken), ["a: template `web` has mistakes"]);
+    let mut doubled = app();
+    doubled.push(template("web", "{rootfs: {path: x}}"));
+    doubled.push(template("web", "{rootfs: {path: y}}"));
+    let expected =
+        ["template `web` is declared twice, first in templates/t.yaml:3:18", "a: template `web` is declared twice"];
+    assert_eq!(found(&doubled), expected);
+}
+
+#[test]
+fn a_dependency_has_to_be_declared() {
+    assert_eq!(found(&files(&[("a", "{dependsOn: [b]}")])), ["a: app `b` is not declared"]);
+    assert_eq!(found(&files(&[("red/a", "{dependsOn: [b]}"), ("b", "{}")])), ["red/a: app `red/b` is not declared"]);
+}
+
+#[test]
+fn a_dependency_with_mistakes_of_its_own_is_declared() {
+    assert_eq!(found(&files(&[("a", "{dependsOn: [b]}"), ("b", "{x: 1}")])), Vec::<String>::new());
+}
+
+#[test]
+fn an_app_cannot_depend_on_itself() {
+    assert_eq!(found(&files(&[("a", "{dependsOn: [a]}")])), ["a: app `a` depends on itself"]);
+}
+
+#[test]
+fn a_cycle_breaks_its_members_and_nobody_else() {
+    let files =
+        files(&[("a", "{dependsOn: [b]}"), ("b", "{dependsOn: [c]}"), ("c", "{dependsOn: [b, d]}"), ("d", "{}")]);
+    let cycle = "these apps wait for each other: b → c → b";
+    assert_eq!(found(&files), [format!("b: {cycle}"), format!("c: {cycle}")]);
+    assert_eq!(check(&Project::default(), &files)[0].at.unwrap().line, 6);
+}
+
+#[test]
+fn uids_and_host_names_have_one_owner() {
+    let text = |name: &str| {
+        let metadata = format!("{{name: {name}, uid: u}}");
+        let text =
+            format!("apiVersion: setpoint/v1\nkind: App\nmetadata: {metadata}\nspec: {{expose: {{hosts: [x.org]}}}}\n");
+        document::parse(&RepoPath::new(format!("{name}.yaml")).unwrap(), &text, &Project::default())
+    };
+    let expected = [
+        "a: the uid `u` is claimed by app `b` too",
+        "a: the host name `x.org` is claimed by app `b` too",
+        "b: the uid `u` is claimed by app `a` too",
+        "b: the host name `x.org` is claimed by app `a` too",
+    ];
+    assert_eq!(found(&[text("a"), text("b")]), expected);
+}
+
+#[test]
+fn a_pattern_that_gives_two_apps_one_name_is_noticed() {
+    let toml = RepoPath::new("setpoint.toml").unwrap();
+    let project = Project::parse(&toml, "[hosts]\npattern = \"{app}-{team}.{domain}\"\n").unwrap();
+    assert_eq!(check(&project, &files(&[("c/a-b", "{}"), ("b-c/a", "{}")])).len(), 2);
+}
+
+#[test]
+fn an_app_that_moved_is_no_longer_declared() {
+    let toml = RepoPath::new("setpoint.toml").unwrap();
+    let project = Project::parse(&toml, "[[moved]]\nfrom = \"a\"\nto = \"b\"\n").unwrap();
+    assert_eq!(check(&project, &files(&[("b", "{}")])), vec![]);
+    assert_eq!(check(&project, &files(&[("a", "{}"), ("b", "{}")])).len(), 2);
+}
+
+#[test]
+fn the_order_of_files_does_not_matter() {
+    let mut files = files(&[("a", "{dependsOn: [b]}"), ("b", "{dependsOn: [a]}"), ("a", "{}"), ("c", "{template: x}")]);
+    let before = found(&files);
+    files.reverse();
+    assert_eq!(found(&files), before);
+}
+
+#[test]
+fn a_hundred_thousand_apps_in_one_chain_or_circle_fit_the_stack() {
+    let last = 100_000;
+    let chain: Vec<Vec<usize>> =
+        (0..=last).map(|node| (node < last).then_some(node + 1).into_iter().collect()).collect();
+    assert_eq!(cycle::find(&chain), vec![]);
+    let circle: Vec<Vec<usize>> = (0..last).map(|node| vec![(node + 1) % last]).collect();
+    let cycles = cycle::find(&circle);
+    assert_eq!((cycles.len(), cycles[0].members.len()), (1, last));
+    let shown = cycle::show(&cycles[0].example, |node| node.to_string());
+    assert_eq!(shown, "0 → 1 → 2 → 3 → 4 → 5 → 6 → 7 → … 99992 more … → 0");
+}
+
+/// A model apart from the code: two nodes are in one cycle where each reaches the other.
+fn in_a_cycle(dependencies: &[Vec<usize>], node: usize) -> bool {
+    let (mut reached, mut next) = (vec![false; dependencies.len()], vec![node]);
+    while let Some(at) = next.pop() {
+        for &dependency in &dependencies[at] {
+            if dependency != at && !std::mem::replace(&mut reached[dependency], true) {
+                next.push(dependency);
+            }
+        }
+    }
+    reached[node]
+}
+
+proptest::proptest! {
+    #[test]
+    fn exactly_the_members_of_cycles_are_found(edges in proptest::collection::vec((0..8usize, 0..8usize), 0..20)) {
+        let mut dependencies = vec![Vec::new(); 8];
+        for (from, to) in edges {
+            dependencies[from].push(to);
+        }
+        let mut members: Vec<usize> = cycle::find(&dependencies).into_iter().flat_map(|cycle| cycle.members).collect();
+        members.sort_unstable();
+        let expected: Vec<usize> = (0..8).filter(|node| in_a_cycle(&dependencies, *node)).collect();
+        proptest::prop_assert_eq!(members, expected);
+    }
+}

@@ -1,0 +1,345 @@
+//! The JSON form of an app: its state, its conditions and its processes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::app::Power;
+use crate::id::{CommitId, Generation, SandboxId};
+use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
+use crate::observed::{BuildState, Health, ProcessState, WebStatus, WorkerStatus};
+use crate::quantity::ByteSize;
+
+/// One app: what it is to be, what it is, and why the two differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct App {
+    /// The owning team.
+    pub team: Team,
+    /// The app's name within its team.
+    pub name: AppName,
+    /// One word for tables.
+    pub phase: Phase,
+    /// Whether the newest generation runs and is healthy.
+    pub ready: bool,
+    /// `Ready`, `Reconciling` and `Stalled`, each with its reason and since when.
+    pub conditions: Vec<Condition>,
+    /// Counts the changes of the declared spec.
+    pub generation: Generation,
+    /// The generation that the sandbox was last brought to; null before the first time.
+    pub observed_generation: Option<Generation>,
+    /// The newest revision that was planned for this app.
+    pub last_attempted_revision: Option<CommitId>,
+    /// The revision that was last carried out in full.
+    pub last_applied_revision: Option<CommitId>,
+    /// Why the next change cannot begin; empty when nothing is in its way.
+    pub blocked: Vec<String>,
+    /// What holds the app as it is, as `suspended`; null when nothing does.
+    pub held: Option<String>,
+    /// The app's microVM; null while there is none.
+    pub sandbox: Option<SandboxId>,
+    /// What there is to look at in a browser.
+    pub preview: Preview,
+    /// Where the ingress serves it, the main address first.
+    pub urls: Vec<String>,
+    /// How the last build went.
+    pub build: Build,
+    /// The web process; null for an app without one.
+    pub web: Option<Web>,
+    /// The workers, in declared order.
+    pub workers: Vec<Worker>,
+    /// Restarts of all processes since their declaration last changed.
+    pub restarts: u32,
+    /// Whether the microVM is declared to run.
+    pub power: Power,
+    /// What the microVM starts from.
+    pub template: TemplateName,
+    /// The microVM's declared size.
+    pub resources: Resources,
+    /// The declared labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl App {
+    /// Team and name.
+    #[must_use]
+    pub fn key(&self) -> AppKey {
+        AppKey::new(self.team.clone(), self.name.clone())
+    }
+}
+
+/// An app's state in one word, for tables; the conditions say more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    /// Declared, and nothing has begun.
+    Pending,
+    /// Something stands in the way of the next change.
+    Blocked,
+    /// It is being brought to its declaration.
+    Reconciling,
+    /// As declared and healthy.
+    Ready,
+    /// As declared and not healthy.
+    Unready,
+    /// Shut down, by declaration.
+    Stopped,
+    /// Frozen, by declaration.
+    Suspended,
+    /// Its declaration has mistakes, and retrying will not help.
+    Stalled,
+    /// It is being removed.
+    Deleting,
+}
+
+impl Phase {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Blocked => "blocked",
+            Self::Reconciling => "reconciling",
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Stopped => "stopped",
+            Self::Suspended => "suspended",
+            Self::Stalled => "stalled",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One aspect of an object's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Which aspect.
+    #[serde(rename = "type")]
+    pub kind: ConditionKind,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// One CamelCase word for programs, as `WebUnhealthy`.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+    /// When `status` last changed.
+    pub since: Timestamp,
+}
+
+/// The aspects of an object's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ConditionKind {
+    /// This generation is observed, alive and healthy.
+    Ready,
+    /// Work on it goes on or is planned.
+    Reconciling,
+    /// Only a change of its input can bring it further.
+    Stalled,
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConditionStatus {
+    /// It does.
+    True,
+    /// It does not.
+    False,
+    /// Nobody could be asked.
+    Unknown,
+}
+
+/// What there is to look at in a browser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Preview {
+    /// Nothing, by declaration: a worker-only app. That is not the same as `down`.
+    None,
+    /// The web process is on its way up.
+    Starting,
+    /// The ingress serves it.
+    Up,
+    /// It should be there and is not.
+    Down,
+}
+
+/// How the last build went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Build {
+    /// No build is declared, or none ran yet.
+    None,
+    /// The declared command is explicitly empty. Nothing ran, so nothing passed.
+    Skipped,
+    /// It runs.
+    Running,
+    /// It succeeded for the workspace content that is in place.
+    Passed,
+    /// It failed.
+    Failed {
+        /// Exit code and last line of output, or that it took too long.
+        reason: String,
+    },
+}
+
+impl From<&BuildState> for Build {
+    fn from(state: &BuildState) -> Self {
+        match state {
+            BuildState::None => Self::None,
+            BuildState::Skipped => Self::Skipped,
+            BuildState::Running => Self::Running,
+            BuildState::Passed { tree: _ } => Self::Passed,
+            BuildState::Failed { tree: _, reason } => Self::Failed { reason: reason.clone() },
+        }
+    }
+}
+
+/// The web process and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Web {
+    /// The process.
+    pub process: Process,
+    /// The last probe of its health path.
+    pub health: WebHealth,
+}
+
+impl From<&WebStatus> for Web {
+    fn from(status: &WebStatus) -> Self {
+        Self { process: (&status.process).into(), health: (&status.health).into() }
+    }
+}
+
+/// The last probe of a health path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum WebHealth {
+    /// Not probed yet.
+    Unknown,
+    /// Answered 200.
+    Healthy,
+    /// Anything else.
+    Unhealthy {
+        /// In a few words, as `503` or `connection refused`.
+        reason: String,
+    },
+}
+
+impl From<&Health> for WebHealth {
+    fn from(health: &Health) -> Self {
+        match health {
+            Health::Unknown => Self::Unknown,
+            Health::Healthy => Self::Healthy,
+            Health::Unhealthy(reason) => Self::Unhealthy { reason: reason.clone() },
+        }
+    }
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Worker {
+    /// Its declared name.
+    pub name: WorkerName,
+    /// The process.
+    pub process: Process,
+}
+
+impl From<&WorkerStatus> for Worker {
+    fn from(status: &WorkerStatus) -> Self {
+        Self { name: status.name.clone(), process: (&status.process).into() }
+    }
+}
+
+/// One supervised process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Process {
+    /// Not started yet.
+    Stopped,
+    /// It runs.
+    Running {
+        /// Its restarts since its declaration last changed.
+        restarts: u32,
+    },
+    /// It ended and will be started again.
+    Backoff {
+        /// Its restarts since its declaration last changed.
+        restarts: u32,
+        /// How it ended.
+        reason: String,
+    },
+    /// It kept ending at once; nothing starts it before its declaration changes.
+    GaveUp {
+        /// How it ended.
+        reason: String,
+    },
+}
+
+impl Process {
+    /// Its restarts since its declaration last changed, as far as they are known.
+    #[must_use]
+    pub const fn restarts(&self) -> u32 {
+        match self {
+            Self::Running { restarts } | Self::Backoff { restarts, .. } => *restarts,
+            Self::Stopped | Self::GaveUp { .. } => 0,
+        }
+    }
+}
+
+impl From<&ProcessState> for Process {
+    fn from(state: &ProcessState) -> Self {
+        match state {
+            ProcessState::Stopped => Self::Stopped,
+            ProcessState::Running { restarts } => Self::Running { restarts: *restarts },
+            ProcessState::Backoff { restarts, reason } => Self::Backoff { restarts: *restarts, reason: reason.clone() },
+            ProcessState::GaveUp { reason } => Self::GaveUp { reason: reason.clone() },
+        }
+    }
+}
+
+/// A microVM's declared size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// The data disk.
+    pub disk: ByteSize,
+}
+
+impl From<&crate::app::Resources> for Resources {
+    fn from(declared: &crate::app::Resources) -> Self {
+        Self { vcpus: declared.vcpus, memory: declared.memory, disk: declared.disk.0 }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_explicitly_empty_build_is_skipped_and_never_passed() {
+        let shown = serde_json::to_value(Build::from(&BuildState::Skipped)).unwrap();
+        assert_eq!(shown, serde_json::json!({"state": "skipped"}));
+    }
+
+    #[test]
+    fn states_carry_their_data_beside_their_name() {
+        let process = Process::Backoff { restarts: 3, reason: "exit code 1".to_owned() };
+        let shown = serde_json::to_value(&process).unwrap();
+        assert_eq!(shown, serde_json::json!({"state": "backoff", "restarts": 3, "reason": "exit code 1"}));
+        assert_eq!(serde_json::from_value::<Process>(shown).unwrap(), process);
+    }
+}
