@@ -36,6 +36,14 @@ pub struct Plan {
     pub unchanged: Vec<AppKey>,
 }
 
+impl Plan {
+    /// Whether there is nothing to do. Held apps may be left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.actions.is_empty()
+    }
+}
+
 /// The hash of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -108,6 +116,8 @@ pub enum Reason {
     RetentionOver,
     /// The inventory does not know this microVM.
     Unrecorded,
+    /// A data disk that was kept for the app is taken up again.
+    DiskReturns(DiskId),
 }
 
 /// Why an action cannot begin now.

@@ -1,0 +1,291 @@
+//! Decides what is to be done about one declared app, looking at nothing but this app.
+//!
+//! Every step is derived from what was observed, so that a pass which was cut short anywhere is finished by the next one.
+
+use setpoint_schema::app::{DesiredApp, Power, SandboxSpec};
+use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{Applied, DiskRecord, GuestStatus, Intent, ObservedSandbox, SandboxRecord, VmState};
+use setpoint_schema::quantity::ByteSize;
+
+use super::boot::{self, Condition};
+use super::world::World;
+use super::{Verdict, guest, prune};
+use crate::model::{Action, ActionKind, Hold, Reason, Restart, Step};
+
+/// One declared app and the sandbox that it keeps.
+pub(super) struct Case<'a> {
+    pub world: &'a World<'a>,
+    pub app: &'a DesiredApp,
+    pub kept: &'a ObservedSandbox,
+    /// Further sandboxes of the app, which a pass that did not finish left behind.
+    pub leftovers: Vec<&'a ObservedSandbox>,
+    /// The declared fields that differ from what was applied.
+    pub changes: Vec<FieldChange>,
+}
+
+pub(super) fn decide<'a>(world: &'a World<'a>, key: &'a AppKey, app: &'a DesiredApp) -> Verdict {
+    if app.spec.app.suspend {
+        return Verdict::Hold(Hold::Suspended);
+    }
+    if let Some(adoption) = adopt(world, key) {
+        return Verdict::Act(Box::new(adoption));
+    }
+    if world.is_leaving(key) {
+        return prune::finish(world, key);
+    }
+    match (Case::new(world, key, app), app.spec.app.power) {
+        (None, Power::Stopped) => Verdict::Unchanged,
+        (None, Power::Running) => Verdict::Act(Box::new(boot::create(world, key, app))),
+        (Some(case), Power::Running) => run(&case),
+        (Some(case), Power::Stopped) => stop(&case),
+    }
+}
+
+/// Writes microVMs that the inventory lost back into it; the next plan treats them like any other.
+pub(super) fn adopt(world: &World<'_>, key: &AppKey) -> Option<Action> {
+    let strays = world.strays(key);
+    let record = |machine: &setpoint_schema::observed::Machine| SandboxRecord {
+        id: machine.sandbox.clone(),
+        app: machine.app.clone(),
+        uid: machine.uid.clone(),
+        host: world.observed.host.clone(),
+        disk: machine.disk.clone(),
+        machine: machine.clone(),
+        applied: None,
+        intent: Intent::Keep,
+        created_at: world.now,
+    };
+    Some(Action {
+        app: key.clone(),
+        sandbox: strays.first()?.sandbox.clone(),
+        kind: ActionKind::Adopt,
+        reasons: vec![Reason::Unrecorded],
+        changes: Vec::new(),
+        steps: strays.iter().map(|machine| Step::Record(Box::new(record(machine)))).collect(),
+        blocked: Vec::new(),
+    })
+}
+
+fn run(case: &Case<'_>) -> Verdict {
+    match boot::condition(case) {
+        Condition::Answers(status) => update(case, status),
+        Condition::Waits(reason) => wait(case, reason),
+        Condition::Boots(cause) => Verdict::Act(Box::new(boot::again(case, &cause))),
+        Condition::Anew => Verdict::Act(Box::new(boot::anew(case))),
+        Condition::DiskTooLarge { from, to } => Verdict::Act(Box::new(boot::refuse_shrink(case, from, to))),
+    }
+}
+
+/// Changes the running microVM in place, by as little as leads to what is declared.
+fn update(case: &Case<'_>, status: &GuestStatus) -> Verdict {
+    let needs = guest::needs(case, status);
+    let mut steps = case.clear_leftovers();
+    steps.extend(case.rename());
+    steps.extend(needs.steps(case));
+    steps.extend(case.record_applied());
+    if steps.is_empty() {
+        return match status.unready() {
+            None => Verdict::Unchanged,
+            Some(reason) => Verdict::Hold(Hold::Unready(reason)),
+        };
+    }
+    let drift = needs.drift(case, status);
+    Verdict::Act(Box::new(case.action(ActionKind::Update(disruption(&steps)), drift, steps)))
+}
+
+/// The guest cannot be asked yet, so only the inventory is put in order.
+fn wait(case: &Case<'_>, reason: String) -> Verdict {
+    let mut steps = case.clear_leftovers();
+    steps.extend(case.rename());
+    if steps.is_empty() {
+        return Verdict::Hold(Hold::Unready(reason));
+    }
+    Verdict::Act(Box::new(case.action(ActionKind::Update(Disruption::Live), None, steps)))
+}
+
+/// Shuts the microVM down. Other changes are not carried out, and not written down as such, before it runs again.
+fn stop(case: &Case<'_>) -> Verdict {
+    let mut steps = case.clear_leftovers();
+    steps.extend(case.rename());
+    let before = steps.len();
+    steps.extend(prune::stop(case.kept, case.app.spec.app.timeouts.stop));
+    let (stopped, changes) = case.stopped();
+    steps.extend(stopped);
+    if steps.is_empty() {
+        return Verdict::Unchanged;
+    }
+    let (kind, reason) = if steps.len() > before {
+        (ActionKind::Stop, Some(Reason::PowerChanged(Power::Stopped)))
+    } else {
+        (ActionKind::Update(Disruption::Live), None)
+    };
+    let mut action = case.action(kind, reason, steps);
+    action.reasons.retain(|reason| !matches!(reason, Reason::SpecChanged));
+    action.changes.retain(|change| change.path.starts_with("metadata."));
+    action.changes.extend(changes);
+    Verdict::Act(Box::new(action))
+}
+
+/// How much these steps disturb a guest that runs on.
+fn disruption(steps: &[Step]) -> Disruption {
+    let of = |step: &Step| match step {
+        Step::SyncFiles { .. } | Step::ApplyProcesses { restart: Restart::AfterTask, .. } => Disruption::Files,
+        Step::ApplyProcesses { restart: Restart::All, .. } => Disruption::Process,
+        Step::ApplyProcesses { restart: Restart::None, .. }
+        | Step::Record(_)
+        | Step::EnsureTemplate { .. }
+        | Step::EnsureDisk { .. }
+        | Step::GrowDisk { .. }
+        | Step::Launch(_)
+        | Step::AwaitAgent { .. }
+        | Step::Stop { .. }
+        | Step::RemoveVm(_)
+        | Step::ReleaseDisk { .. }
+        | Step::RecordApplied { .. }
+        | Step::Forget(_) => Disruption::Live,
+    };
+    steps.iter().map(of).max().unwrap_or(Disruption::Live)
+}
+
+impl<'a> Case<'a> {
+    /// The case of an app that has a sandbox.
+    fn new(world: &'a World<'a>, key: &AppKey, app: &'a DesiredApp) -> Option<Self> {
+        let sandboxes = world.sandboxes(key);
+        let kept = sandboxes.iter().copied().max_by_key(|sandbox| worth(world, sandbox, &app.spec))?;
+        let leftovers = sandboxes.iter().copied().filter(|sandbox| sandbox.record.id != kept.record.id).collect();
+        let mut changes = kept.record.applied.as_ref().map(|a| a.spec.diff(&app.spec)).unwrap_or_default();
+        if kept.record.uid != app.metadata.uid {
+            changes.push(FieldChange {
+                path: "metadata.uid".to_owned(),
+                before: kept.record.uid.as_ref().map(|uid| uid.as_str().into()).unwrap_or_default(),
+                after: app.metadata.uid.as_ref().map(|uid| uid.as_str().into()).unwrap_or_default(),
+                disruption: Disruption::Live,
+            });
+        }
+        Some(Self { world, app, kept, leftovers, changes })
+    }
+
+    pub fn key(&self) -> &'a AppKey {
+        &self.app.metadata.key
+    }
+
+    pub fn spec(&self) -> &'a SandboxSpec {
+        &self.app.spec
+    }
+
+    pub fn record(&self) -> &'a SandboxRecord {
+        &self.kept.record
+    }
+
+    pub fn applied(&self) -> Option<&'a Applied> {
+        self.kept.record.applied.as_ref()
+    }
+
+    pub fn disk(&self) -> Option<&'a DiskRecord> {
+        self.world.observed.disks.get(&self.kept.record.disk)
+    }
+
+    /// The size that the disk is to have. A disk that was accepted as larger stays so.
+    pub fn disk_size(&self) -> ByteSize {
+        let declared = self.spec().app.resources.disk.0;
+        self.disk().map_or(declared, |disk| disk.size.max(declared))
+    }
+
+    /// An action with the reasons that hold for every kind, and `why` in particular.
+    pub fn action(&self, kind: ActionKind, why: Option<Reason>, steps: Vec<Step>) -> Action {
+        let record = self.record();
+        let mut reasons = Vec::new();
+        if record.app != *self.key() {
+            reasons.push(Reason::Renamed(record.app.clone()));
+        }
+        if !self.changes.is_empty() {
+            reasons.push(Reason::SpecChanged);
+        }
+        if record.applied.is_none() {
+            reasons.push(Reason::Unfinished);
+        }
+        reasons.extend(why);
+        if reasons.is_empty() {
+            reasons.push(Reason::Unfinished);
+        }
+        Action {
+            app: self.key().clone(),
+            sandbox: record.id.clone(),
+            kind,
+            reasons,
+            changes: self.changes.clone(),
+            steps,
+            blocked: Vec::new(),
+        }
+    }
+
+    /// The removal of what an unfinished pass left behind; disks that the kept sandbox uses stay.
+    pub fn clear_leftovers(&self) -> Vec<Step> {
+        prune::clear(self.world, self.key(), &self.leftovers)
+    }
+
+    /// Writes the app's present name into the inventory.
+    fn rename(&self) -> Vec<Step> {
+        let (record, metadata) = (self.record(), &self.app.metadata);
+        if record.app == metadata.key && record.uid == metadata.uid {
+            return Vec::new();
+        }
+        let renamed = SandboxRecord { app: metadata.key.clone(), uid: metadata.uid.clone(), ..record.clone() };
+        vec![Step::Record(Box::new(renamed))]
+    }
+
+    /// Writes down that the declared spec is carried out, unless that is written.
+    pub fn record_applied(&self) -> Option<Step> {
+        if self.applied().is_some_and(|applied| applied.spec == *self.spec()) {
+            return None;
+        }
+        Some(recorded(self.world, self.app, self.record().id.clone(), Some(&self.record().app)))
+    }
+
+    /// Writes down that what was applied is stopped, unless that is written, and the change that this is.
+    fn stopped(&self) -> (Option<Step>, Vec<FieldChange>) {
+        let Some(applied) = self.applied().filter(|applied| applied.spec.app.power == Power::Running) else {
+            return (None, Vec::new());
+        };
+        let mut spec = applied.spec.clone();
+        spec.app.power = Power::Stopped;
+        let changes = applied.spec.diff(&spec);
+        if spec == *self.spec() {
+            return (self.record_applied(), changes);
+        }
+        let step = Step::RecordApplied {
+            sandbox: self.record().id.clone(),
+            spec: Box::new(spec),
+            generation: applied.generation,
+            revision: applied.revision.clone(),
+        };
+        (Some(step), changes)
+    }
+}
+
+/// The step that writes down that the declared spec is carried out.
+pub(super) fn recorded(
+    world: &World<'_>,
+    app: &DesiredApp,
+    sandbox: setpoint_schema::id::SandboxId,
+    previous: Option<&AppKey>,
+) -> Step {
+    Step::RecordApplied {
+        sandbox,
+        spec: Box::new(app.spec.clone()),
+        generation: world.generation(app, previous),
+        revision: app.revision.clone(),
+    }
+}
+
+/// Which of several sandboxes of one app is kept: one that runs and was finished, else the one that a replacement was leading
+/// to, which has the declared template, a disk that fits, and is newest.
+fn worth<'a>(world: &World<'_>, sandbox: &'a ObservedSandbox, spec: &SandboxSpec) -> impl Ord + use<'a> {
+    let record = &sandbox.record;
+    let runs = matches!(sandbox.vm, VmState::Running { .. });
+    let disk = world.observed.disks.get(&record.disk);
+    let fits = disk.is_some_and(|disk| disk.size <= spec.app.resources.disk.0);
+    let has_template = record.machine.template == spec.template;
+    (runs, runs && record.applied.is_some(), has_template, fits, record.created_at, &record.id)
+}

@@ -1,0 +1,148 @@
+//! The host's limits. What runs keeps its place; what does not fit beside it is blocked, with the sum shown.
+
+use std::fmt;
+
+use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::observed::{Limits, Machine, VmState};
+use setpoint_schema::quantity::ByteSize;
+
+use super::order::Ranks;
+use super::world::World;
+use super::{Verdict, Verdicts};
+use crate::model::{Action, Block, Step};
+
+/// An amount of everything that is limited.
+#[derive(Debug, Clone, Copy, Default)]
+struct Amount {
+    memory: ByteSize,
+    vcpus: u32,
+    disk: ByteSize,
+    sandboxes: u32,
+}
+
+impl Amount {
+    fn of(machine: &Machine) -> Self {
+        let memory = ByteSize::bytes(machine.memory_mib.saturating_mul(1 << 20));
+        Self { memory, vcpus: machine.vcpus, ..Self::default() }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.saturating_add(other.memory),
+            vcpus: self.vcpus.saturating_add(other.vcpus),
+            disk: self.disk.saturating_add(other.disk),
+            sandboxes: self.sandboxes.saturating_add(other.sandboxes),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.saturating_sub(other.memory),
+            vcpus: self.vcpus.saturating_sub(other.vcpus),
+            disk: self.disk.saturating_sub(other.disk),
+            sandboxes: self.sandboxes.saturating_sub(other.sandboxes),
+        }
+    }
+}
+
+/// Who is served first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// The app has a sandbox, and its place is not given away while that is down.
+    Established,
+    /// The app is new.
+    New,
+}
+
+/// Gives the room there is to the actions that may begin, in order, and blocks those that do not fit.
+pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
+    let limits = world.observed.limits;
+    let mut used = in_use(world);
+    let mut actions: Vec<_> = verdicts
+        .values_mut()
+        .filter_map(|verdict| match verdict {
+            Verdict::Act(action) => Some(action),
+            Verdict::Hold(_) | Verdict::Unchanged => None,
+        })
+        .collect();
+    actions.sort_by_cached_key(|action| (claim(world, action), ranks.of(&action.app)));
+    for action in actions {
+        let extra = extra(world, action);
+        let lacks = shortages(limits, used, extra);
+        let may_begin = action.blocked.is_empty();
+        let keeps_place = claim(world, action) == Claim::Established;
+        if lacks.is_empty() && (may_begin || keeps_place) {
+            used = used.plus(extra);
+        }
+        action.blocked.extend(lacks.into_iter().map(Block::Capacity));
+    }
+}
+
+fn claim(world: &World<'_>, action: &Action) -> Claim {
+    if world.sandboxes(&action.app).is_empty() { Claim::New } else { Claim::Established }
+}
+
+/// What runs, and what exists.
+fn in_use(world: &World<'_>) -> Amount {
+    let observed = world.observed;
+    let running = observed.sandboxes.values().filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
+    let machines = running.map(|sandbox| &sandbox.record.machine).chain(&observed.unrecorded);
+    let disks = observed.disks.values().fold(ByteSize::default(), |sum, disk| sum.saturating_add(disk.size));
+    let count = observed.sandboxes.len().saturating_add(observed.unrecorded.len());
+    let exists = Amount { disk: disks, sandboxes: u32::try_from(count).unwrap_or(u32::MAX), ..Amount::default() };
+    machines.map(Amount::of).fold(exists, Amount::plus)
+}
+
+/// What an action takes beyond what its app has. What it gives back counts once it is observed, not before.
+fn extra(world: &World<'_>, action: &Action) -> Amount {
+    let steps = action.steps.iter().map(|step| match step {
+        Step::Launch(machine) => Amount::of(machine).minus(running(world, action)),
+        Step::EnsureDisk { disk, size, .. } => Amount { disk: growth(world, disk, *size), ..Amount::default() },
+        Step::Record(record) => Amount { sandboxes: additional(world, action, &record.id), ..Amount::default() },
+        Step::EnsureTemplate { .. }
+        | Step::GrowDisk { .. }
+        | Step::AwaitAgent { .. }
+        | Step::SyncFiles { .. }
+        | Step::ApplyProcesses { .. }
+        | Step::Stop { .. }
+        | Step::RemoveVm(_)
+        | Step::ReleaseDisk { .. }
+        | Step::RecordApplied { .. }
+        | Step::Forget(_) => Amount::default(),
+    });
+    steps.fold(Amount::default(), Amount::plus)
+}
+
+/// What the app's microVMs take now.
+fn running(world: &World<'_>, action: &Action) -> Amount {
+    let sandboxes = world.sandboxes(&action.app).iter();
+    let running = sandboxes.filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
+    running.map(|sandbox| Amount::of(&sandbox.record.machine)).fold(Amount::default(), Amount::plus)
+}
+
+fn growth(world: &World<'_>, disk: &DiskId, size: ByteSize) -> ByteSize {
+    let present = world.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default();
+    size.saturating_sub(present)
+}
+
+/// A sandbox that takes the place of another one, or is counted already, is not one more.
+fn additional(world: &World<'_>, action: &Action, sandbox: &SandboxId) -> u32 {
+    let counted = world.strays(&action.app).iter().any(|machine| machine.sandbox == *sandbox);
+    u32::from(world.sandboxes(&action.app).is_empty() && !counted)
+}
+
+/// What is missing, in words. Something that takes no more than it has is never refused.
+fn shortages(limits: Limits, used: Amount, extra: Amount) -> Vec<String> {
+    let Limits { memory, vcpus, disk, sandboxes } = limits;
+    let shortages = [
+        shortage("memory", extra.memory, memory.saturating_sub(used.memory), memory),
+        shortage("disk", extra.disk, disk.saturating_sub(used.disk), disk),
+        shortage("vcpus", extra.vcpus, vcpus.saturating_sub(used.vcpus), vcpus),
+        shortage("sandboxes", extra.sandboxes, sandboxes.saturating_sub(used.sandboxes), sandboxes),
+    ];
+    shortages.into_iter().flatten().collect()
+}
+
+fn shortage<T: Ord + Default + fmt::Display>(what: &str, needed: T, free: T, limit: T) -> Option<String> {
+    (needed > T::default() && needed > free).then(|| format!("{what}: needs {needed}, {free} of {limit} free"))
+}

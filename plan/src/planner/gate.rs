@@ -1,0 +1,95 @@
+//! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the flap breaker.
+
+use std::collections::BTreeMap;
+
+use setpoint_schema::app::Power;
+use setpoint_schema::disruption::Disruption;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{FLAP_HEALS, FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
+
+use super::order::Ranks;
+use super::world::{World, later};
+use super::{Verdict, Verdicts};
+use crate::model::{Action, ActionKind, Block, Reason};
+
+/// Blocks what has to wait.
+pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
+    let unready: BTreeMap<AppKey, String> = world
+        .desired
+        .apps
+        .keys()
+        .filter_map(|key| Some((key.clone(), unready(world, key, verdicts.get(key)?)?)))
+        .collect();
+    for (key, verdict) in verdicts.iter_mut() {
+        let Verdict::Act(action) = verdict else { continue };
+        action.blocked.extend(backoff(world, key));
+        action.blocked.extend(flapping(world, key, action));
+        if disturbs(action.kind) {
+            action.blocked.extend(dependencies(world, ranks, key, &unready));
+        }
+    }
+}
+
+/// Whether the action starts or disturbs the app, and so waits for what the app depends on.
+fn disturbs(kind: ActionKind) -> bool {
+    match kind {
+        ActionKind::Create | ActionKind::Reboot | ActionKind::Replace => true,
+        ActionKind::Update(disruption) => disruption > Disruption::Live,
+        ActionKind::Adopt | ActionKind::Stop | ActionKind::Delete | ActionKind::ExpireDisk => false,
+    }
+}
+
+fn dependencies(world: &World<'_>, ranks: &Ranks<'_>, key: &AppKey, unready: &BTreeMap<AppKey, String>) -> Vec<Block> {
+    let depends_on = world.desired.apps.get(key).into_iter().flat_map(|app| &app.spec.app.depends_on);
+    let waits = depends_on.filter(|dependency| *dependency != key && ranks.waits(key, dependency));
+    let blocks = waits.filter_map(|dependency| {
+        let reason = match (unready.get(dependency), world.desired.apps.contains_key(dependency)) {
+            (Some(reason), _) => reason.clone(),
+            (None, true) => return None,
+            (None, false) => "it is not declared".to_owned(),
+        };
+        Some(Block::Dependency { app: dependency.clone(), reason })
+    });
+    blocks.collect()
+}
+
+/// Why others cannot build on a declared app yet.
+fn unready(world: &World<'_>, key: &AppKey, verdict: &Verdict) -> Option<String> {
+    let app = world.desired.apps.get(key)?;
+    match verdict {
+        Verdict::Unchanged if app.spec.app.power == Power::Stopped => Some("it is stopped".to_owned()),
+        Verdict::Unchanged => None,
+        Verdict::Hold(_) if app.spec.app.suspend => {
+            let answers = world.sandboxes(key).iter().any(|sandbox| is_well(sandbox));
+            (!answers).then(|| "it is suspended and not ready".to_owned())
+        }
+        Verdict::Hold(hold) => Some(hold.to_string()),
+        Verdict::Act(action) => Some(action.trouble()),
+    }
+}
+
+fn is_well(sandbox: &ObservedSandbox) -> bool {
+    let nonce = &sandbox.record.machine.nonce;
+    let runs = matches!(&sandbox.vm, VmState::Running { nonce: running, .. } if running == nonce);
+    let answers = match &sandbox.guest {
+        GuestState::Answering(status) => status.nonce == *nonce && status.unready().is_none(),
+        GuestState::Absent | GuestState::Connecting { .. } | GuestState::Silent { .. } => false,
+    };
+    runs && answers
+}
+
+fn backoff(world: &World<'_>, key: &AppKey) -> Option<Block> {
+    let retry = &world.memory(key)?.retry;
+    let until = retry.not_before.filter(|until| *until > world.now)?;
+    Some(Block::Backoff { until, reason: retry.last_error.clone().unwrap_or_default() })
+}
+
+/// Healing again and again is given up. A new declaration is always tried: it may be the fix.
+fn flapping(world: &World<'_>, key: &AppKey, action: &Action) -> Option<Block> {
+    let heals = action.reasons.iter().any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_)));
+    if !heals || !action.changes.is_empty() {
+        return None;
+    }
+    let recent = world.memory(key)?.heals.iter().filter(|at| later(**at, FLAP_WINDOW) > world.now).count();
+    (recent > FLAP_HEALS).then(|| Block::Flapping(format!("healed {recent} times within {FLAP_WINDOW}")))
+}

@@ -1,0 +1,171 @@
+//! A plan for people: what happens to each app, why, what changes, what that disturbs, and what it waits for.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::observed::DiskState;
+use setpoint_schema::quantity::ByteSize;
+
+use super::{Summary, shown};
+use crate::model::{Action, ActionKind, Plan, Step};
+use crate::words;
+
+/// Whether the text carries terminal colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Color {
+    /// It does not.
+    Never,
+    /// It does.
+    Always,
+}
+
+/// The longest value that is shown in full, in characters; a value may be a whole script.
+const LONGEST_VALUE: usize = 60;
+
+/// The plan as text, with a line feed at its end.
+#[must_use]
+pub fn text(plan: &Plan, color: Color) -> String {
+    let mut out = String::new();
+    for action in &plan.actions {
+        render_action(&mut out, action, color);
+    }
+    if !plan.held.is_empty() {
+        out.push_str("Held:\n");
+        for held in &plan.held {
+            line(&mut out, 1, &format!("{}: {}", held.app, plain(&held.reason.to_string())));
+        }
+        out.push('\n');
+    }
+    line(&mut out, 0, &format!("{} Revision {}.", Summary::of(plan), plan.revision.short()));
+    out
+}
+
+fn render_action(out: &mut String, action: &Action, color: Color) {
+    let head = format!("{} {} {}", symbol(action.kind), action.kind, action.app);
+    line(out, 1, &paint(&head, hue(action.kind), color));
+    for reason in &action.reasons {
+        line(out, 3, &plain(&reason.to_string()));
+    }
+    for change in &action.changes {
+        line(out, 3, &render_change(change));
+    }
+    for consequence in consequences(action) {
+        line(out, 3, &format!("→ {consequence}"));
+    }
+    for block in &action.blocked {
+        line(out, 3, &paint(&format!("blocked: {}", plain(&block.to_string())), Hue::Yellow, color));
+    }
+    out.push('\n');
+}
+
+fn line(out: &mut String, indent: usize, text: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{:indent$}{text}", "", indent = indent * 2);
+}
+
+fn symbol(kind: ActionKind) -> char {
+    match kind {
+        ActionKind::Create => '+',
+        ActionKind::Adopt => '>',
+        ActionKind::Update(_) => '~',
+        ActionKind::Reboot => '↻',
+        ActionKind::Replace => '±',
+        ActionKind::Stop => '■',
+        ActionKind::Delete | ActionKind::ExpireDisk => '-',
+    }
+}
+
+/// The colour of a line, as its ANSI number.
+#[derive(Clone, Copy)]
+enum Hue {
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+}
+
+fn hue(kind: ActionKind) -> Hue {
+    match kind {
+        ActionKind::Create | ActionKind::Adopt => Hue::Green,
+        ActionKind::Update(_) | ActionKind::Reboot | ActionKind::Stop => Hue::Yellow,
+        ActionKind::Replace | ActionKind::Delete | ActionKind::ExpireDisk => Hue::Red,
+    }
+}
+
+fn paint(text: &str, hue: Hue, color: Color) -> String {
+    match color {
+        Color::Never => text.to_owned(),
+        Color::Always => format!("\x1b[{}m{text}\x1b[0m", hue as u8),
+    }
+}
+
+fn render_change(change: &FieldChange) -> String {
+    let (before, after) = shown(change);
+    let class = words::class(change.disruption);
+    format!("{}: {} → {} ({class})", plain(&change.path), value(before), value(after))
+}
+
+fn value(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "unset".to_owned(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    };
+    if text.chars().count() <= LONGEST_VALUE {
+        return plain(&text);
+    }
+    let start: String = text.chars().take(LONGEST_VALUE).collect();
+    format!("{}…", plain(&start))
+}
+
+/// Without control characters: values come from repositories and guests, and must not speak to the terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What the action makes or disturbs, beyond the fields that change.
+fn consequences(action: &Action) -> Vec<String> {
+    let disturbance = match action.kind {
+        ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => None,
+        ActionKind::Update(Disruption::Live) => Some("nothing restarts"),
+        ActionKind::Update(Disruption::Files) => Some("processes with `restart_after_task` restart"),
+        ActionKind::Update(Disruption::Process | Disruption::Reboot | Disruption::Replace) => {
+            Some("processes restart, the microVM runs on")
+        }
+        ActionKind::Reboot => Some("the microVM boots again, its disk stays"),
+        ActionKind::Replace => Some("the microVM is made anew"),
+        ActionKind::Stop => Some("the microVM is shut down, its disk stays"),
+    };
+    let mut out: Vec<_> = disturbance.into_iter().map(str::to_owned).collect();
+    out.extend(action.steps.iter().filter_map(|step| consequence(action.kind, step)));
+    out
+}
+
+fn consequence(kind: ActionKind, step: &Step) -> Option<String> {
+    match (step, kind) {
+        (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => {
+            let memory = ByteSize::mib(machine.memory_mib);
+            let (id, vcpus, disk) = (&machine.sandbox, machine.vcpus, &machine.disk);
+            Some(format!("microVM {id}: vcpus {vcpus}, memory {memory}, disk {disk}"))
+        }
+        (Step::ReleaseDisk { disk, keep: Some(DiskState::Retained { until }) }, _) => {
+            Some(format!("disk {disk} is kept until {until}"))
+        }
+        (Step::ReleaseDisk { disk, keep: Some(DiskState::InUse) }, _) => Some(format!("disk {disk} is kept")),
+        (Step::ReleaseDisk { disk, keep: None }, _) => Some(format!("disk {disk} is deleted")),
+        (Step::GrowDisk { size, .. }, _) => Some(format!("its disk grows to {size}")),
+        (
+            Step::Launch(_)
+            | Step::Record(_)
+            | Step::EnsureTemplate { .. }
+            | Step::EnsureDisk { .. }
+            | Step::AwaitAgent { .. }
+            | Step::SyncFiles { .. }
+            | Step::ApplyProcesses { .. }
+            | Step::Stop { .. }
+            | Step::RemoveVm(_)
+            | Step::RecordApplied { .. }
+            | Step::Forget(_),
+            _,
+        ) => None,
+    }
+}

@@ -1,0 +1,136 @@
+//! Reasons in words: the one place where the plan's enums become text for people.
+
+use std::fmt;
+
+use setpoint_schema::app::Power;
+use setpoint_schema::disruption::Disruption;
+
+use crate::model::{Action, ActionKind, Block, Hold, Reason, Step};
+
+impl ActionKind {
+    /// The action as a command, as in plans.
+    #[must_use]
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Adopt => "adopt",
+            Self::Update(_) => "update",
+            Self::Reboot => "reboot",
+            Self::Replace => "replace",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+            Self::ExpireDisk => "expire disk",
+        }
+    }
+
+    fn pending(self) -> &'static str {
+        match self {
+            Self::Create => "it is to be created",
+            Self::Adopt => "it is to be adopted",
+            Self::Update(_) => "it is to be updated",
+            Self::Reboot => "it is to boot again",
+            Self::Replace => "it is to be replaced",
+            Self::Stop => "it is to be stopped",
+            Self::Delete => "it is to be removed",
+            Self::ExpireDisk => "an old disk is to be deleted",
+        }
+    }
+}
+
+impl Action {
+    /// What others see of the app while the action is not done.
+    #[must_use]
+    pub fn trouble(&self) -> String {
+        self.blocked.first().map_or_else(|| self.kind.pending().to_owned(), Block::to_string)
+    }
+}
+
+impl fmt::Display for ActionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Update(disruption) => write!(f, "update ({})", class(*disruption)),
+            other => f.write_str(other.verb()),
+        }
+    }
+}
+
+/// A disruption class as declarations and plans write it.
+pub(crate) fn class(disruption: Disruption) -> &'static str {
+    match disruption {
+        Disruption::Live => "live",
+        Disruption::Files => "files",
+        Disruption::Process => "process",
+        Disruption::Reboot => "reboot",
+        Disruption::Replace => "replace",
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotCreated => f.write_str("declared and not there yet"),
+            Self::Unfinished => f.write_str("an earlier pass did not finish"),
+            Self::SpecChanged => f.write_str("the declaration changed"),
+            Self::Drift(what) => write!(f, "drift: {what}"),
+            Self::VmDown(why) => write!(f, "the microVM is down: {why}"),
+            Self::GuestHung(why) => write!(f, "the guest hangs: {why}"),
+            Self::NotDeclared => f.write_str("not declared any more"),
+            Self::Renamed(from) => write!(f, "renamed from {from}"),
+            Self::PowerChanged(Power::Running) => f.write_str("declared running again"),
+            Self::PowerChanged(Power::Stopped) => f.write_str("declared stopped"),
+            Self::RetentionOver => f.write_str("the disk's retention is over"),
+            Self::Unrecorded => f.write_str("the inventory does not know this microVM"),
+            Self::DiskReturns(disk) => write!(f, "the kept data disk {disk} is taken up again"),
+        }
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dependency { app, reason } => write!(f, "waits for {app}: {reason}"),
+            Self::Capacity(what) => write!(f, "does not fit: {what}"),
+            Self::Backoff { until, reason } => write!(f, "tried again at {until} after: {reason}"),
+            Self::Flapping(why) => write!(f, "given up: {why}"),
+            Self::DiskShrink { from, to } => {
+                write!(f, "the data disk would shrink from {from} to {to}, which needs `shrink: replace`")
+            }
+            Self::Unhealthy(why) => write!(f, "removals wait for {why}"),
+            Self::Dependent(app) => write!(f, "{app} depends on it"),
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Suspended => f.write_str("suspended by its declaration"),
+            Self::PruneDisabled => f.write_str("not declared any more, and kept by `prune: disabled`"),
+            Self::PruneUnsafe(why) => write!(f, "not removed, because {why}"),
+            Self::Stalled(why) => write!(f, "its declaration has mistakes: {why}"),
+            Self::Unready(why) => write!(f, "not ready: {why}"),
+        }
+    }
+}
+
+impl Step {
+    /// The step's name, as plans, journals and failpoints write it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Record(_) => "record",
+            Self::EnsureTemplate { .. } => "ensure-template",
+            Self::EnsureDisk { .. } => "ensure-disk",
+            Self::GrowDisk { .. } => "grow-disk",
+            Self::Launch(_) => "launch",
+            Self::AwaitAgent { .. } => "await-agent",
+            Self::SyncFiles { .. } => "sync-files",
+            Self::ApplyProcesses { .. } => "apply-processes",
+            Self::Stop { .. } => "stop",
+            Self::RemoveVm(_) => "remove-vm",
+            Self::ReleaseDisk { .. } => "release-disk",
+            Self::RecordApplied { .. } => "record-applied",
+            Self::Forget(_) => "forget",
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Declarations in a few words.
+
+use std::collections::BTreeMap;
+
+use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
+use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, DiskSize, Power, Retain, SandboxSpec};
+use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::quantity::{ByteSize, Span};
+use setpoint_schema::runtime::{Build, Runtime, Web};
+use setpoint_schema::template::TemplateRoot;
+
+pub fn key(name: &str) -> AppKey {
+    name.parse().unwrap()
+}
+
+/// A small web app.
+pub fn app(name: &str) -> DesiredApp {
+    let web = Web { command: "serve".to_owned(), ..Web::default() };
+    let runtime = Runtime { web: Some(web), ..Runtime::default() };
+    let spec = AppSpec { runtime: Some(runtime), ..AppSpec::default() };
+    DesiredApp {
+        metadata: AppMetadata { key: key(name), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
+        spec: SandboxSpec { app: spec, template: TemplateDigest("t1".into()), files: TreeDigest("f1".into()) },
+        path: format!("apps/{name}/app.yaml").parse().unwrap(),
+        revision: CommitId("1".repeat(40)),
+    }
+}
+
+/// Changes a declaration in place, one thing at a time.
+pub trait Declare: Sized {
+    fn spec(self, change: impl FnOnce(&mut AppSpec)) -> Self;
+    fn files(self, tree: &str) -> Self;
+    fn template(self, digest: &str) -> Self;
+    fn uid(self, uid: &str) -> Self;
+
+    fn command(self, command: &str) -> Self {
+        self.spec(|spec| spec.runtime.as_mut().unwrap().web.as_mut().unwrap().command = command.to_owned())
+    }
+    fn health_path(self, path: &str) -> Self {
+        self.spec(|spec| spec.runtime.as_mut().unwrap().web.as_mut().unwrap().health_path = path.to_owned())
+    }
+    fn build(self, command: &str) -> Self {
+        let build = Build { command: Some(command.to_owned()), ..Build::default() };
+        self.spec(|spec| spec.runtime.as_mut().unwrap().build = Some(build))
+    }
+    fn memory(self, mib: u64) -> Self {
+        self.spec(|spec| spec.resources.memory = ByteSize::mib(mib))
+    }
+    fn disk(self, gib: u64) -> Self {
+        self.spec(|spec| spec.resources.disk = DiskSize(ByteSize::gib(gib)))
+    }
+    fn power(self, power: Power) -> Self {
+        self.spec(|spec| spec.power = power)
+    }
+    fn depends_on(self, apps: &[&str]) -> Self {
+        self.spec(|spec| spec.depends_on = apps.iter().map(|app| key(app)).collect())
+    }
+    fn retain(self, retain: Retain) -> Self {
+        self.spec(|spec| spec.retain = retain)
+    }
+}
+
+impl Declare for DesiredApp {
+    fn spec(mut self, change: impl FnOnce(&mut AppSpec)) -> Self {
+        change(&mut self.spec.app);
+        self
+    }
+    fn files(mut self, tree: &str) -> Self {
+        self.spec.files = TreeDigest(tree.to_owned());
+        self
+    }
+    fn template(mut self, digest: &str) -> Self {
+        self.spec.template = TemplateDigest(digest.to_owned());
+        self
+    }
+    fn uid(mut self, uid: &str) -> Self {
+        self.metadata.uid = Some(uid.parse().unwrap());
+        self
+    }
+}
+
+/// The desired state that declares these apps and nothing else.
+pub fn desired(apps: impl IntoIterator<Item = DesiredApp>) -> Desired {
+    let revision = CommitId("1".repeat(40));
+    let apps: BTreeMap<_, _> = apps.into_iter().map(|app| (app.metadata.key.clone(), app)).collect();
+    let root = DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: revision.clone() };
+    let templates = apps.values().map(|app| (app.spec.template.clone(), root.clone())).collect();
+    Desired {
+        revision,
+        apps,
+        stalled: BTreeMap::new(),
+        templates,
+        moved: BTreeMap::new(),
+        completeness: Completeness::Complete,
+    }
+}
+
+pub fn days(days: u64) -> Retain {
+    Retain::For(Span::secs(days * 24 * 3600))
+}

@@ -1,0 +1,10 @@
+//! Tests of the planner: claims about single rules, properties over generated histories, and what plans look like.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod between;
+mod claims;
+mod declare;
+mod looks;
+mod properties;
+mod removal;
+mod world;

@@ -1,0 +1,290 @@
+//! Whatever happens to a host, the planner leads it to what is declared, and on the way breaks nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use proptest::prelude::*;
+use setpoint_plan::desired::Completeness;
+use setpoint_plan::model::{ActionKind, Block, Hold};
+use setpoint_plan::render;
+use setpoint_schema::app::{DesiredApp, Power, Prune, Retain, Shrink};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{ExitReason, GuestState, Limits, VmState};
+use setpoint_schema::quantity::ByteSize;
+
+use crate::declare::{Declare, app, days, key};
+use crate::world::{Fault, World};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// Something that happens to the host.
+#[derive(Clone)]
+enum Happening {
+    Declare(Vec<DesiredApp>),
+    BreakSource,
+    Kill(usize),
+    Silence(usize),
+    LoseRecord(usize),
+    Pass(Fault),
+    Expire,
+}
+
+/// A failing history is read by people, so it is short.
+impl fmt::Debug for Happening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Declare(apps) => write!(f, "declare {}", serde_json::to_string(apps).unwrap()),
+            Self::BreakSource => f.write_str("break source"),
+            Self::Kill(which) => write!(f, "kill {which}"),
+            Self::Silence(which) => write!(f, "silence {which}"),
+            Self::LoseRecord(which) => write!(f, "lose record {which}"),
+            Self::Pass(fault) => write!(f, "pass {fault:?}"),
+            Self::Expire => f.write_str("expire"),
+        }
+    }
+}
+
+fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
+    let machine = (1..=2_u64, 1..=2_u64, prop::bool::weighted(0.2), 1..=2_u32);
+    let content = (1..=3_u32, 1..=2_u32, 1..=2_u32, 1..=2_u32);
+    let policy = (0..=9_u32, 0..=9_u32, prop::bool::ANY, prop::bool::ANY, any::<u8>());
+    (machine, content, policy).prop_map(move |(machine, content, policy)| {
+        let (memory, disk, other_template, vcpus) = machine;
+        let (files, command, health, build) = content;
+        let (power, prune, shrinks, retains, dependencies) = policy;
+        // Dependencies point to earlier names only, so there are no circles.
+        let earlier = NAMES.iter().enumerate().take_while(|(_, other)| **other != name);
+        let depends_on: Vec<_> =
+            earlier.filter(|(bit, _)| dependencies >> (2 * bit) & 3 == 3).map(|(_, n)| *n).collect();
+        app(name)
+            .memory(memory * 256)
+            .disk(disk)
+            .template(if other_template { "t2" } else { "t1" })
+            .files(&format!("f{files}"))
+            .command(&format!("serve {command}"))
+            .health_path(&format!("/{health}"))
+            .build(&format!("make {build}"))
+            .power(if power == 0 { Power::Stopped } else { Power::Running })
+            .retain(if retains { days(1) } else { Retain::None })
+            .depends_on(&depends_on)
+            .spec(|spec| {
+                spec.resources.vcpus = vcpus;
+                spec.prune = if prune == 0 { Prune::Disabled } else { Prune::Enabled };
+                spec.suspend = prune == 9;
+                spec.resources.shrink = if shrinks { Shrink::Replace } else { Shrink::Refuse };
+            })
+    })
+}
+
+/// A revision: a valid set of declarations, so dependencies that it does not declare are dropped.
+fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
+    let apps: Vec<_> = NAMES.iter().map(|name| prop::option::weighted(0.7, declaration(name))).collect();
+    apps.prop_map(|apps| {
+        let mut apps: Vec<_> = apps.into_iter().flatten().collect();
+        let declared: BTreeSet<AppKey> = apps.iter().map(|app| app.metadata.key.clone()).collect();
+        for app in &mut apps {
+            app.spec.app.depends_on.retain(|dependency| declared.contains(dependency));
+        }
+        apps
+    })
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let fault = prop_oneof![
+        3 => Just(Fault::None),
+        2 => (0..30_usize).prop_map(Fault::Fails),
+        2 => (0..30_usize).prop_map(Fault::FailsAfter),
+        3 => (0..30_usize).prop_map(Fault::Killed),
+    ];
+    prop_oneof![
+        4 => revision().prop_map(Happening::Declare),
+        1 => Just(Happening::BreakSource),
+        2 => any::<usize>().prop_map(Happening::Kill),
+        1 => any::<usize>().prop_map(Happening::Silence),
+        1 => any::<usize>().prop_map(Happening::LoseRecord),
+        8 => fault.prop_map(Happening::Pass),
+        1 => Just(Happening::Expire),
+    ]
+}
+
+fn happen(world: &mut World, happening: Happening) {
+    match happening {
+        Happening::Declare(apps) => world.declare(apps),
+        Happening::BreakSource => world.break_source(),
+        Happening::Kill(which) => {
+            if let Some(sandbox) = nth_running(world, which) {
+                sandbox.vm = VmState::Exited { reason: ExitReason::Unknown };
+                sandbox.guest = GuestState::Absent;
+            }
+        }
+        Happening::Silence(which) => {
+            let since = world.now;
+            if let Some(sandbox) = nth_running(world, which) {
+                sandbox.guest = GuestState::Silent { since };
+            }
+        }
+        Happening::LoseRecord(which) => {
+            if let Some(id) = nth_running(world, which).map(|sandbox| sandbox.record.id.clone()) {
+                let lost = world.observed.sandboxes.remove(&id).unwrap();
+                world.observed.unrecorded.push(lost.record.machine);
+            }
+        }
+        Happening::Pass(fault) => careful_pass(world, fault),
+        Happening::Expire => {
+            world.now = world.now.checked_add(jiff::SignedDuration::from_hours(25)).unwrap();
+        }
+    }
+}
+
+fn nth_running(world: &mut World, which: usize) -> Option<&mut setpoint_schema::observed::ObservedSandbox> {
+    let running = |sandbox: &&mut setpoint_schema::observed::ObservedSandbox| match &sandbox.vm {
+        // A boot that is not the recorded one cannot be lost: the driver names the machine that it runs.
+        VmState::Running { nonce, .. } => *nonce == sandbox.record.machine.nonce,
+        VmState::Absent | VmState::Exited { .. } => false,
+    };
+    let count = world.observed.sandboxes.values_mut().filter(running).count();
+    world.observed.sandboxes.values_mut().filter(running).nth(which.checked_rem(count)?)
+}
+
+/// A pass, with everything that must hold of any pass.
+fn careful_pass(world: &mut World, fault: Fault) {
+    let disks = world.observed.disks.clone();
+    let apps_before: BTreeSet<_> = existing(world);
+    let limits = world.observed.limits;
+    let before = running(world);
+    world.pass(fault);
+    let plan = world.last.as_ref().unwrap();
+    let complete = world.desired.completeness == Completeness::Complete;
+    if !complete {
+        // A declared app may say itself that its disk is to go; what is missing never does.
+        let missing = disks.values().filter(|disk| !world.desired.apps.contains_key(&disk.app));
+        let gone = missing.filter(|disk| !world.observed.disks.contains_key(&disk.id)).count();
+        assert_eq!(gone, 0, "a disk went while the source was in error");
+        assert!(apps_before.is_subset(&existing(world)), "an app went while the source was in error");
+        assert!(plan.actions.iter().all(|action| action.kind != ActionKind::Delete));
+    }
+    let after = running(world);
+    assert!(after.0 <= limits.memory.as_bytes().max(before.0), "memory beyond its limit");
+    assert!(after.1 <= u64::from(limits.vcpus).max(before.1), "vcpus beyond their limit");
+    let (as_text, as_json) = (render::text(plan, render::Color::Always), render::json(plan).to_string());
+    assert!(!as_text.is_empty() && !as_json.is_empty());
+}
+
+fn existing(world: &World) -> BTreeSet<AppKey> {
+    let recorded = world.observed.sandboxes.values().map(|sandbox| sandbox.record.app.clone());
+    recorded.chain(world.observed.unrecorded.iter().map(|machine| machine.app.clone())).collect()
+}
+
+/// Memory and vcpus of everything that runs.
+fn running(world: &World) -> (u64, u64) {
+    let sandboxes = world.observed.sandboxes.values();
+    let running = sandboxes.filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
+    let machines = running.map(|sandbox| &sandbox.record.machine).chain(&world.observed.unrecorded);
+    machines
+        .fold((0, 0), |(memory, cpus), machine| (memory + (machine.memory_mib << 20), cpus + u64::from(machine.vcpus)))
+}
+
+/// What may be left when nothing goes wrong any more: refused shrinks, and what waits for those or for a stopped app.
+fn assert_explained(world: &World) {
+    let plan = world.plan();
+    for action in &plan.actions {
+        let explained = action.blocked.iter().any(|block| match block {
+            Block::DiskShrink { .. } | Block::Dependency { .. } | Block::Unhealthy(_) | Block::Capacity(_) => true,
+            Block::Dependent(_) => true,
+            Block::Backoff { .. } | Block::Flapping(_) => false,
+        });
+        assert!(explained, "{action:#?}");
+    }
+    let stuck = plan.actions.iter().any(|action| action.blocked.iter().any(|b| matches!(b, Block::DiskShrink { .. })));
+    let unmet = |app: &DesiredApp| app.spec.app.power == Power::Stopped || app.spec.app.suspend;
+    if !stuck
+        && !world.desired.apps.values().any(unmet)
+        && plan.held.iter().all(|held| held.reason == Hold::PruneDisabled)
+    {
+        let dependents_of_kept =
+            plan.actions.iter().all(|a| a.blocked.iter().all(|b| matches!(b, Block::Dependent(_))));
+        assert!(dependents_of_kept, "{:#?}", plan.actions);
+        let answering = world.answering();
+        assert!(world.desired.apps.keys().all(|app| answering.contains(app)));
+    }
+}
+
+fn roomy() -> Limits {
+    World::new().observed.limits
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_ends_as_declared(happenings in prop::collection::vec(happening(), 1..25), last in revision()) {
+        let mut world = World::new();
+        world.observed.limits = roomy();
+        for happening in happenings {
+            happen(&mut world, happening);
+        }
+        world.declare(last);
+        world.settle();
+        assert_explained(&world);
+    }
+
+    #[test]
+    fn planning_after_convergence_changes_nothing(last in revision()) {
+        let mut world = World::new();
+        world.declare(last);
+        world.settle();
+        let end = world.last.clone().unwrap();
+        let sandboxes = world.observed.sandboxes.clone();
+        world.pass(Fault::None);
+        let again = world.last.clone().unwrap();
+        prop_assert_eq!(end.actions.len(), again.actions.len());
+        prop_assert_eq!(end.held, again.held);
+        prop_assert_eq!(sandboxes, world.observed.sandboxes);
+    }
+
+    #[test]
+    fn a_crowded_host_is_never_overcommitted(
+        happenings in prop::collection::vec(happening(), 1..25),
+        memory in 1..6_u64,
+        vcpus in 1..6_u32,
+    ) {
+        let mut world = World::new();
+        world.observed.limits =
+            Limits { memory: ByteSize::mib(memory * 256), vcpus, disk: ByteSize::gib(5), sandboxes: 3 };
+        for happening in happenings {
+            happen(&mut world, happening);
+        }
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_bytes(happenings in prop::collection::vec(happening(), 1..15)) {
+        let run = || {
+            let mut world = World::new();
+            for happening in happenings.clone() {
+                happen(&mut world, happening);
+            }
+            render::json(&world.plan()).to_string()
+        };
+        prop_assert_eq!(run(), run());
+    }
+}
+
+#[test]
+fn a_hundred_thousand_apps_are_planned() {
+    let mut world = World::new();
+    let apps = (0..100_000).map(|n| {
+        let app = app(&format!("app-{n}"));
+        if n % 10 == 0 { app } else { app.depends_on(&[&format!("app-{}", n - 1)]) }
+    });
+    world.desired = crate::declare::desired(apps);
+    let inputs = setpoint_plan::planner::Inputs {
+        desired: &world.desired,
+        observed: &world.observed,
+        parent: None,
+        now: world.now,
+        entropy: setpoint_plan::planner::Entropy([7; 16]),
+    };
+    let plan = setpoint_plan::planner::plan(&inputs);
+    assert_eq!(plan.actions.len(), 100_000);
+    assert_eq!(plan.actions[0].app, key("app-0"));
+}

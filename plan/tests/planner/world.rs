@@ -1,0 +1,390 @@
+//! A host that exists only here: steps change it as a real one would, may fail, and may be cut short anywhere.
+//!
+//! It is a model apart from the planner. It panics on whatever would be harm on a real host: two boots of one sandbox, two
+//! microVMs on one disk, a microVM without a row, data deleted before its time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::check::check;
+use setpoint_plan::desired::{Completeness, Desired};
+use setpoint_plan::model::{Action, ActionKind, Block, Plan, Reason, Step};
+use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
+use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Limits,
+    Observed, ObservedSandbox, ProcessState, Retry, VmState, WebStatus, WorkerStatus,
+};
+use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::runtime::ProcessSet;
+
+use crate::declare::{desired, key};
+
+pub struct World {
+    pub desired: Desired,
+    pub observed: Observed,
+    pub now: Timestamp,
+    /// What a disk remembers of the workspace.
+    files: BTreeMap<DiskId, TreeDigest>,
+    templates: BTreeSet<TemplateDigest>,
+    /// The plan of the last pass.
+    pub last: Option<Plan>,
+    entropy: u8,
+    rounds: u64,
+}
+
+/// What goes wrong in a pass, after this many steps.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    None,
+    /// The step fails and does nothing.
+    Fails(usize),
+    /// The step fails after it has done its work.
+    FailsAfter(usize),
+    /// The process is killed before the step.
+    Killed(usize),
+}
+
+/// How a pass ended for an action.
+enum Ended {
+    Done,
+    Failed,
+    Killed,
+}
+
+impl World {
+    /// An empty host with room for everything.
+    pub fn new() -> Self {
+        let limits = Limits { memory: ByteSize::gib(64), vcpus: 64, disk: ByteSize::gib(1024), sandboxes: 64 };
+        let observed = Observed {
+            host: HostId("host".into()),
+            limits,
+            sandboxes: BTreeMap::new(),
+            unrecorded: Vec::new(),
+            disks: BTreeMap::new(),
+            apps: BTreeMap::new(),
+        };
+        Self {
+            desired: desired([]),
+            observed,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            files: BTreeMap::new(),
+            templates: BTreeSet::new(),
+            last: None,
+            entropy: 0,
+            rounds: 0,
+        }
+    }
+
+    /// A host on which these apps have converged.
+    pub fn running(apps: impl IntoIterator<Item = DesiredApp>) -> Self {
+        let mut world = Self::new();
+        world.declare(apps);
+        world.settle();
+        world
+    }
+
+    /// A new revision.
+    pub fn declare(&mut self, apps: impl IntoIterator<Item = DesiredApp>) {
+        self.desired = desired(apps);
+        self.remember();
+    }
+
+    /// What the daemon remembers of apps from revision to revision.
+    pub fn remember(&mut self) {
+        for (key, app) in &self.desired.apps {
+            let digest = app.spec.digest();
+            let known = self.observed.apps.get(key);
+            let (generation, retry, heals) = match known {
+                Some(known) if known.digest == digest => (known.generation, known.retry.clone(), known.heals.clone()),
+                Some(known) => (known.generation.next(), Retry::default(), known.heals.clone()),
+                None => (Generation(1), Retry::default(), Vec::new()),
+            };
+            let record = AppRecord { key: key.clone(), generation, digest, last_good: app.clone(), retry, heals };
+            self.observed.apps.insert(key.clone(), record);
+        }
+    }
+
+    /// The plan as things stand, free of broken invariants.
+    pub fn plan(&self) -> Plan {
+        let entropy = Entropy([self.entropy; 16]);
+        let inputs = Inputs {
+            desired: &self.desired,
+            observed: &self.observed,
+            parent: self.last.as_ref().map(|plan| &plan.id),
+            now: self.now,
+            entropy,
+        };
+        let made = plan(&inputs);
+        assert_eq!(made, plan(&inputs), "planning is a function");
+        assert_eq!(check(&made, &self.desired, &self.observed), [], "{made:#?}");
+        made
+    }
+
+    /// One pass, in which something may go wrong. Time goes on by a minute.
+    pub fn pass(&mut self, fault: Fault) {
+        self.agents_answer();
+        let plan = self.plan();
+        let mut steps = 0;
+        for action in plan.actions.iter().filter(|action| action.blocked.is_empty()) {
+            if action.reasons.iter().any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_))) {
+                let now = self.now;
+                self.memory(&action.app).heals.push(now);
+            }
+            match self.carry_out(action, fault, &mut steps) {
+                Ended::Done => {}
+                Ended::Failed => self.back_off(&action.app),
+                Ended::Killed => break,
+            }
+        }
+        self.now = self.now.checked_add(SignedDuration::from_secs(61)).unwrap();
+        self.entropy = self.entropy.wrapping_add(1);
+        self.rounds += 1;
+        self.last = Some(plan);
+    }
+
+    /// Passes without faults until nothing can begin any more.
+    pub fn settle(&mut self) {
+        for _ in 0..60 {
+            self.pass(Fault::None);
+            let plan = self.last.as_ref().unwrap();
+            let waits = plan.actions.iter().flat_map(|action| &action.blocked);
+            let waits = waits.filter(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_))).count() > 0;
+            if plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits {
+                return;
+            }
+        }
+        panic!("no end after {} passes: {:#?}", self.rounds, self.plan());
+    }
+
+    /// The action that the plan has for an app.
+    pub fn action(&self, app: &str) -> Action {
+        let actions = self.plan().actions;
+        let found = actions.iter().find(|action| action.app == key(app));
+        found.unwrap_or_else(|| panic!("nothing is done for {app}: {actions:#?}")).clone()
+    }
+
+    /// The only sandbox of an app.
+    pub fn sandbox(&mut self, app: &str) -> &mut ObservedSandbox {
+        let mut found = self.observed.sandboxes.values_mut().filter(|sandbox| sandbox.record.app == key(app));
+        let sandbox = found.next().unwrap_or_else(|| panic!("{app} has no sandbox"));
+        assert!(found.next().is_none(), "{app} has two sandboxes");
+        sandbox
+    }
+
+    pub fn status(&mut self, app: &str) -> &mut GuestStatus {
+        match &mut self.sandbox(app).guest {
+            GuestState::Answering(status) => status,
+            other => panic!("{app} does not answer: {other:?}"),
+        }
+    }
+
+    pub fn kill(&mut self, app: &str, reason: ExitReason) {
+        let sandbox = self.sandbox(app);
+        sandbox.vm = VmState::Exited { reason };
+        sandbox.guest = GuestState::Absent;
+    }
+
+    pub fn memory(&mut self, app: &AppKey) -> &mut AppRecord {
+        self.observed.apps.get_mut(app).unwrap()
+    }
+
+    fn back_off(&mut self, app: &AppKey) {
+        let until = self.now.checked_add(SignedDuration::from_secs(90)).unwrap();
+        if let Some(memory) = self.observed.apps.get_mut(app) {
+            memory.retry = Retry {
+                failures: memory.retry.failures + 1,
+                not_before: Some(until),
+                last_error: Some("a step failed".to_owned()),
+            };
+        }
+    }
+
+    fn carry_out(&mut self, action: &Action, fault: Fault, steps: &mut usize) -> Ended {
+        for step in &action.steps {
+            let place = *steps;
+            *steps += 1;
+            match fault {
+                Fault::Fails(at) if at == place => return Ended::Failed,
+                Fault::Killed(at) if at <= place => return Ended::Killed,
+                Fault::FailsAfter(at) if at == place => {
+                    self.apply(action, step);
+                    return Ended::Failed;
+                }
+                Fault::None | Fault::Fails(_) | Fault::FailsAfter(_) | Fault::Killed(_) => self.apply(action, step),
+            }
+        }
+        Ended::Done
+    }
+
+    fn apply(&mut self, action: &Action, step: &Step) {
+        match step {
+            Step::Record(record) => {
+                let id = record.id.clone();
+                if action.kind == ActionKind::Adopt {
+                    self.observed.unrecorded.retain(|machine| machine.sandbox != id);
+                    // Adopted ones run: see `lose_record`.
+                    let (nonce, since) = (record.machine.nonce.clone(), self.now);
+                    let vm = VmState::Running { nonce, since };
+                    let guest = GuestState::Connecting { since };
+                    self.observed.sandboxes.insert(id, ObservedSandbox { record: (**record).clone(), vm, guest });
+                    return;
+                }
+                let new =
+                    ObservedSandbox { record: (**record).clone(), vm: VmState::Absent, guest: GuestState::Absent };
+                self.observed.sandboxes.entry(id).or_insert(new).record = (**record).clone();
+            }
+            Step::EnsureTemplate { digest, .. } => {
+                self.templates.insert(digest.clone());
+            }
+            Step::EnsureDisk { disk, app, size } => self.ensure_disk(disk, app, *size),
+            Step::GrowDisk { sandbox, size } => self.guest(sandbox).disk = *size,
+            Step::Launch(machine) => self.launch(machine),
+            Step::AwaitAgent { sandbox, .. } => self.answer(sandbox),
+            Step::SyncFiles { sandbox, tree, .. } => {
+                self.guest(sandbox).tree = Some(tree.clone());
+                let disk = self.observed.sandboxes[sandbox].record.disk.clone();
+                self.files.insert(disk, tree.clone());
+            }
+            Step::ApplyProcesses { sandbox, set, .. } => start(self.guest(sandbox), set),
+            Step::Stop { sandbox, .. } => {
+                let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+                sandbox.vm = VmState::Exited { reason: ExitReason::Shutdown };
+                sandbox.guest = GuestState::Absent;
+            }
+            Step::RemoveVm(sandbox) => {
+                let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+                assert!(!matches!(sandbox.vm, VmState::Running { .. }), "a running microVM is removed");
+                sandbox.vm = VmState::Absent;
+            }
+            Step::ReleaseDisk { disk, keep } => self.release(disk, keep.as_ref()),
+            Step::RecordApplied { sandbox, spec, generation, revision } => {
+                let applied = Applied {
+                    spec: SandboxSpec::clone(spec),
+                    generation: *generation,
+                    revision: revision.clone(),
+                    at: self.now,
+                };
+                self.observed.sandboxes.get_mut(sandbox).unwrap().record.applied = Some(applied);
+            }
+            Step::Forget(sandbox) => {
+                let gone = self.observed.sandboxes.remove(sandbox);
+                assert_eq!(gone.unwrap().vm, VmState::Absent, "a microVM is left without a row");
+            }
+        }
+    }
+
+    fn ensure_disk(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize) {
+        let present = self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default();
+        assert!(size >= present, "a disk shrinks");
+        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
+        self.observed.disks.insert(disk.clone(), record);
+    }
+
+    fn launch(&mut self, machine: &setpoint_schema::observed::Machine) {
+        assert!(self.templates.contains(&machine.template), "a template is missing");
+        assert!(self.observed.disks.contains_key(&machine.disk), "a disk is missing");
+        let others = self.observed.sandboxes.values().filter(|other| other.record.disk == machine.disk);
+        for other in others {
+            assert!(!matches!(other.vm, VmState::Running { .. }), "two microVMs on one disk, or two boots of one");
+        }
+        let sandbox = self.observed.sandboxes.get_mut(&machine.sandbox).expect("a row before the microVM");
+        assert_eq!(sandbox.record.machine, *machine);
+        sandbox.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
+        sandbox.guest = GuestState::Connecting { since: self.now };
+    }
+
+    fn answer(&mut self, sandbox: &SandboxId) {
+        let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+        let VmState::Running { nonce, .. } = &sandbox.vm else { panic!("nothing runs that could answer") };
+        let disk = &sandbox.record.disk;
+        let status = GuestStatus {
+            nonce: nonce.clone(),
+            tree: self.files.get(disk).cloned(),
+            processes: None,
+            build: BuildState::None,
+            web: None,
+            workers: Vec::new(),
+            disk: self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default(),
+        };
+        sandbox.guest = GuestState::Answering(status);
+    }
+
+    /// Agents that were still booting have come up by the next pass.
+    fn agents_answer(&mut self) {
+        let connecting: Vec<_> = self
+            .observed
+            .sandboxes
+            .values()
+            .filter(|sandbox| matches!(sandbox.guest, GuestState::Connecting { .. }))
+            .map(|sandbox| sandbox.record.id.clone())
+            .collect();
+        connecting.iter().for_each(|sandbox| self.answer(sandbox));
+    }
+
+    fn guest(&mut self, sandbox: &SandboxId) -> &mut GuestStatus {
+        match &mut self.observed.sandboxes.get_mut(sandbox).unwrap().guest {
+            GuestState::Answering(status) => status,
+            other => panic!("{sandbox} does not answer: {other:?}"),
+        }
+    }
+
+    fn release(&mut self, disk: &DiskId, keep: Option<&DiskState>) {
+        let users = self.observed.sandboxes.values().filter(|sandbox| sandbox.record.disk == *disk);
+        for user in users {
+            assert_eq!(user.vm, VmState::Absent, "a disk is released under its microVM");
+        }
+        let Some(record) = self.observed.disks.get_mut(disk) else { return };
+        match keep {
+            Some(state) => record.state = state.clone(),
+            None => {
+                match record.state {
+                    DiskState::Retained { until } => assert!(until <= self.now, "a disk is deleted before its time"),
+                    DiskState::InUse => {
+                        let retain = self.observed.apps.get(&record.app).map(|app| app.last_good.spec.app.retain);
+                        assert_eq!(retain, Some(Retain::None), "a disk is deleted that should be kept");
+                    }
+                }
+                self.observed.disks.remove(disk);
+                self.files.remove(disk);
+            }
+        }
+    }
+
+    /// The store forgets a sandbox whose microVM runs on.
+    pub fn lose_record(&mut self, app: &str) {
+        let id = self.sandbox(app).record.id.clone();
+        let lost = self.observed.sandboxes.remove(&id).unwrap();
+        assert!(matches!(lost.vm, VmState::Running { .. }));
+        self.observed.unrecorded.push(lost.record.machine);
+    }
+
+    /// The source cannot be read.
+    pub fn break_source(&mut self) {
+        self.desired.completeness = Completeness::Partial("the repository cannot be read".to_owned());
+    }
+
+    /// The names of apps that run and answer, for a look at the end.
+    pub fn answering(&self) -> BTreeSet<&AppKey> {
+        let sandboxes = self.observed.sandboxes.values();
+        let answering = sandboxes.filter(|sandbox| matches!(sandbox.guest, GuestState::Answering(_)));
+        answering.map(|sandbox| &sandbox.record.app).collect()
+    }
+}
+
+/// Every declared process comes up, and the build succeeds.
+fn start(guest: &mut GuestStatus, set: &ProcessSet) {
+    let ProcessSet { runtime, .. } = set;
+    let up = ProcessState::Running { restarts: 0 };
+    guest.processes = Some(set.digest());
+    guest.web = runtime.web.as_ref().map(|_| WebStatus { process: up.clone(), health: Health::Healthy });
+    guest.workers =
+        runtime.workers.iter().map(|worker| WorkerStatus { name: worker.name.clone(), process: up.clone() }).collect();
+}
+
+/// The names of an action's steps.
+pub fn names(action: &Action) -> Vec<&'static str> {
+    action.steps.iter().map(Step::name).collect()
+}
