@@ -1,0 +1,135 @@
+//! Revisions and plans: the capped histories, and the one record of what was attempted and applied last.
+//!
+//! A plan can be larger than a record may be, so its full text is a file `plans/<number>.json`, written and synced before the
+//! record that names its checksum. A file that no record names is left from a crash and is swept when the state is opened.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::Checksum;
+use crate::error::{Result, StateError};
+use crate::record::{Meta, PlanRecord, RevisionRecord};
+use crate::store::batch::{put, remove};
+use crate::store::{Store, sync_dir};
+use crate::table::{Metas, Only, PlanFiles, Plans, Revisions};
+
+/// What the file of a plan holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlanFile {
+    pub(crate) bytes: u64,
+    pub(crate) checksum: Checksum,
+}
+
+impl Store {
+    /// Records how a revision stands: a new attempt, or the attempt that was recorded last when the commit is the same and
+    /// neither is over. Last attempted and last applied follow.
+    ///
+    /// # Errors
+    /// See [`Store::commit`].
+    pub fn record_revision(&self, revision: &RevisionRecord) -> Result<()> {
+        self.submit(|sequence| {
+            let same =
+                |last: &RevisionRecord| last.commit == revision.commit && last.attempted_at == revision.attempted_at;
+            let mut next = sequence.revisions.clone();
+            let (number, trimmed) = match next.last().filter(|_| sequence.last_revision.as_ref().is_some_and(same)) {
+                Some(last) => (last, 0..0),
+                None => next.append(sequence.options.revisions),
+            };
+            let mut meta = sequence.meta.clone();
+            meta.last_attempted = Some(revision.commit.clone());
+            if revision.applied_at.is_some() {
+                meta.last_applied = Some(revision.commit.clone());
+            }
+            let mut writes = vec![put::<Revisions>(&number, revision)?, put::<Metas>(&Only, &meta)?];
+            writes.extend(trimmed.map(|number| remove::<Revisions>(&number)));
+            sequence.revisions = next;
+            sequence.last_revision = Some(revision.clone());
+            sequence.meta = meta;
+            Ok(((), writes))
+        })
+    }
+
+    /// Changes what there is one of.
+    ///
+    /// # Errors
+    /// See [`Store::commit`].
+    pub fn update_meta(&self, change: impl FnOnce(&mut Meta)) -> Result<()> {
+        self.submit(|sequence| {
+            let mut meta = sequence.meta.clone();
+            change(&mut meta);
+            let writes = vec![put::<Metas>(&Only, &meta)?];
+            sequence.meta = meta;
+            Ok(((), writes))
+        })
+    }
+
+    /// Adds a plan to the history, with its full text; returns its number there.
+    ///
+    /// # Errors
+    /// See [`Store::commit`], and what writing the file can meet.
+    pub fn save_plan(&self, plan: &PlanRecord, body: &[u8]) -> Result<u64> {
+        self.check_room()?;
+        let mut plan = plan.clone();
+        plan.actions.truncate(PlanRecord::ACTIONS);
+        // One plan at a time: the file must be complete under its number before the record is queued.
+        let _saving = self.saving_plans();
+        let number = self.next_plan();
+        write_plan(self.dir(), number, body)?;
+        let file = PlanFile { bytes: body.len() as u64, checksum: Checksum::of(body) };
+        let trimmed = self.submit(|sequence| {
+            let mut next = sequence.plans.clone();
+            let (number, trimmed) = next.append(sequence.options.plans);
+            let mut writes = vec![put::<Plans>(&number, &plan)?, put::<PlanFiles>(&number, &file)?];
+            writes.extend(trimmed.clone().flat_map(|old| [remove::<Plans>(&old), remove::<PlanFiles>(&old)]));
+            sequence.plans = next;
+            Ok((trimmed, writes))
+        })?;
+        for old in trimmed {
+            // What stays behind is swept at the next start.
+            let _ = std::fs::remove_file(plan_path(self.dir(), old));
+        }
+        Ok(number)
+    }
+}
+
+/// The file of a plan's full text.
+pub(crate) fn plan_path(dir: &Path, number: u64) -> PathBuf {
+    plans_dir(dir).join(format!("{number}.json"))
+}
+
+/// Removes what an interrupted save or trim left behind.
+pub(crate) fn sweep_plans(dir: &Path, known: impl Fn(u64) -> bool) -> io::Result<()> {
+    let entries = match std::fs::read_dir(plans_dir(dir)) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(|name| name.parse().ok());
+        if !number.is_some_and(&known) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn plans_dir(dir: &Path) -> PathBuf {
+    dir.join("plans")
+}
+
+fn write_plan(dir: &Path, number: u64, body: &[u8]) -> Result<()> {
+    let path = plan_path(dir, number);
+    let write = || -> io::Result<()> {
+        std::fs::create_dir_all(plans_dir(dir))?;
+        let mut file = File::create(&path)?;
+        file.write_all(body)?;
+        file.sync_all()?;
+        sync_dir(&plans_dir(dir))
+    };
+    write().map_err(|e| StateError::io(dir, "write", &path, e))
+}
