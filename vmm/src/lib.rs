@@ -4,3 +4,7 @@
 //! knows nothing of apps' declarations, git or plans.
 
 pub mod driver;
+pub mod qemu;
+pub mod shim;
+pub mod sim;
+mod sys;

@@ -1,0 +1,288 @@
+//! The driver for real microVMs: QEMU, with KVM where it truly works and emulation elsewhere, without any privileges.
+//!
+//! Each VMM runs under a [`crate::shim`], detached from the daemon. What is known of it stands in its directory (see
+//! [`vm_dir`]), so that a driver that was made a moment ago knows as much as the one that launched it.
+//!
+//! ```text
+//! <dir>/vms/<sandbox>/…          one microVM
+//!       disks/<disk>.img         data disks
+//!       templates/<digest>.img   root images
+//!       kernels/<package>/…      kernels that were fetched
+//!       cache/initramfs-*.cpio   made from agent, modules and busybox
+//! ```
+
+mod accel;
+mod cgroup;
+mod command;
+mod cpio;
+mod disk;
+pub(crate) mod files;
+mod guest;
+mod initramfs;
+mod kernel;
+mod launch;
+mod modules;
+mod probe;
+pub(crate) mod process;
+mod qmp;
+mod template;
+pub(crate) mod vm_dir;
+mod watch;
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::json;
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
+use setpoint_schema::observed::{Machine, VmState};
+use setpoint_schema::quantity::ByteSize;
+use tokio::sync::{Mutex, OnceCell};
+
+pub use accel::{Accel, AccelChoice, ChosenAccel};
+pub use command::MachineType;
+pub use kernel::Kernel;
+pub use probe::{Probe, ProbeStatus};
+
+use crate::driver::{Driver, Guest, Result, TemplateSource, VmmError};
+use cgroup::Hierarchy;
+use disk::{Disks, Ensured};
+use guest::QemuGuest;
+use launch::BootFiles;
+use qmp::Qmp;
+use template::Templates;
+use vm_dir::VmDir;
+use watch::Life;
+
+/// The guest agent, a static program, as the `setpoint` binary carries it.
+pub type AgentBinary = Cow<'static, [u8]>;
+
+/// What a driver is made from.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// Where everything of it lives.
+    pub dir: PathBuf,
+    /// A kernel image; otherwise one is found or fetched.
+    pub kernel: Option<PathBuf>,
+    /// The directory `lib/modules/<version>` of that kernel, where it is not beside the image or on the host.
+    pub modules: Option<PathBuf>,
+    /// The accelerator.
+    pub accel: AccelChoice,
+    /// The machine that guests see.
+    pub machine: MachineType,
+    /// The program, otherwise `qemu-system-x86_64` on the PATH.
+    pub qemu: Option<PathBuf>,
+    /// The command that runs [`crate::shim::main`], to which its arguments are added.
+    pub shim: Vec<OsString>,
+    /// The guest agent.
+    pub agent: AgentBinary,
+    /// A static busybox, otherwise the host's.
+    pub busybox: Option<PathBuf>,
+}
+
+/// Runs microVMs with QEMU.
+pub struct QemuDriver {
+    config: QemuConfig,
+    qemu: FoundQemu,
+    accel: ChosenAccel,
+    cgroups: Hierarchy,
+    disks: Disks,
+    templates: Templates,
+    /// Kernel and initramfs, prepared by the first launch.
+    boot: OnceCell<BootFiles>,
+    /// Making a disk or template, one at a time: they work under one temporary name each.
+    making: Arc<Mutex<()>>,
+}
+
+impl QemuDriver {
+    /// The driver over `config.dir`. Looks for QEMU and the accelerator; makes nothing before it is needed.
+    ///
+    /// # Errors
+    /// QEMU is not there.
+    pub fn new(config: QemuConfig) -> Result<Self> {
+        Ok(Self {
+            qemu: find_qemu(config.qemu.as_deref())?,
+            accel: accel::choose(config.accel),
+            cgroups: Hierarchy::detect(),
+            disks: Disks::new(config.dir.join("disks")),
+            templates: Templates::new(config.dir.join("templates")),
+            boot: OnceCell::new(),
+            making: Arc::new(Mutex::new(())),
+            config,
+        })
+    }
+
+    /// The accelerator and why it was chosen.
+    #[must_use]
+    pub fn accel(&self) -> &ChosenAccel {
+        &self.accel
+    }
+
+    /// What a driver of this configuration would find here. Changes nothing.
+    #[must_use]
+    pub fn probes(config: &QemuConfig) -> Vec<Probe> {
+        probe::all(config)
+    }
+
+    /// The kernel that a driver over `dir` boots: the configured one, the host's, or the distribution's, which is fetched into
+    /// `dir`. Blocks as long as the download takes.
+    ///
+    /// # Errors
+    /// The configured one is not there; or there is none, and no apt, or it fails.
+    pub fn ensure_kernel(dir: &Path, configured: Option<&Path>) -> Result<Kernel> {
+        kernel::find_or_install(configured, None, &dir.join("kernels"))
+    }
+
+    /// QEMU's whole command line for `machine`, but for the channels that the shim adds: for whoever wants to compare or look.
+    ///
+    /// # Errors
+    /// No kernel is here, or the template is not made.
+    pub async fn command_line(&self, machine: &Machine) -> Result<Vec<OsString>> {
+        let boot = self.boot_files().await?;
+        let mut words = vec![self.qemu.path.clone().into_os_string()];
+        words.extend(self.arguments(machine, boot)?);
+        Ok(words)
+    }
+
+    fn vm(&self, sandbox: &SandboxId) -> VmDir {
+        VmDir::of(&self.config.dir.join("vms"), sandbox)
+    }
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn describe(&self) -> String {
+        let ChosenAccel { accel, reason } = &self.accel;
+        format!("qemu {}, accel {} ({reason}), cgroups {}", self.qemu.version, accel.as_str(), self.cgroups.as_str())
+    }
+
+    async fn list(&self) -> Result<Vec<Machine>> {
+        VmDir::list(&self.config.dir.join("vms"))
+    }
+
+    async fn observe(&self, sandbox: &SandboxId) -> Result<VmState> {
+        watch::observe(&self.vm(sandbox)).await
+    }
+
+    async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce) {
+        watch::exited(&self.vm(sandbox), nonce).await;
+    }
+
+    async fn launch(&self, machine: &Machine) -> Result<()> {
+        self.ensure_running(machine).await
+    }
+
+    async fn kill(&self, sandbox: &SandboxId) -> Result<()> {
+        watch::kill(&self.vm(sandbox)).await
+    }
+
+    async fn remove(&self, sandbox: &SandboxId) -> Result<()> {
+        let vm = self.vm(sandbox);
+        match watch::life(&vm).await? {
+            Life::Running(_) => Err(busy(sandbox)),
+            Life::Absent | Life::Ended(_) => {
+                cgroup::release(&vm)?;
+                vm.remove()
+            }
+        }
+    }
+
+    async fn ensure_disk(&self, disk: &DiskId, size: ByteSize, user: Option<&SandboxId>) -> Result<()> {
+        let _making = self.making.lock().await;
+        let (disks, id) = (self.disks.clone(), disk.clone());
+        let ensured = blocking(move || disks.ensure(&id, size)).await?;
+        let running = match user {
+            Some(sandbox) => matches!(watch::life(&self.vm(sandbox)).await?, Life::Running(_)),
+            None => false,
+        };
+        match (ensured, user.filter(|_| running)) {
+            (Ensured::TooShort, None) => self.disks.grow(disk, size),
+            (Ensured::TooShort, Some(user)) => resize_in_vmm(&self.vm(user), size).await,
+            // The file may have grown before a crash and QEMU not have heard of it.
+            (Ensured::Kept, Some(user)) => {
+                let present = self.disks.size(disk)?.unwrap_or(size);
+                resize_in_vmm(&self.vm(user), present).await
+            }
+            (Ensured::Created, _) | (Ensured::Kept, None) => Ok(()),
+        }
+    }
+
+    async fn disk_size(&self, disk: &DiskId) -> Result<Option<ByteSize>> {
+        self.disks.size(disk)
+    }
+
+    async fn list_disks(&self) -> Result<Vec<(DiskId, ByteSize)>> {
+        self.disks.list()
+    }
+
+    async fn delete_disk(&self, disk: &DiskId) -> Result<()> {
+        self.disks.delete(disk)
+    }
+
+    async fn has_template(&self, digest: &TemplateDigest) -> Result<bool> {
+        Ok(self.templates.root(digest).is_some())
+    }
+
+    async fn make_template(&self, digest: &TemplateDigest, root: Option<TemplateSource>) -> Result<()> {
+        let making = Arc::clone(&self.making).lock_owned().await;
+        let (templates, digest) = (self.templates.clone(), digest.clone());
+        // The lock goes along: the work goes on if the caller does not wait for it.
+        blocking(move || {
+            let _making = making;
+            templates.make(&digest, root.as_ref())
+        })
+        .await
+    }
+
+    async fn guest(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>> {
+        QemuGuest::connect(&self.vm(sandbox), sandbox, nonce).await
+    }
+
+    async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>> {
+        let path = self.vm(sandbox).file(vm_dir::CONSOLE_LOG);
+        files::tail(&path, limit).map_err(files::io_error("read", &path))
+    }
+}
+
+/// Tells QEMU, which lengthens the file itself and tells the guest.
+async fn resize_in_vmm(vm: &VmDir, size: ByteSize) -> Result<()> {
+    let mut qmp = Qmp::connect(vm).await?;
+    qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await.map(drop)
+}
+
+/// A QEMU on this host.
+#[derive(Debug, Clone)]
+struct FoundQemu {
+    path: PathBuf,
+    version: String,
+}
+
+fn find_qemu(configured: Option<&Path>) -> Result<FoundQemu> {
+    let path = configured.map_or_else(|| PathBuf::from("qemu-system-x86_64"), Path::to_owned);
+    let unsupported = |problem| VmmError::Unsupported {
+        problem,
+        hint: "install the package qemu-system-x86, or set `qemu` under [vmm]".to_owned(),
+    };
+    let output = Command::new(&path).arg("--version").output();
+    let output = output.map_err(|error| unsupported(format!("{} cannot run: {error}", path.display())))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // "QEMU emulator version 7.2.22 (Debian …)"
+    let version = text.split_ascii_whitespace().skip_while(|word| *word != "version").nth(1);
+    let version = version.ok_or_else(|| unsupported(format!("{} is no QEMU", path.display())))?.to_owned();
+    Ok(FoundQemu { path, version })
+}
+
+fn busy(sandbox: &SandboxId) -> VmmError {
+    VmmError::Vmm { vmm: "qemu", problem: format!("is still running for {sandbox}") }
+}
+
+/// Runs work that waits for files and programs where it holds up nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(VmmError::Vmm { vmm: "qemu", problem: format!("work was given up: {error}") }),
+    }
+}

@@ -1,0 +1,186 @@
+//! Data disks: sparse raw files with an ext4 file system, which grow and never shrink.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use setpoint_schema::id::DiskId;
+use setpoint_schema::quantity::ByteSize;
+
+use super::files::{beside, io_error, remove_if_there};
+use crate::driver::{Result, VmmError};
+
+const SUFFIX: &str = ".img";
+
+/// Below this mke2fs leaves no room for a journal.
+const SMALLEST: ByteSize = ByteSize::mib(8);
+
+/// What [`Disks::ensure`] found to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ensured {
+    /// There was none.
+    Created,
+    /// It was there, at least as long as wanted.
+    Kept,
+    /// It was shorter and is still; the caller grows it, through the VMM where one uses it.
+    TooShort,
+}
+
+/// The directory of data disks.
+#[derive(Debug, Clone)]
+pub(super) struct Disks {
+    directory: PathBuf,
+}
+
+impl Disks {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Where a disk is, or would be.
+    pub fn path(&self, disk: &DiskId) -> PathBuf {
+        self.directory.join(format!("{disk}{SUFFIX}"))
+    }
+
+    /// The length of a disk.
+    pub fn size(&self, disk: &DiskId) -> Result<Option<ByteSize>> {
+        let path = self.path(disk);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(ByteSize::bytes(metadata.len()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("inspect", &path)(error)),
+        }
+    }
+
+    /// Every disk, in order.
+    pub fn list(&self) -> Result<Vec<(DiskId, ByteSize)>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("list", &self.directory)(error)),
+        };
+        let mut disks = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.strip_suffix(SUFFIX)).map(ToOwned::to_owned)
+            else {
+                continue;
+            };
+            let length = entry.metadata().map_err(io_error("inspect", &entry.path()))?.len();
+            disks.push((DiskId(id), ByteSize::bytes(length)));
+        }
+        disks.sort();
+        Ok(disks)
+    }
+
+    /// Makes a disk where there is none.
+    pub fn ensure(&self, disk: &DiskId, size: ByteSize) -> Result<Ensured> {
+        match self.size(disk)? {
+            Some(present) if present >= size => Ok(Ensured::Kept),
+            Some(_) => Ok(Ensured::TooShort),
+            None => self.create(&self.path(disk), size.max(SMALLEST)).map(|()| Ensured::Created),
+        }
+    }
+
+    /// Lengthens a disk that no VMM uses. Its file system grows inside the guest.
+    pub fn grow(&self, disk: &DiskId, size: ByteSize) -> Result<()> {
+        let path = self.path(disk);
+        let file = File::options().write(true).open(&path).map_err(io_error("open", &path))?;
+        file.set_len(size.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error("grow", &path))
+    }
+
+    /// Deletes a disk.
+    pub fn delete(&self, disk: &DiskId) -> Result<()> {
+        let path = self.path(disk);
+        remove_if_there(&path).map_err(io_error("delete", &path))
+    }
+
+    /// A disk appears under its name only when its file system is whole.
+    fn create(&self, path: &Path, size: ByteSize) -> Result<()> {
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let temporary = beside(path, "new");
+        let file = File::create(&temporary).map_err(io_error("create", &temporary))?;
+        file.set_len(size.as_bytes()).map_err(io_error("grow", &temporary))?;
+        let mut format = Command::new(tool("mke2fs"));
+        // Tables and journal are zero in a sparse file, so that nothing needs writing. Blocks of 4 KiB whatever the size,
+        // so that a small disk can grow large.
+        format.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-E"]);
+        format.arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0").arg(&temporary);
+        run_tool(&mut format)?;
+        file.sync_all().map_err(io_error("write", &temporary))?;
+        fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
+    }
+}
+
+/// A program of e2fsprogs. Its directory is not on every user's PATH.
+pub(super) fn tool(name: &str) -> PathBuf {
+    ["/usr/sbin", "/sbin", "/usr/bin"]
+        .map(|dir| Path::new(dir).join(name))
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| name.into())
+}
+
+/// Runs a program to its end.
+pub(super) fn run_tool(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| VmmError::Unsupported {
+        problem: format!("{name} cannot run: {error}"),
+        hint: "install the package e2fsprogs".to_owned(),
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let problem = format!("failed: {}", complaint.trim().lines().last().unwrap_or_default());
+    Err(io_error("format", Path::new(&name))(io::Error::other(problem)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn disks() -> (tempfile::TempDir, Disks, DiskId) {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Disks::new(dir.path().join("disks"));
+        (dir, disks, DiskId("blog-1".into()))
+    }
+
+    #[test]
+    fn a_new_disk_is_sparse_and_its_file_system_is_clean() {
+        let (_dir, disks, id) = disks();
+        assert_eq!(disks.ensure(&id, ByteSize::gib(5)).unwrap(), Ensured::Created);
+        let metadata = fs::metadata(disks.path(&id)).unwrap();
+        assert_eq!(metadata.len(), 5 << 30);
+        assert!(metadata.blocks() * 512 < 16 << 20, "{} blocks", metadata.blocks());
+        let check = Command::new(tool("e2fsck")).arg("-fn").arg(disks.path(&id)).output().unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    }
+
+    #[test]
+    fn a_disk_grows_and_never_shrinks() {
+        let (_dir, disks, id) = disks();
+        disks.ensure(&id, ByteSize::mib(64)).unwrap();
+        assert_eq!(disks.ensure(&id, ByteSize::mib(32)).unwrap(), Ensured::Kept);
+        assert_eq!(disks.size(&id).unwrap(), Some(ByteSize::mib(64)));
+        assert_eq!(disks.ensure(&id, ByteSize::mib(128)).unwrap(), Ensured::TooShort);
+        disks.grow(&id, ByteSize::mib(128)).unwrap();
+        assert_eq!(disks.list().unwrap(), [(id, ByteSize::mib(128))]);
+    }
+
+    #[test]
+    fn an_unfinished_disk_is_not_listed_and_not_in_the_way() {
+        let (_dir, disks, id) = disks();
+        fs::create_dir_all(&disks.directory).unwrap();
+        fs::write(beside(&disks.path(&id), "new"), "half").unwrap();
+        assert!(disks.list().unwrap().is_empty());
+        assert_eq!(disks.ensure(&id, ByteSize::mib(16)).unwrap(), Ensured::Created);
+        disks.delete(&id).unwrap();
+        assert_eq!(disks.size(&id).unwrap(), None);
+    }
+}

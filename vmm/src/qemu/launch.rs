@@ -1,0 +1,156 @@
+//! Starting a microVM: what it boots from, its command line, and the shim that runs it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+use setpoint_schema::observed::Machine;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::command::CommandLine;
+use super::initramfs::Busybox;
+use super::kernel::Kernel;
+use super::process::ProcessRecord;
+use super::qmp::Qmp;
+use super::template::Root;
+use super::vm_dir::{VMM_LOG, VmDir};
+use super::watch::{self, Life};
+use super::{QemuDriver, blocking, busy, cgroup, initramfs, kernel, modules};
+use crate::driver::{Result, VmmError};
+
+/// How long a shim may take to say that it has begun: it makes two sockets and starts one process.
+const BEGIN: Duration = Duration::from_secs(20);
+
+/// How much of QEMU's complaint an error quotes.
+const COMPLAINT_BYTES: usize = 2048;
+
+/// What every microVM of this driver boots from.
+#[derive(Debug, Clone)]
+pub(super) struct BootFiles {
+    kernel: Kernel,
+    initramfs: PathBuf,
+}
+
+impl QemuDriver {
+    /// Makes sure that `machine` runs with its nonce.
+    pub(super) async fn ensure_running(&self, machine: &Machine) -> Result<()> {
+        let vm = self.vm(&machine.sandbox);
+        match watch::life(&vm).await? {
+            Life::Running(process) if process.nonce == machine.nonce => {
+                self.confine(&vm, machine, &process);
+                return accepted(&vm).await;
+            }
+            Life::Running(_) => return Err(busy(&machine.sandbox)),
+            Life::Absent | Life::Ended(_) => {}
+        }
+        let arguments = self.arguments(machine, self.boot_files().await?)?;
+        vm.create()?;
+        cgroup::release(&vm)?;
+        vm.write_machine(machine)?;
+        self.start_shim(&vm, machine, arguments).await?;
+        if let Some(process) = vm.process()? {
+            self.confine(&vm, machine, &process);
+        }
+        accepted(&vm).await
+    }
+
+    /// Kernel and initramfs, found or made once.
+    pub(super) async fn boot_files(&self) -> Result<&BootFiles> {
+        let config = self.config.clone();
+        self.boot
+            .get_or_try_init(|| {
+                blocking(move || {
+                    let kernels = config.dir.join("kernels");
+                    let kernel =
+                        kernel::find_or_install(config.kernel.as_deref(), config.modules.as_deref(), &kernels)?;
+                    let modules = modules::load(&kernel, config.machine)?;
+                    let busybox = Busybox::read(&Busybox::find(config.busybox.as_deref())?)?;
+                    let initramfs = initramfs::prepare(&config.dir.join("cache"), &config.agent, &modules, &busybox)?;
+                    Ok(BootFiles { kernel, initramfs })
+                })
+            })
+            .await
+    }
+
+    /// QEMU's arguments for `machine`. What it names must be there: a missing file is found here rather than by QEMU.
+    pub(super) fn arguments(&self, machine: &Machine, boot: &BootFiles) -> Result<Vec<OsString>> {
+        let missing =
+            |what: String| VmmError::Vmm { vmm: "qemu", problem: format!("cannot start: {what} is not made yet") };
+        let root = match self.templates.root(&machine.template) {
+            Some(Root::BuiltIn) => None,
+            Some(Root::Image(image)) => Some(image),
+            None => return Err(missing(format!("template {}", machine.template))),
+        };
+        if self.disks.size(&machine.disk)?.is_none() {
+            return Err(missing(format!("data disk {}", machine.disk)));
+        }
+        let line = CommandLine {
+            machine_type: self.config.machine,
+            accel: self.accel.accel,
+            machine,
+            kernel: absolute(&boot.kernel.image),
+            initramfs: absolute(&boot.initramfs),
+            root: root.as_deref().map(absolute),
+            data: absolute(self.disks.path(&machine.disk)),
+        };
+        Ok(line.arguments())
+    }
+
+    /// Starts the shim and waits for its report, which is empty when QEMU has been started.
+    async fn start_shim(&self, vm: &VmDir, machine: &Machine, arguments: Vec<OsString>) -> Result<()> {
+        let failed = |problem: String| VmmError::Vmm { vmm: "qemu", problem: format!("was not started: {problem}") };
+        let (program, prefix) =
+            self.config.shim.split_first().ok_or_else(|| failed("no shim is configured".to_owned()))?;
+        let mut shim = Command::new(program)
+            .args(prefix)
+            .arg(machine.nonce.as_str())
+            .arg(&self.qemu.path)
+            .args(arguments)
+            .current_dir(vm.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed(format!("shim cannot run: {error}")))?;
+        let mut output = shim.stdout.take().ok_or_else(|| failed("shim has no output".to_owned()))?;
+        // Outlives this daemon; as long as this one lives, it asks how the shim ended, so that no zombie stays.
+        tokio::spawn(async move { shim.wait().await });
+        let mut report = String::new();
+        match timeout(BEGIN, (&mut output).take(COMPLAINT_BYTES as u64).read_to_string(&mut report)).await {
+            Ok(Ok(_)) if report.is_empty() => Ok(()),
+            Ok(Ok(_)) => Err(failed(report.trim().to_owned())),
+            Ok(Err(error)) => Err(failed(format!("shim's report cannot be read: {error}"))),
+            Err(_) => Err(failed(format!("shim did not report within {} s", BEGIN.as_secs()))),
+        }
+    }
+
+    /// Limits the VMM where the host lets this user. A VMM without limits is better than none.
+    fn confine(&self, vm: &VmDir, machine: &Machine, process: &ProcessRecord) {
+        if let Err(error) = self.cgroups.confine(vm, machine, process) {
+            tracing::warn!(sandbox = %machine.sandbox, %error, "microVM runs without limits of the host");
+        }
+    }
+}
+
+/// Waits until QEMU has taken the machine: its monitor answers. Otherwise says what it complained of.
+async fn accepted(vm: &VmDir) -> Result<()> {
+    let answer = async { Qmp::connect(vm).await?.execute("query-status", json!({})).await };
+    let Err(error) = answer.await else { return Ok(()) };
+    match watch::life(vm).await? {
+        Life::Running(_) => Err(error),
+        Life::Absent | Life::Ended(_) => {
+            let complaint = vm.log_tail(VMM_LOG, COMPLAINT_BYTES)?;
+            let problem = if complaint.is_empty() { "ended at once".to_owned() } else { format!("ended: {complaint}") };
+            Err(VmmError::Vmm { vmm: "qemu", problem })
+        }
+    }
+}
+
+/// QEMU runs in another directory than the daemon.
+fn absolute(path: impl AsRef<std::path::Path>) -> PathBuf {
+    std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned())
+}

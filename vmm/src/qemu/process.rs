@@ -1,0 +1,152 @@
+//! Who runs a microVM: the records by which a daemon finds the processes of an earlier one again, and never takes another
+//! process for them. Written by the shim, read by the driver.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use jiff::Timestamp;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+use setpoint_schema::id::BootNonce;
+use setpoint_schema::observed::ExitReason;
+
+/// `process.json`: the processes of one boot, written before the shim says that it has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    /// Which boot this is.
+    pub nonce: BootNonce,
+    /// The VMM.
+    pub qemu: ProcessId,
+    /// Its parent.
+    pub shim: ProcessId,
+    /// The host's boot that process ids belong to.
+    pub boot_id: String,
+    /// When the VMM was started.
+    pub since: Timestamp,
+}
+
+/// `exit.json`: how one boot ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    /// Which boot this was.
+    pub nonce: BootNonce,
+    /// How it ended.
+    pub reason: ExitReason,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A process that cannot be mistaken for another one that got the same number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessId {
+    /// The number.
+    pub pid: i32,
+    /// When it started, in clock ticks since the host's boot.
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has this number now.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let pid = i32::try_from(pid).map_err(io::Error::other)?;
+        let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, start_ticks: stat.start_ticks })
+    }
+
+    /// A descriptor of the process that becomes readable when it ends; `None` when it has ended.
+    ///
+    /// The start time is compared after the descriptor is open: from then on the number cannot pass to another process unnoticed.
+    pub fn open(self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let same = Stat::read(self.pid)?.is_some_and(|stat| stat.start_ticks == self.start_ticks && !stat.is_dead());
+        Ok(same.then_some(descriptor))
+    }
+}
+
+impl ProcessRecord {
+    /// Whether these process ids belong to the host's present boot.
+    pub fn is_of_this_host_boot(&self) -> bool {
+        boot_id().is_ok_and(|id| id == self.boot_id)
+    }
+}
+
+/// Identifies the host's boot.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// What `/proc/<pid>/stat` says, see proc_pid_stat(5).
+struct Stat {
+    state: char,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> io::Result<Option<Self>> {
+        let text = match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // The process ended between opening and reading.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Self::parse(&String::from_utf8_lossy(&text))
+            .map(Some)
+            .ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))
+    }
+
+    /// The command's name stands in parentheses and may itself hold some: fields count from the last one.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        // State is field 3, the start time field 22.
+        let start_ticks = fields.nth(18)?.parse().ok()?;
+        Some(Self { state, start_ticks })
+    }
+
+    /// A zombie has ended: it only waits for its parent to ask how.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_does_not_shift_the_fields() {
+        let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 0";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.state, stat.start_ticks), ('S', 4242));
+    }
+
+    #[test]
+    fn this_process_is_found_and_another_start_time_is_not_it() {
+        let me = ProcessId::of(std::process::id()).unwrap();
+        assert!(me.open().unwrap().is_some());
+        assert!(ProcessId { start_ticks: me.start_ticks + 1, ..me }.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_zombie_counts_as_ended() {
+        let mut child = Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        // End of file on its output: it is gone but for its parent's question.
+        std::io::copy(&mut child.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+        while id.open().unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,183 @@
+//! The scripted driver: microVMs that are files, for scale and for failure tests.
+//!
+//! Its world is a directory (see [`world`]). A microVM "runs" because its file says so and time passes: the agent answers from
+//! the boot's time on, a scripted death has happened once its time is over. So the microVMs outlive the daemon without any
+//! process behind them, and a test looks at the world, and tampers with it, from outside through [`World`].
+//!
+//! What operations take and how they fail stands in `script.toml` beside the world (see [`script`]). Whatever a correct daemon
+//! never does, such as starting a second boot of a running sandbox, is refused and written to `world/violations.log`.
+
+mod clock;
+mod files;
+mod guest;
+pub mod script;
+mod wakes;
+mod web;
+pub mod world;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
+use setpoint_schema::observed::{ExitReason, Machine, VmState};
+use setpoint_schema::quantity::ByteSize;
+
+use crate::driver::{Driver, Guest, Result, TemplateSource, VmmError};
+
+pub use clock::{Clock, TokioClock, WallClock};
+use guest::SimGuest;
+use script::{Effect, Operation, ScriptFile};
+pub use world::World;
+
+/// How long a guest that says nothing is waited for, when connecting and in every call.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long after an unreadable world file it is looked at again.
+const REREAD_AFTER: Duration = Duration::from_secs(1);
+
+/// The subject of calls that are about no sandbox in particular. No app is called so.
+const EVERYTHING: &str = "*";
+
+/// The scripted driver over one directory.
+pub struct SimDriver {
+    sim: Arc<Sim>,
+}
+
+impl SimDriver {
+    /// The driver over `dir`. Nothing is read or written before the first operation.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self::with_clock(dir, Arc::new(WallClock))
+    }
+
+    /// The same by another clock, for tests that pause time.
+    #[must_use]
+    pub fn with_clock(dir: impl Into<PathBuf>, clock: Arc<dyn Clock>) -> Self {
+        let dir = dir.into();
+        let script = ScriptFile::new(dir.join(script::FILE_NAME));
+        Self { sim: Arc::new(Sim { world: World::with_clock(dir, clock), script, calls: Mutex::default() }) }
+    }
+
+    /// The world that this driver's microVMs live in.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.sim.world
+    }
+}
+
+#[async_trait]
+impl Driver for SimDriver {
+    fn describe(&self) -> String {
+        format!("sim, scripted microVMs in {}", self.sim.world.dir().display())
+    }
+
+    async fn list(&self) -> Result<Vec<Machine>> {
+        self.sim
+            .call(Operation::List, EVERYTHING, |world| Ok(world.vms()?.into_iter().map(|vm| vm.machine).collect()))
+            .await
+    }
+
+    async fn observe(&self, sandbox: &SandboxId) -> Result<VmState> {
+        self.sim.call(Operation::Observe, sandbox.as_str(), |world| world.state(sandbox)).await
+    }
+
+    async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce) {
+        self.sim.world.ended(sandbox, nonce).await;
+    }
+
+    async fn launch(&self, machine: &Machine) -> Result<()> {
+        let script = self.sim.script.current()?;
+        self.sim.call(Operation::Launch, machine.sandbox.as_str(), |world| world.launch(machine, &script)).await
+    }
+
+    async fn kill(&self, sandbox: &SandboxId) -> Result<()> {
+        self.sim.call(Operation::Kill, sandbox.as_str(), |world| world.kill(sandbox, ExitReason::Killed(9))).await
+    }
+
+    async fn remove(&self, sandbox: &SandboxId) -> Result<()> {
+        self.sim.call(Operation::Remove, sandbox.as_str(), |world| world.remove(sandbox)).await
+    }
+
+    async fn ensure_disk(&self, disk: &DiskId, size: ByteSize, _user: Option<&SandboxId>) -> Result<()> {
+        self.sim.call(Operation::EnsureDisk, disk.as_str(), |world| world.ensure_disk(disk, size)).await
+    }
+
+    async fn disk_size(&self, disk: &DiskId) -> Result<Option<ByteSize>> {
+        Ok(self.sim.world.disk(disk)?.map(|disk| disk.size))
+    }
+
+    async fn list_disks(&self) -> Result<Vec<(DiskId, ByteSize)>> {
+        let disks = |world: &World| Ok(world.disks()?.into_iter().map(|disk| (disk.id, disk.size)).collect());
+        self.sim.call(Operation::ListDisks, EVERYTHING, disks).await
+    }
+
+    async fn delete_disk(&self, disk: &DiskId) -> Result<()> {
+        self.sim.call(Operation::DeleteDisk, disk.as_str(), |world| world.delete_disk(disk)).await
+    }
+
+    async fn has_template(&self, digest: &TemplateDigest) -> Result<bool> {
+        self.sim.world.has_template(digest)
+    }
+
+    async fn make_template(&self, digest: &TemplateDigest, root: Option<TemplateSource>) -> Result<()> {
+        let make = |world: &World| world.make_template(digest, root.as_ref());
+        self.sim.call(Operation::MakeTemplate, digest.as_str(), make).await
+    }
+
+    async fn guest(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>> {
+        self.sim.call(Operation::Connect, sandbox.as_str(), |_| Ok(())).await?;
+        let guest = SimGuest::new(Arc::clone(&self.sim), sandbox.clone(), nonce.clone());
+        guest.answering().await?;
+        Ok(Arc::new(guest))
+    }
+
+    async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>> {
+        let text = self.sim.world.console(sandbox)?;
+        Ok(text.as_bytes()[text.len().saturating_sub(limit)..].to_vec())
+    }
+}
+
+/// What the driver and its guests share.
+struct Sim {
+    world: World,
+    script: ScriptFile,
+    /// Calls so far that some fault could have hit, by operation and subject.
+    calls: Mutex<HashMap<(Operation, String), u64>>,
+}
+
+impl Sim {
+    /// Carries `act` out as the script has it: after its latency, and failing, hanging or losing its answer where a fault hits.
+    async fn call<T>(&self, operation: Operation, subject: &str, act: impl FnOnce(&World) -> Result<T>) -> Result<T> {
+        let script = self.script.current()?;
+        let latency = script.latency(operation, subject);
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let failed = || sim_error(format!("scripted failure of {operation:?} on {subject}"));
+        match self.effect(&script, operation, subject) {
+            None => act(&self.world),
+            Some(Effect::Fail) => Err(failed()),
+            Some(Effect::Lost) => act(&self.world).and_then(|_| Err(failed())),
+            Some(Effect::Hang) => std::future::pending().await,
+        }
+    }
+
+    /// Counts the call where a fault could hit it, and says what the fault does if it hits.
+    fn effect(&self, script: &script::Script, operation: Operation, subject: &str) -> Option<Effect> {
+        if !script.may_fail(operation, subject) {
+            return None;
+        }
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = calls.entry((operation, subject.to_owned())).or_insert(0);
+        *count += 1;
+        script.fault(operation, subject, *count)
+    }
+}
+
+/// An error of the scripted VMM.
+fn sim_error(problem: impl Into<String>) -> VmmError {
+    VmmError::Vmm { vmm: "sim", problem: problem.into() }
+}

@@ -1,0 +1,92 @@
+//! Small JSON files that are replaced as a whole, and the lock under which a world changes.
+//!
+//! Readers need no lock: a file appears, changes and goes by one rename or unlink.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::path::Path;
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::sim_error;
+use crate::driver::{Result, VmmError};
+
+/// Holds every other writer of the same world off, in this process and in others, until dropped.
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for the lock file at `path`; `None` if its directory is missing. The wait is short: nothing is awaited under the
+    /// lock.
+    pub(super) fn acquire(path: &Path) -> Result<Option<Self>> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let Some(file) = absent_is_none(file).map_err(failed("open", path))? else { return Ok(None) };
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", path)(e.into()))?;
+        Ok(Some(Self { _file: file }))
+    }
+
+    /// Replaces the file at `path`. One name serves all that is being written, because the lock admits one writer.
+    pub(super) fn write(&self, path: &Path, next: &Path, content: &[u8]) -> Result<()> {
+        fs::write(next, content).map_err(failed("write", next))?;
+        // Exchanging two files spares the write to the device that ext4 puts before replacing one. It needs a file to exchange
+        // with, and a file system that can.
+        match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
+            Ok(()) => self.remove(next),
+            Err(_) => fs::rename(next, path).map_err(failed("replace", path)),
+        }
+    }
+
+    /// Appends a line.
+    pub(super) fn append(&self, path: &Path, line: &str) -> Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open", path))?;
+        writeln!(file, "{line}").map_err(failed("append to", path))
+    }
+
+    /// Removes the file at `path` if it is there.
+    pub(super) fn remove(&self, path: &Path) -> Result<()> {
+        absent_is_none(fs::remove_file(path)).map(|_| ()).map_err(failed("remove", path))
+    }
+}
+
+/// The value that the file at `path` holds, if there is one.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = absent_is_none(fs::read(path)).map_err(failed("read", path))? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| sim_error(format!("cannot understand {}: {e}", path.display())))
+}
+
+/// The values of all files in the directory at `path`, in the order of their names; none if there is no directory.
+pub(super) fn read_all<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let Some(entries) = absent_is_none(fs::read_dir(path)).map_err(failed("list", path))? else {
+        return Ok(Vec::new());
+    };
+    let paths: std::io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.map_err(failed("list", path))?;
+    paths.sort();
+    // A file that went between listing and reading is not there.
+    paths.iter().filter_map(|path| read_json(path).transpose()).collect()
+}
+
+/// The form in which values stand in files: readable, since people look at them.
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("world files hold only maps with text keys")
+}
+
+/// Separates "not there" from failures.
+pub(super) fn absent_is_none<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what was tried on which path.
+pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError {
+    let path = path.to_owned();
+    move |source| VmmError::Io { operation, path, source }
+}
