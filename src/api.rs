@@ -1,1 +1,70 @@
-//! .
+//! The status API: what the daemon knows, over HTTP, for reading only.
+//!
+//! The daemon publishes a [`Snapshot`] after every pass and answers the rest through [`Backend`]. Nothing here can change
+//! anything, so that the API needs no credentials on the loopback interface; the guard in front of the routes keeps web
+//! pages of strangers away from it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::{Router, middleware};
+use setpoint_schema::name::HostName;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+pub use backend::{Backend, BackendError, Follow, LogStream};
+pub use snapshot::Snapshot;
+
+use crate::http::{self, Limits};
+
+mod backend;
+mod guard;
+mod params;
+mod refusal;
+mod routes;
+mod snapshot;
+
+/// Serves the API until `shutdown`, then lets answers that have begun come to their end. Until there is a first snapshot it
+/// says that it is not ready.
+pub async fn serve(
+    listener: TcpListener,
+    snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    backend: Arc<dyn Backend>,
+    shutdown: CancellationToken,
+) {
+    let api = Api { snapshot, backend, hosts: BTreeSet::new() };
+    api.serve(listener, Limits::default(), shutdown).await;
+}
+
+/// The API with its names and bounds to choose. [`serve`] takes the usual ones.
+pub struct Api {
+    /// The newest state.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// The rest.
+    pub backend: Arc<dyn Backend>,
+    /// Host names to answer under, besides `localhost` and addresses.
+    pub hosts: BTreeSet<HostName>,
+}
+
+impl Api {
+    /// As [`serve`].
+    pub async fn serve(self, listener: TcpListener, limits: Limits, shutdown: CancellationToken) {
+        let router = self.router();
+        let handler = move |request| {
+            let answer = router.clone().oneshot(request);
+            async {
+                let Ok(response) = answer.await;
+                response
+            }
+        };
+        http::serve(listener, handler, limits, shutdown).await;
+    }
+
+    fn router(self) -> Router {
+        let Self { snapshot, backend, hosts } = self;
+        routes::router(routes::Sources { snapshot, backend })
+            .layer(middleware::from_fn_with_state(Arc::new(hosts), guard::guard))
+    }
+}

@@ -1,1 +1,172 @@
-//! .
+//! The ingress: makes what listens inside microVMs reachable under host names.
+//!
+//! A request is routed by the host that it names to a port on the guest's localhost, over a stream that a [`Connector`]
+//! opens through the guest's agent; the guest needs no network for it. The daemon publishes new [`Routes`] after every pass.
+//!
+//! ```text
+//! client ──HTTP/1.1──▶ Target ──▶ Routes ──▶ Connector ──▶ exchange ──▶ guest
+//!                        │400      │404/503     │502/504      │502/504
+//!                        └─────────┴────── Refusal: a page or a problem document
+//! ```
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use setpoint_schema::id::SandboxId;
+use setpoint_schema::name::AppKey;
+use setpoint_vmm::driver::{Duplex, VmmError};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use routes::{Naming, Route, Routes, Unrouted, Upstream, routes};
+
+use crate::http::target::Target;
+use crate::http::{self, Connection, Limits};
+use crate::report::chain;
+use refusal::{Audience, Refusal};
+
+mod body;
+mod exchange;
+mod headers;
+mod refusal;
+mod routes;
+
+/// Opens streams into guests. The daemon implements it over its drivers.
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// Connects to `port` on the localhost of the guest of `sandbox`.
+    async fn open(&self, sandbox: &SandboxId, port: u16) -> Result<Pin<Box<dyn Duplex>>, ConnectError>;
+}
+
+/// Why a guest could not be connected to, in words that are fit for strangers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConnectError(pub String);
+
+impl From<VmmError> for ConnectError {
+    /// Passes on what concerns the guest; the host's paths and processes are for the log alone.
+    fn from(error: VmmError) -> Self {
+        match error {
+            VmmError::Guest { problem, .. } => Self(problem),
+            VmmError::Io { .. } | VmmError::Vmm { .. } | VmmError::Unsupported { .. } => {
+                tracing::warn!(error = chain(&error), "could not connect into a guest");
+                Self("its microVM cannot be connected to".to_owned())
+            }
+        }
+    }
+}
+
+/// How long a guest may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// To take a connection.
+    pub connect: Duration,
+    /// To begin its answer, after the last of the request has been passed on.
+    pub response_head: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(10), response_head: Duration::from_secs(60) }
+    }
+}
+
+/// Serves the ingress until `shutdown`, then lets answers that have begun come to their end; upgraded streams end at once.
+pub async fn serve(
+    listener: TcpListener,
+    routes: watch::Receiver<Arc<Routes>>,
+    connector: Arc<dyn Connector>,
+    shutdown: CancellationToken,
+) {
+    let ingress = Ingress { routes, connector, patience: Patience::default() };
+    ingress.serve(listener, Limits::default(), shutdown).await;
+}
+
+/// The ingress with its bounds to choose. [`serve`] takes the usual ones.
+#[derive(Clone)]
+pub struct Ingress {
+    /// The newest routes.
+    pub routes: watch::Receiver<Arc<Routes>>,
+    /// The way into guests.
+    pub connector: Arc<dyn Connector>,
+    /// How long guests may take.
+    pub patience: Patience,
+}
+
+impl Ingress {
+    /// As [`serve`].
+    pub async fn serve(self, listener: TcpListener, limits: Limits, shutdown: CancellationToken) {
+        let handler = move |request| {
+            let ingress = self.clone();
+            async move { ingress.answer(request).await }
+        };
+        http::serve(listener, handler, limits, shutdown).await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let audience = Audience::of(request.headers());
+        match self.forward(request).await {
+            Ok(response) => response,
+            Err(refusal) => refusal.into_response(audience),
+        }
+    }
+
+    async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        if *request.method() == Method::CONNECT {
+            return Err(Refusal::Connect);
+        }
+        headers::check_framing(request.headers())?;
+        let target = Target::of(&request)?;
+        let (route, sandbox) = self.route(&target)?;
+        let connection = request.extensions_mut().remove::<Connection>();
+        let connection = connection.expect("the accept loop names the connection of every request");
+        let stream = self.open(&route.app, &sandbox, route.port).await?;
+        exchange::exchange(stream, request, &target, &connection, self.patience.response_head)
+            .await
+            .map_err(|error| Refusal::Guest { app: route.app, error })
+    }
+
+    fn route(&self, target: &Target) -> Result<(Route, SandboxId), Refusal> {
+        let route = self.routes.borrow().get(&target.name).cloned().ok_or(Refusal::UnknownHost)?;
+        match &route.upstream {
+            Upstream::Ready(sandbox) => {
+                let sandbox = sandbox.clone();
+                Ok((route, sandbox))
+            }
+            Upstream::NotReady(reason) => {
+                let reason = reason.clone();
+                Err(Refusal::NotReady { app: route.app, reason })
+            }
+        }
+    }
+
+    async fn open(&self, app: &AppKey, sandbox: &SandboxId, port: u16) -> Result<Pin<Box<dyn Duplex>>, Refusal> {
+        match timeout(self.patience.connect, self.connector.open(sandbox, port)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(Refusal::Unreachable { app: app.clone(), error }),
+            Err(_) => Err(Refusal::ConnectTimeout { app: app.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_paths_are_not_for_strangers() {
+        let error = VmmError::Io {
+            operation: "connect",
+            path: "/var/lib/setpoint/vms/x/agent.sock".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        assert!(!ConnectError::from(error).to_string().contains('/'));
+    }
+}

@@ -1,8 +1,21 @@
 //! The daemon and the command line of Setpoint: source → desired → plan → converge → observed → status.
 
+mod agent;
 pub mod api;
+pub mod cli;
+pub mod config;
+pub mod converge;
+pub mod daemon;
 pub mod desired;
+mod drivers;
+mod host;
 pub mod http;
 pub mod ingress;
+pub mod ledger;
+pub mod observe;
+pub mod preview;
 pub mod render;
+mod report;
 pub mod source;
+mod status;
+mod world;

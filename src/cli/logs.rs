@@ -1,0 +1,48 @@
+//! `setpoint logs [-f] APP [PROCESS]`: what a process inside a microVM printed.
+
+use std::process::ExitCode;
+
+use setpoint_schema::name::AppKey;
+
+use super::{Failure, Server};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which app, as NAME or TEAM/NAME
+    app: AppKey,
+    /// `web`, `build`, or a worker's name
+    #[arg(default_value = "web")]
+    process: String,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    follow: bool,
+    /// How many lines to begin with
+    #[arg(long, default_value_t = 100, value_name = "LINES")]
+    tail: u32,
+    #[command(flatten)]
+    server: Server,
+}
+
+pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let AppKey { team, name } = &args.app;
+    let (process, tail, follow) = (&args.process, args.tail, args.follow);
+    let path = format!("/v1/apps/{team}/{name}/processes/{process}/logs?tail={tail}&follow={follow}");
+    args.server.client().stream(&path, print_raw).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Guests print what they like: on a terminal, bytes that would steer it are shown instead of obeyed.
+fn print_raw(data: &[u8]) {
+    use std::io::{IsTerminal as _, Write as _};
+    let mut out = std::io::stdout();
+    let written = if out.is_terminal() {
+        let harmless = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+        let text: String = String::from_utf8_lossy(data).chars().map(harmless).collect();
+        out.write_all(text.as_bytes())
+    } else {
+        out.write_all(data)
+    };
+    if written.and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}

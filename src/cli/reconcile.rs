@@ -1,0 +1,152 @@
+//! `setpoint reconcile`: converge once, or with `--dry-run` show what would be done.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use setpoint_plan::model::Hold;
+use setpoint_plan::render::{Color, json, text};
+
+use super::{Failure, Output, print, print_json, run};
+use crate::config::Config;
+use crate::converge::Pass;
+use crate::converge::follow::Rewind;
+use crate::preview::{Declarations, preview};
+use crate::{daemon, source};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show the plan and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Revision to preview: a commit, a branch, a tag
+    #[arg(long, requires = "dry_run", conflicts_with = "worktree")]
+    rev: Option<String>,
+    /// Preview the files as they are, uncommitted edits included
+    #[arg(long, requires = "dry_run")]
+    worktree: bool,
+    /// Output format of the plan
+    #[arg(short, long, value_enum, default_value = "text", requires = "dry_run")]
+    output: Output,
+    /// Exit with 2 when the plan holds changes
+    #[arg(long, requires = "dry_run")]
+    exit_code: bool,
+    /// Follow the branch to a revision that does not descend from the last accepted one
+    #[arg(long, conflicts_with = "dry_run")]
+    allow_rewind: bool,
+}
+
+pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
+    if args.dry_run { dry_run(config, &args).await } else { converge(config, &args).await }
+}
+
+async fn dry_run(config: Config, args: &Args) -> Result<ExitCode, Failure> {
+    let preview = preview(&config, &declarations(&config, args)?).await?;
+    for diagnostic in &preview.diagnostics {
+        eprintln!("error: {diagnostic}");
+    }
+    match args.output {
+        Output::Json => print_json(&json(&preview.plan)),
+        Output::Text => print(&text(&preview.plan, color())),
+    }
+    Ok(if !preview.diagnostics.is_empty() {
+        ExitCode::FAILURE
+    } else if args.exit_code && !preview.plan.actions.is_empty() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// What to preview: in a checkout and without flags, its HEAD; elsewhere the configured repository.
+fn declarations(config: &Config, args: &Args) -> Result<Declarations, Failure> {
+    let here = std::env::current_dir().map_err(|error| Failure::new(error, None))?;
+    let checkout = source::discover(&here);
+    if args.worktree {
+        return match config.source.url.as_ref().map(PathBuf::from).filter(|path| path.is_dir()).or(checkout) {
+            Some(dir) => Ok(Declarations::Worktree(dir)),
+            None => Err(no_declarations(&here)),
+        };
+    }
+    let rev = args.rev.clone().unwrap_or_else(|| "HEAD".to_owned());
+    match (&config.source.url, checkout) {
+        (Some(repo), _) => {
+            Ok(Declarations::Revision { repo: repo.clone(), branch: config.source.branch.clone(), rev })
+        }
+        (None, Some(checkout)) => {
+            Ok(Declarations::Revision { repo: checkout.display().to_string(), branch: None, rev })
+        }
+        (None, None) => Err(no_declarations(&here)),
+    }
+}
+
+fn no_declarations(here: &Path) -> Failure {
+    let hint = "run this inside a checkout, or pass --repo PATH_OR_URL".to_owned();
+    Failure::new(format!("{} is not in a git repository, and no other is named", here.display()), Some(hint))
+}
+
+async fn converge(config: Config, args: &Args) -> Result<ExitCode, Failure> {
+    if let Some(daemon) = daemon::running(&config.state.dir) {
+        let hint = "commit, and it converges; `setpoint reconcile --dry-run` previews".to_owned();
+        let message = format!("a daemon (process {}) has this state directory", daemon.pid);
+        return Err(Failure::new(message, Some(hint)));
+    }
+    let rewind = if args.allow_rewind || config.source.allow_rewind { Rewind::Allowed } else { Rewind::Refused };
+    let mut progress = Progress::default();
+    let pass = daemon::converge_once(&config, rewind, run::shutdown_on_signal()?, |pass| progress.show(pass)).await?;
+    match pass {
+        Some(pass) => conclude(&pass),
+        None => Err(Failure::new("interrupted before the first look around", None)),
+    }
+}
+
+/// Says how the convergence ended: success is nothing left to do and nothing broken.
+fn conclude(pass: &Pass) -> Result<ExitCode, Failure> {
+    let trouble = pass.followed.trouble.iter().map(|trouble| trouble.message.clone());
+    let mistakes = pass.followed.diagnostics.iter().map(ToString::to_string);
+    let undone = pass.plan.actions.iter().map(|action| {
+        let why: Vec<_> = action.blocked.iter().map(ToString::to_string).collect();
+        format!("{} of {} is not done: {}", action.kind, action.app, why.join("; "))
+    });
+    let unready = pass.plan.held.iter().filter_map(|held| match &held.reason {
+        Hold::Unready(reason) => Some(format!("{} is not ready: {reason}", held.app)),
+        Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => None,
+    });
+    let problems: Vec<_> = trouble.chain(mistakes).chain(undone).chain(unready).collect();
+    for problem in &problems {
+        eprintln!("error: {problem}");
+    }
+    let revision = pass.followed.desired.revision.short();
+    eprintln!("{} apps at revision {revision}, {} problems", pass.followed.desired.apps.len(), problems.len());
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says on a terminal what is being worked on; quiet elsewhere.
+#[derive(Default)]
+struct Progress {
+    last: String,
+}
+
+impl Progress {
+    fn show(&mut self, pass: &Pass) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let busy: Vec<_> = pass.busy.iter().map(ToString::to_string).collect();
+        let waiting = pass.plan.actions.len().saturating_sub(busy.len());
+        let line = match (busy.is_empty(), waiting) {
+            (true, 0) => "waiting for apps to get ready".to_owned(),
+            (true, waiting) => format!("{waiting} actions wait"),
+            (false, waiting) => format!("working on {}; {waiting} more", busy.join(", ")),
+        };
+        if line != self.last {
+            eprintln!("{line}");
+            self.last = line;
+        }
+    }
+}
+
+fn color() -> Color {
+    let plain = !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some();
+    if plain { Color::Never } else { Color::Always }
+}

@@ -1,0 +1,279 @@
+//! What the loop writes down as it goes: generations, failures and heals of each app, plans, revisions and events.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason};
+use setpoint_plan::render::reason_code;
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::id::Generation;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{AppRecord, FLAP_HEALS, Retry};
+use setpoint_state::{
+    EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, StateError,
+};
+
+use crate::converge::execute::Outcome;
+use crate::converge::follow::Followed;
+use crate::ledger::Ledger;
+
+type Result<T> = std::result::Result<T, StateError>;
+
+/// The first wait after a failure; it doubles with each further one.
+const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(1);
+/// The longest wait after a failure.
+const BACKOFF_LONGEST: SignedDuration = SignedDuration::from_secs(300);
+
+/// Writes to the store on behalf of the loop.
+pub struct Books {
+    ledger: Ledger,
+    /// What was taken in last, so that a pass without news writes nothing.
+    taken_in: Option<Arc<Followed>>,
+    /// The revision that is being carried out, as it was written down last.
+    revision: Option<RevisionRecord>,
+    /// The actions of the plan that was noted last: the same work seen from a newer observation is not history.
+    noted_work: BTreeSet<(AppKey, String)>,
+}
+
+impl Books {
+    /// Writes through `ledger`.
+    #[must_use]
+    pub fn new(ledger: Ledger) -> Self {
+        Self { ledger, taken_in: None, revision: None, noted_work: BTreeSet::new() }
+    }
+
+    /// Remembers each app's newest good declaration, and counts a generation for each change of its spec.
+    pub async fn take_in(&mut self, followed: &Arc<Followed>) -> Result<()> {
+        if self.taken_in.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, followed)) {
+            return Ok(());
+        }
+        let good = followed.desired.apps.values().filter(|app| !followed.desired.stalled.contains_key(&app.metadata.key));
+        let mut changed = Vec::new();
+        for app in good {
+            let known = self.ledger.app(&app.metadata.key).await?;
+            changed.extend(renewed(known, app));
+        }
+        self.ledger.put_apps(changed).await?;
+        self.taken_in = Some(Arc::clone(followed));
+        self.note_attempt(followed).await
+    }
+
+    /// A newer revision ends the history of the one before it, however far that came.
+    async fn note_attempt(&mut self, followed: &Followed) -> Result<()> {
+        let current = self.revision.as_ref().map(|record| &record.commit);
+        let Some(commit) = followed.attempted.clone().filter(|commit| current != Some(commit)) else { return Ok(()) };
+        if let Some(record) = self.revision.take().filter(|record| record.outcome == RevisionOutcome::Applying) {
+            let outcome = RevisionOutcome::Superseded(commit.clone());
+            self.write_revision(RevisionRecord { outcome, ..record }).await?;
+        }
+        let summary = match followed.diagnostics.len() {
+            0 => format!("{} apps", followed.desired.apps.len()),
+            mistakes => format!("{} apps, {mistakes} mistakes", followed.desired.apps.len()),
+        };
+        let event = NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));
+        self.event(event).await?;
+        self.write_revision(RevisionRecord {
+            commit,
+            attempted_at: Timestamp::now(),
+            applied_at: None,
+            outcome: RevisionOutcome::Applying,
+            duration_ms: 0,
+            summary,
+        })
+        .await
+    }
+
+    async fn write_revision(&mut self, record: RevisionRecord) -> Result<()> {
+        self.revision = Some(record.clone());
+        self.ledger.with(move |store| store.record_revision(&record)).await
+    }
+
+    /// Keeps a plan in the history if it is about other work than the one before.
+    pub async fn note_plan(&mut self, plan: &Plan, now: Timestamp) -> Result<()> {
+        let work: BTreeSet<_> = plan.actions.iter().map(|action| (action.app.clone(), action.kind.to_string())).collect();
+        if work == self.noted_work {
+            return Ok(());
+        }
+        self.noted_work = work;
+        if plan.actions.is_empty() {
+            return Ok(());
+        }
+        let record = plan_record(plan, now);
+        let body = serde_json::to_vec(plan).expect("plans hold only maps with text keys");
+        self.ledger.with(move |store| store.save_plan(&record, &body).map(drop)).await
+    }
+
+    /// Before an action acts: a heal is counted first, so that a crash in it counts too.
+    pub async fn note_begin(&self, action: &Action) -> Result<()> {
+        let Some(reason) = heal_reason(action) else { return Ok(()) };
+        let event = NewEvent::new(EventKind::Exited, "VmDown", reason).app(&action.app).sandbox(&action.sandbox);
+        self.event(event).await?;
+        self.ledger
+            .update_app(&action.app, |record| {
+                record.heals.push(Timestamp::now());
+                // One more than the breaker counts is all that it ever looks at.
+                let excess = record.heals.len().saturating_sub(FLAP_HEALS + 1);
+                record.heals.drain(..excess);
+            })
+            .await
+    }
+
+    /// After an action: its outcome, and when it may be tried again.
+    pub async fn note_end(&self, action: &Action, outcome: &Outcome) -> Result<()> {
+        let app = &action.app;
+        match outcome {
+            Outcome::Superseded => Ok(()),
+            Outcome::Done => {
+                let (kind, message) = done(action);
+                tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
+                self.event(NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message).app(app).sandbox(&action.sandbox)).await?;
+                self.ledger.update_app(app, |record| record.retry = Retry::default()).await
+            }
+            Outcome::Failed { step, reason } => {
+                tracing::warn!(%app, sandbox = %action.sandbox, step, error = %reason, "action failed");
+                let message = format!("{} failed at {step}: {reason}", action.kind);
+                let event = NewEvent::new(EventKind::Failed, *step, message.clone()).app(app).sandbox(&action.sandbox);
+                self.event(event).await?;
+                self.ledger.update_app(app, move |record| back_off(&mut record.retry, message)).await
+            }
+        }
+    }
+
+    /// Marks the revision as applied once nothing of it is left to do.
+    pub async fn note_progress(&mut self, followed: &Followed, plan: &Plan, idle: bool, now: Timestamp) -> Result<()> {
+        let done = plan.actions.is_empty() && idle && followed.trouble.is_none() && followed.diagnostics.is_empty();
+        let Some(record) = self.revision.clone().filter(|record| done && record.outcome == RevisionOutcome::Applying)
+        else {
+            return Ok(());
+        };
+        let duration_ms = u64::try_from(now.duration_since(record.attempted_at).as_millis()).unwrap_or(0);
+        let message = format!("{}: carried out in {duration_ms} ms", record.commit.short());
+        self.event(NewEvent::new(EventKind::RevisionApplied, "Converged", message)).await?;
+        let (applied_at, outcome) = (Some(now), RevisionOutcome::Applied);
+        self.write_revision(RevisionRecord { applied_at, outcome, duration_ms, ..record }).await
+    }
+
+    /// Forgets apps that are neither declared nor have anything left.
+    pub async fn forget_gone(&self, gone: Vec<AppKey>) -> Result<()> {
+        for app in gone {
+            self.ledger.forget_app(&app).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what happened.
+    pub async fn event(&self, event: NewEvent) -> Result<()> {
+        self.ledger.with(move |store| store.append_event(event).map(drop)).await
+    }
+}
+
+/// The record that `app` asks for, if it differs from the known one.
+fn renewed(known: Option<AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
+    let digest = app.spec.digest();
+    let key = app.metadata.key.clone();
+    match known {
+        None => Some(AppRecord {
+            key,
+            generation: Generation::default().next(),
+            digest,
+            last_good: app.clone(),
+            retry: Retry::default(),
+            heals: Vec::new(),
+        }),
+        // A changed spec is a new chance: earlier failures and heals say nothing about it.
+        Some(record) if record.digest != digest => Some(AppRecord {
+            key,
+            generation: record.generation.next(),
+            digest,
+            last_good: app.clone(),
+            retry: Retry::default(),
+            heals: Vec::new(),
+        }),
+        Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
+            Some(AppRecord { last_good: app.clone(), ..record })
+        }
+        Some(_) => None,
+    }
+}
+
+/// Doubles the wait, give or take a quarter, so that apps that failed together do not try again together.
+fn back_off(retry: &mut Retry, error: String) {
+    let doubled = BACKOFF_FIRST.saturating_mul(1 << retry.failures.min(16)).min(BACKOFF_LONGEST);
+    let quarter = doubled.as_millis() / 4;
+    let jitter = i64::try_from(ulid::Ulid::generate().random() % (2 * quarter.unsigned_abs() + 1)).unwrap_or(0);
+    let wait = doubled + SignedDuration::from_millis(jitter - i64::try_from(quarter).unwrap_or(0));
+    retry.failures += 1;
+    retry.not_before = Timestamp::now().checked_add(wait).ok();
+    retry.last_error = Some(error);
+}
+
+fn heal_reason(action: &Action) -> Option<String> {
+    action.reasons.iter().find_map(|reason| match reason {
+        Reason::VmDown(why) | Reason::GuestHung(why) => Some(why.clone()),
+        Reason::NotCreated
+        | Reason::Unfinished
+        | Reason::SpecChanged
+        | Reason::Drift(_)
+        | Reason::NotDeclared
+        | Reason::Renamed(_)
+        | Reason::PowerChanged(_)
+        | Reason::RetentionOver
+        | Reason::DiskReturns(_)
+        | Reason::Unrecorded => None,
+    })
+}
+
+/// The event that a finished action is.
+fn done(action: &Action) -> (EventKind, String) {
+    if let Some(why) = heal_reason(action) {
+        return (EventKind::Healed, format!("brought back: {why}"));
+    }
+    let kind = match action.kind {
+        ActionKind::Create => EventKind::Created,
+        ActionKind::Adopt => EventKind::Adopted,
+        ActionKind::Update(_) => EventKind::Updated,
+        ActionKind::Reboot => EventKind::Rebooted,
+        ActionKind::Replace => EventKind::Replaced,
+        ActionKind::Stop => EventKind::Stopped,
+        ActionKind::Delete => EventKind::Deleted,
+        ActionKind::ExpireDisk => EventKind::DiskExpired,
+    };
+    let paths: Vec<_> = action.changes.iter().map(|change| change.path.as_str()).collect();
+    let message =
+        if paths.is_empty() { action.kind.to_string() } else { format!("{}: {}", action.kind, paths.join(", ")) };
+    (kind, message)
+}
+
+fn plan_record(plan: &Plan, now: Timestamp) -> PlanRecord {
+    let reference = |id: &PlanId| PlanRef(id.0.clone());
+    let short = |action: &Action| PlanAction { app: action.app.clone(), action: action.kind.to_string() };
+    PlanRecord {
+        id: reference(&plan.id),
+        parent: plan.parent.as_ref().map(reference),
+        revision: plan.revision.clone(),
+        made_at: now,
+        actions: plan.actions.iter().take(PlanRecord::ACTIONS).map(short).collect(),
+        total_actions: plan.actions.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backing_off_doubles_up_to_five_minutes() {
+        let mut retry = Retry::default();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let before = Timestamp::now();
+            back_off(&mut retry, "no".to_owned());
+            waits.push(retry.not_before.map(|until| until.duration_since(before).as_secs_f64()));
+        }
+        assert!(waits[0].is_some_and(|wait| (0.7..=1.3).contains(&wait)), "{waits:?}");
+        assert!(waits[3].is_some_and(|wait| (5.9..=10.1).contains(&wait)), "{waits:?}");
+        assert!(waits[11].is_some_and(|wait| (224.0..=376.0).contains(&wait)), "{waits:?}");
+        assert_eq!(retry.failures, 12);
+    }
+}

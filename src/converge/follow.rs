@@ -1,0 +1,265 @@
+//! Follows the branch: from a hint or a poll to a loaded revision, keeping the last good one through every error.
+//!
+//! ```text
+//!   start ──▶ last accepted revision, or the last good specs ──▶ following
+//!   following ──tip moved, descendant, loads──▶ following the new revision
+//!             ──anything else──▶ following the old one, in error, nothing may be removed
+//! ```
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use setpoint_plan::desired::{Completeness, Desired};
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::diagnostic::Diagnostic;
+use setpoint_schema::id::CommitId;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::project::Project;
+use setpoint_state::{SourceMarker, StateError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::desired::{Loaded, Loader};
+use crate::ledger::Ledger;
+use crate::report::chain;
+use crate::source::watch::Watcher;
+use crate::source::{Repository, SourceError};
+
+/// What is desired, and how fresh that is.
+#[derive(Debug, Clone)]
+pub struct Followed {
+    /// The desired state of the newest revision that could be read.
+    pub desired: Desired,
+    /// The mistakes in its declarations.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The settings that it was read with.
+    pub project: Project,
+    /// The newest revision that was tried, whether or not it could be read.
+    pub attempted: Option<CommitId>,
+    /// Why the branch cannot be followed at present.
+    pub trouble: Option<Trouble>,
+}
+
+/// Why the branch cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What went wrong, with causes.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Why a tip is not followed.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("branch moved from {} to {}, which does not descend from it", from.short(), to.short())]
+    Rewound { from: CommitId, to: CommitId },
+}
+
+impl Refusal {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Source(error) => error.hint(),
+            Self::State(error) => Some(error.hint()),
+            Self::Rewound { .. } => Some(
+                "history was rewritten: push a descendant, or accept it once with `setpoint reconcile --allow-rewind` or \
+                 `allow_rewind = true` under [source]"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// Whether a branch may move to a revision that does not descend from the last accepted one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewind {
+    /// It may.
+    Allowed,
+    /// It may not.
+    Refused,
+}
+
+/// Follows one branch; owns the loader and its caches.
+pub struct Follower {
+    source: Arc<Repository>,
+    loader: Option<Loader>,
+    ledger: Ledger,
+    rewind: Rewind,
+    accepted: Option<CommitId>,
+    followed: watch::Sender<Arc<Followed>>,
+}
+
+impl Follower {
+    /// Reads the tip, or else the last accepted revision, or else what the store remembers of each app.
+    ///
+    /// # Errors
+    /// Only when the store cannot be read.
+    pub async fn start(
+        source: Arc<Repository>,
+        loader: Loader,
+        ledger: Ledger,
+        rewind: Rewind,
+    ) -> Result<Self, StateError> {
+        let accepted = accepted(&source, &ledger).await?;
+        let remembered = Followed::remembered(last_good(&ledger).await?, accepted.clone());
+        let followed = watch::Sender::new(Arc::new(remembered));
+        let mut follower = Self { source, loader: Some(loader), ledger, rewind, accepted: None, followed };
+        if let Some(commit) = &accepted
+            && let Err(refusal) = follower.load(commit).await
+        {
+            tracing::warn!(%commit, error = %chain(&refusal), "last accepted revision cannot be read");
+        }
+        follower.accepted = accepted;
+        follower.look().await;
+        Ok(follower)
+    }
+
+    /// What is followed, as it changes.
+    #[must_use]
+    pub fn followed(&self) -> watch::Receiver<Arc<Followed>> {
+        self.followed.subscribe()
+    }
+
+    /// Looks at the branch after every hint, until `shutdown`.
+    pub async fn run(mut self, mut watcher: Watcher, shutdown: CancellationToken) {
+        while shutdown.run_until_cancelled(watcher.hint()).await.is_some() {
+            self.look().await;
+        }
+    }
+
+    /// Looks at the branch once.
+    pub async fn look(&mut self) {
+        match self.advance().await {
+            Ok(()) => self.clear_trouble(),
+            Err(refusal) => self.note_trouble(&refusal),
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), Refusal> {
+        let tip = blocking(&self.source, Repository::poll).await?;
+        if self.accepted.as_ref() == Some(&tip) && self.followed.borrow().attempted.as_ref() == Some(&tip) {
+            return Ok(());
+        }
+        self.check_descent(&tip).await?;
+        self.load(&tip).await?;
+        let marker = SourceMarker {
+            url: self.source.place(),
+            branch: self.source.config().branch.clone().unwrap_or_else(|| "HEAD".to_owned()),
+            commit: tip.clone(),
+            at: Timestamp::now(),
+        };
+        self.ledger.with(move |store| store.update_meta(|meta| meta.source = Some(marker))).await?;
+        self.accepted = Some(tip);
+        Ok(())
+    }
+
+    async fn check_descent(&self, tip: &CommitId) -> Result<(), Refusal> {
+        let (Rewind::Refused, Some(from)) = (self.rewind, &self.accepted) else { return Ok(()) };
+        let (old, new) = (from.clone(), tip.clone());
+        if old == new || blocking(&self.source, move |source| source.is_descendant(&old, &new)).await? {
+            return Ok(());
+        }
+        Err(Refusal::Rewound { from: from.clone(), to: tip.clone() })
+    }
+
+    async fn load(&mut self, commit: &CommitId) -> Result<(), Refusal> {
+        let last_good = last_good(&self.ledger).await?;
+        let mut loader = self.loader.take().expect("the loader is put back after every load");
+        let (source, wanted) = (Arc::clone(&self.source), commit.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            let loaded = loader.load(&source, &wanted, &last_good);
+            (loader, loaded)
+        });
+        let (loader, loaded) = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        self.loader = Some(loader);
+        let Loaded { desired, diagnostics, project } = loaded?;
+        for diagnostic in &diagnostics {
+            tracing::warn!(%commit, "{diagnostic}");
+        }
+        let trouble = self.followed.borrow().trouble.clone();
+        let attempted = Some(commit.clone());
+        self.followed.send_replace(Arc::new(Followed { desired, diagnostics, project, attempted, trouble }));
+        Ok(())
+    }
+
+    fn clear_trouble(&self) {
+        self.followed.send_if_modified(|followed| {
+            let had = followed.trouble.is_some();
+            if had {
+                tracing::info!("source can be followed again");
+                let recovered = Followed { trouble: None, ..Followed::clone(followed) };
+                *followed = Arc::new(recovered);
+            }
+            had
+        });
+    }
+
+    fn note_trouble(&self, refusal: &Refusal) {
+        let (message, hint) = (chain(refusal), refusal.hint());
+        self.followed.send_if_modified(|followed| {
+            if followed.trouble.as_ref().is_some_and(|trouble| trouble.message == message) {
+                return false;
+            }
+            tracing::error!(error = %message, "source cannot be followed");
+            let trouble = Some(Trouble { message, hint, since: Timestamp::now() });
+            *followed = Arc::new(Followed { trouble, ..Followed::clone(followed) });
+            true
+        });
+    }
+}
+
+impl Followed {
+    /// What is desired while no revision can be read: each app as it was last declared without a mistake.
+    fn remembered(apps: BTreeMap<AppKey, DesiredApp>, accepted: Option<CommitId>) -> Self {
+        let reason = "no revision of the declarations could be read yet".to_owned();
+        let desired = Desired {
+            revision: accepted.unwrap_or_else(|| CommitId("0".repeat(40))),
+            apps,
+            stalled: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            completeness: Completeness::Partial(reason),
+        };
+        Self { desired, diagnostics: Vec::new(), project: Project::default(), attempted: None, trouble: None }
+    }
+
+    /// What to plan with: while the branch cannot be followed, nothing may be removed.
+    #[must_use]
+    pub fn plannable(&self) -> Cow<'_, Desired> {
+        match &self.trouble {
+            None => Cow::Borrowed(&self.desired),
+            Some(trouble) => {
+                let completeness = Completeness::Partial(trouble.message.clone());
+                Cow::Owned(Desired { completeness, ..self.desired.clone() })
+            }
+        }
+    }
+}
+
+/// The revision that was accepted last from this very repository: another one has another history.
+async fn accepted(source: &Repository, ledger: &Ledger) -> Result<Option<CommitId>, StateError> {
+    let marker = ledger.with(|store| store.meta()).await?.source;
+    Ok(marker.filter(|marker| marker.url == source.place()).map(|marker| marker.commit))
+}
+
+async fn last_good(ledger: &Ledger) -> Result<BTreeMap<AppKey, DesiredApp>, StateError> {
+    let inventory = ledger.inventory().await?;
+    Ok(inventory.apps.into_iter().map(|record| (record.key, record.last_good)).collect())
+}
+
+async fn blocking<T: Send + 'static>(
+    source: &Arc<Repository>,
+    work: impl FnOnce(&Repository) -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, SourceError> {
+    let source = Arc::clone(source);
+    let done = tokio::task::spawn_blocking(move || work(&source)).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

@@ -1,0 +1,286 @@
+//! One step of a plan: is it needed, do it, see that it is done.
+//!
+//! [`Hands::is_needed`] looks at the world and at nothing else, so it answers both questions: a step is skipped when it is not
+//! needed, and has been carried out when it is not needed any more. That makes each step safe to carry out again after a crash
+//! at any point of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use setpoint_plan::desired::DesiredTemplateRoot;
+use setpoint_plan::model::{BuildStep, Restart, Step};
+use setpoint_schema::app::Timeouts;
+use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, TemplateDigest};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{Applied, DiskRecord, DiskState, Machine, SandboxRecord, VmState};
+use setpoint_schema::quantity::{ByteSize, Span};
+use setpoint_schema::runtime::ProcessSet;
+use setpoint_vmm::driver::{Driver, Guest, RestartScope, VmmError};
+
+use crate::converge::files::{self, FilesError};
+use crate::ledger::Ledger;
+use crate::observe::Observer;
+use crate::source::Repository;
+
+/// Everything that a step acts through.
+#[derive(Clone)]
+pub struct Hands {
+    /// Runs microVMs.
+    pub driver: Arc<dyn Driver>,
+    /// Knows what they do, and holds the connections to their agents.
+    pub observer: Observer,
+    /// Remembers.
+    pub ledger: Ledger,
+    /// Holds the workspace files and templates.
+    pub source: Arc<Repository>,
+}
+
+/// Why a step failed; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The driver or the guest.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The store.
+    #[error(transparent)]
+    State(#[from] setpoint_state::StateError),
+    /// The workspace or the template could not be read or sent.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The agent did not answer.
+    #[error("{0}")]
+    Agent(String),
+    /// The inventory does not hold what the plan was made from.
+    #[error("sandbox {0} is not in the inventory")]
+    NoRecord(SandboxId),
+    /// The step did all it does, and is still needed.
+    #[error("{0} had no effect")]
+    NoEffect(&'static str),
+}
+
+/// The guest needs this long at most for one answer; under emulation on a loaded host, seconds are normal.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Ending a VMM takes this long at most.
+const KILL: Duration = Duration::from_secs(15);
+
+/// The name of a step, for the journal and for failpoints.
+#[must_use]
+pub fn name(step: &Step) -> &'static str {
+    match step {
+        Step::Record(_) => "record",
+        Step::EnsureTemplate { .. } => "ensure-template",
+        Step::EnsureDisk { .. } => "ensure-disk",
+        Step::GrowDisk { .. } => "grow-disk",
+        Step::Launch(_) => "launch",
+        Step::AwaitAgent { .. } => "await-agent",
+        Step::SyncFiles { .. } => "sync-files",
+        Step::ApplyProcesses { .. } => "apply-processes",
+        Step::Stop { .. } => "stop",
+        Step::RemoveVm(_) => "remove-vm",
+        Step::ReleaseDisk { .. } => "release-disk",
+        Step::RecordApplied { .. } => "record-applied",
+        Step::Forget(_) => "forget",
+    }
+}
+
+impl Hands {
+    /// Carries out one step, unless the world already is as it wants.
+    ///
+    /// # Errors
+    /// Why the world is not as the step wants.
+    pub async fn carry_out(&self, step: &Step) -> Result<(), StepError> {
+        if !self.is_needed(step).await? {
+            return Ok(());
+        }
+        self.apply(step).await?;
+        if self.is_needed(step).await? { Err(StepError::NoEffect(name(step))) } else { Ok(()) }
+    }
+
+    async fn is_needed(&self, step: &Step) -> Result<bool, StepError> {
+        Ok(match step {
+            Step::Record(record) => self.ledger.sandbox(&record.id).await?.as_ref() != Some(record),
+            Step::EnsureTemplate { digest, .. } => !self.driver.has_template(digest).await?,
+            Step::EnsureDisk { disk, app, size } => {
+                let wanted = DiskRecord { id: disk.clone(), app: app.clone(), size: *size, state: DiskState::InUse };
+                self.ledger.disk(disk).await?.as_ref() != Some(&wanted)
+                    || self.driver.disk_size(disk).await? < Some(*size)
+            }
+            Step::GrowDisk { sandbox, size } => self.agent_of(sandbox).await?.status().await?.disk < usable(*size),
+            Step::Launch(machine) => !self.runs(&machine.sandbox, Some(machine)).await?,
+            Step::AwaitAgent { sandbox, .. } => {
+                let record = self.record(sandbox).await?;
+                self.observer.view(sandbox).answering(&record.machine.nonce).is_none()
+            }
+            Step::SyncFiles { sandbox, tree, .. } => {
+                self.agent_of(sandbox).await?.status().await?.tree.as_ref() != Some(tree)
+            }
+            Step::ApplyProcesses { sandbox, set, .. } => {
+                self.agent_of(sandbox).await?.status().await?.processes.as_ref() != Some(&set.digest())
+            }
+            Step::Stop { sandbox, .. } => self.runs(sandbox, None).await?,
+            Step::RemoveVm(sandbox) => self.driver.observe(sandbox).await? != VmState::Absent,
+            Step::ReleaseDisk { disk, keep } => self.disk_is_held(disk, keep.as_ref()).await?,
+            Step::RecordApplied { sandbox, spec, generation, revision } => {
+                let applied = self.record(sandbox).await?.applied;
+                applied.is_none_or(|applied| {
+                    applied.spec != **spec || applied.generation != *generation || applied.revision != *revision
+                })
+            }
+            Step::Forget(sandbox) => self.ledger.sandbox(sandbox).await?.is_some(),
+        })
+    }
+
+    async fn apply(&self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::Record(record) => Ok(self.ledger.put_sandbox(record).await?),
+            Step::EnsureTemplate { digest, root } => self.make_template(digest, root).await,
+            Step::EnsureDisk { disk, app, size } => self.ensure_disk(disk, app, *size).await,
+            Step::GrowDisk { sandbox, .. } => Ok(self.agent_of(sandbox).await?.grow_disk().await?),
+            Step::Launch(machine) => self.launch(machine).await,
+            Step::AwaitAgent { sandbox, timeouts } => self.await_agent(sandbox, timeouts).await,
+            Step::SyncFiles { sandbox, tree, revision, path } => {
+                let agent = self.agent_of(sandbox).await?;
+                Ok(files::sync(&self.source, agent.as_ref(), revision, path, tree).await?)
+            }
+            Step::ApplyProcesses { sandbox, set, build, restart } => {
+                self.apply_processes(sandbox, set, *build, *restart).await
+            }
+            Step::Stop { sandbox, grace } => self.stop(sandbox, *grace).await,
+            Step::RemoveVm(sandbox) => {
+                self.driver.remove(sandbox).await?;
+                self.observer.nudge(sandbox);
+                Ok(())
+            }
+            Step::ReleaseDisk { disk, keep } => self.release_disk(disk, keep.as_ref()).await,
+            Step::RecordApplied { sandbox, spec, generation, revision } => {
+                self.record_applied(sandbox, spec, *generation, revision).await
+            }
+            Step::Forget(sandbox) => {
+                self.ledger.forget_sandbox(sandbox).await?;
+                self.observer.forget(sandbox);
+                Ok(())
+            }
+        }
+    }
+
+    async fn make_template(&self, digest: &TemplateDigest, root: &DesiredTemplateRoot) -> Result<(), StepError> {
+        let exported = files::template_source(&self.source, root).await?;
+        let source = exported.as_ref().map(files::Exported::source);
+        Ok(self.driver.make_template(digest, source).await?)
+    }
+
+    /// The inventory comes first: a disk that nothing records could never be found again.
+    async fn ensure_disk(&self, disk: &DiskId, app: &AppKey, size: ByteSize) -> Result<(), StepError> {
+        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
+        self.ledger.put_disk(&record).await?;
+        let user = self.ledger.user_of_disk(disk).await?;
+        Ok(self.driver.ensure_disk(disk, size, user.as_ref()).await?)
+    }
+
+    async fn launch(&self, machine: &Machine) -> Result<(), StepError> {
+        self.driver.launch(machine).await?;
+        self.observer.nudge(&machine.sandbox);
+        Ok(())
+    }
+
+    async fn await_agent(&self, sandbox: &SandboxId, timeouts: &Timeouts) -> Result<(), StepError> {
+        let nonce = self.record(sandbox).await?.machine.nonce;
+        let answer = self.observer.answering(sandbox, &nonce, timeouts.boot.as_duration()).await;
+        answer.map(drop).map_err(StepError::Agent)
+    }
+
+    async fn apply_processes(
+        &self,
+        sandbox: &SandboxId,
+        set: &ProcessSet,
+        build: BuildStep,
+        restart: Restart,
+    ) -> Result<(), StepError> {
+        let scope = match restart {
+            Restart::None => RestartScope::None,
+            Restart::AfterTask => RestartScope::AfterTask,
+            Restart::All => RestartScope::All,
+        };
+        Ok(self.agent_of(sandbox).await?.apply(set, matches!(build, BuildStep::Run), scope).await?)
+    }
+
+    /// Asks the guest to shut down, and ends the microVM when it does not within its time or cannot be asked.
+    async fn stop(&self, sandbox: &SandboxId, grace: Option<Span>) -> Result<(), StepError> {
+        let VmState::Running { nonce, .. } = self.driver.observe(sandbox).await? else { return Ok(()) };
+        if let (Some(grace), Some(agent)) = (grace, self.observer.view(sandbox).answering(&nonce)) {
+            let clean = async {
+                agent.shutdown().await?;
+                self.driver.exited(sandbox, &nonce).await;
+                Ok::<(), VmmError>(())
+            };
+            match tokio::time::timeout(grace.as_duration(), clean).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%sandbox, %error, "guest refused to shut down"),
+                Err(_) => tracing::warn!(%sandbox, %grace, "guest did not shut down in time"),
+            }
+        }
+        self.driver.kill(sandbox).await?;
+        let ended = tokio::time::timeout(KILL, self.driver.exited(sandbox, &nonce)).await;
+        self.observer.nudge(sandbox);
+        ended.map_err(|_| StepError::NoEffect("stop"))
+    }
+
+    async fn disk_is_held(&self, disk: &DiskId, keep: Option<&DiskState>) -> Result<bool, StepError> {
+        let record = self.ledger.disk(disk).await?;
+        Ok(match keep {
+            Some(state) => record.is_some_and(|record| record.state != *state),
+            None => record.is_some() || self.driver.disk_size(disk).await?.is_some(),
+        })
+    }
+
+    async fn release_disk(&self, disk: &DiskId, keep: Option<&DiskState>) -> Result<(), StepError> {
+        match (keep, self.ledger.disk(disk).await?) {
+            (Some(state), Some(record)) => {
+                Ok(self.ledger.put_disk(&DiskRecord { state: state.clone(), ..record }).await?)
+            }
+            (Some(_), None) => Ok(()),
+            // The row goes last: until the file is gone, something must remember it.
+            (None, _) => {
+                self.driver.delete_disk(disk).await?;
+                Ok(self.ledger.forget_disk(disk).await?)
+            }
+        }
+    }
+
+    async fn record_applied(
+        &self,
+        sandbox: &SandboxId,
+        spec: &setpoint_schema::app::SandboxSpec,
+        generation: Generation,
+        revision: &CommitId,
+    ) -> Result<(), StepError> {
+        let mut record = self.record(sandbox).await?;
+        let (spec, revision) = (spec.clone(), revision.clone());
+        record.applied = Some(Applied { spec, generation, revision, at: Timestamp::now() });
+        Ok(self.ledger.put_sandbox(&record).await?)
+    }
+
+    async fn record(&self, sandbox: &SandboxId) -> Result<SandboxRecord, StepError> {
+        self.ledger.sandbox(sandbox).await?.ok_or_else(|| StepError::NoRecord(sandbox.clone()))
+    }
+
+    /// The agent of the boot that the inventory names.
+    async fn agent_of(&self, sandbox: &SandboxId) -> Result<Arc<dyn Guest>, StepError> {
+        let nonce = self.record(sandbox).await?.machine.nonce;
+        self.observer.answering(sandbox, &nonce, ANSWER).await.map_err(StepError::Agent)
+    }
+
+    /// Whether the sandbox runs, and if a machine is given, runs that boot of it.
+    async fn runs(&self, sandbox: &SandboxId, machine: Option<&Machine>) -> Result<bool, StepError> {
+        Ok(match self.driver.observe(sandbox).await? {
+            VmState::Running { nonce, .. } => machine.is_none_or(|machine| machine.nonce == nonce),
+            VmState::Absent | VmState::Exited { .. } => false,
+        })
+    }
+}
+
+/// What a file system of a disk of this size reports at least: ext4 keeps its tables and journal to itself.
+fn usable(size: ByteSize) -> ByteSize {
+    ByteSize::bytes(size.as_bytes() / 100 * 80)
+}

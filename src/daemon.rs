@@ -1,0 +1,183 @@
+//! Puts the parts together and runs them: the daemon, and the one-time convergence of `setpoint reconcile`.
+
+mod answers;
+mod beacon;
+mod serve;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use setpoint_schema::observed::Limits;
+use setpoint_state::{StateError, Store};
+use setpoint_vmm::driver::VmmError;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError};
+use crate::converge::follow::{Follower, Rewind};
+use crate::converge::step::Hands;
+use crate::converge::{Pass, Reconciler};
+use crate::ledger::Ledger;
+use crate::observe::Observer;
+use crate::source::watch::Watcher;
+use crate::source::{Repository, SourceError};
+use crate::{drivers, host, preview};
+
+pub use beacon::{Beacon, running};
+
+/// Why a daemon or a convergence could not begin or had to end; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The repository.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The driver.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// An address to serve on.
+    #[error("could not listen on {address} for {what}")]
+    Listen {
+        /// Which address.
+        address: std::net::SocketAddr,
+        /// What was to be served.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of the daemon's own.
+    #[error("could not {operation} {path}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::State(error) => Some(error.hint()),
+            Self::Source(error) => error.hint(),
+            Self::Vmm(VmmError::Unsupported { hint, .. }) => Some(hint.clone()),
+            Self::Vmm(_) | Self::Io { .. } => None,
+            Self::Listen { .. } => {
+                Some("another program, or another daemon, has this address: `setpoint doctor` says which".to_owned())
+            }
+        }
+    }
+}
+
+/// The parts that a daemon and a one-time convergence share.
+struct Parts {
+    hands: Hands,
+    follower: Follower,
+    limits: Limits,
+}
+
+impl Parts {
+    async fn assemble(config: &Config, rewind: Rewind) -> Result<Self, DaemonError> {
+        let source = Arc::new(Repository::open(&drivers::source_config(config)?)?);
+        let store_dir = config.store_dir();
+        let ledger = Ledger::new(Store::open(&store_dir)?);
+        let driver = drivers::driver(config)?;
+        let observer = Observer::new(Arc::clone(&driver));
+        let loader = preview::loader();
+        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind).await?;
+        let limits = host::limits(&config.limits, &config.state.dir);
+        Ok(Self { hands: Hands { driver, observer, ledger, source }, follower, limits })
+    }
+}
+
+/// Runs the daemon until `shutdown`; its microVMs go on.
+///
+/// # Errors
+/// When it cannot begin, or when its store fails.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), DaemonError> {
+    let Parts { hands, follower, limits } = Parts::assemble(&config, rewind(&config)).await?;
+    let reconciler = Reconciler::new(hands.clone(), config.converge.clone(), limits, follower.followed());
+    let servers = serve::Servers::bind(&config, &hands, reconciler.passes()).await?;
+    let _beacon = Beacon::light(&config.state.dir, servers.api_address(), servers.ingress_address())?;
+    tracing::info!(api = %servers.api_address(), ingress = %servers.ingress_address(), "daemon is up");
+
+    let watcher = Watcher::new(&hands.source, config.source.poll_interval.as_duration());
+    let following = tokio::spawn(follower.run(watcher, shutdown.clone()));
+    let serving = tokio::spawn(servers.run(shutdown.clone()));
+    let outcome = reconciler.run(shutdown.clone()).await;
+    // Whatever ended the loop ends the rest with it.
+    shutdown.cancel();
+    for task in [following, serving] {
+        task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    }
+    Ok(outcome?)
+}
+
+/// Converges once on the branch's tip. Returns the last pass: the world as it was left, and what is left to do.
+///
+/// # Errors
+/// When it cannot begin, or when its store fails.
+pub async fn converge_once(
+    config: &Config,
+    rewind: Rewind,
+    shutdown: CancellationToken,
+    mut watch: impl FnMut(&Pass),
+) -> Result<Option<Arc<Pass>>, DaemonError> {
+    let Parts { hands, follower, limits } = Parts::assemble(config, rewind).await?;
+    let reconciler = Reconciler::new(hands, config.converge.clone(), limits, follower.followed());
+    let mut passes = reconciler.passes();
+    let loop_end = CancellationToken::new();
+    let running = tokio::spawn(reconciler.run(loop_end.clone()));
+    let began = Timestamp::now();
+    let mut last = None;
+    while let Some(Ok(())) = shutdown.run_until_cancelled(passes.changed()).await {
+        last = passes.borrow_and_update().clone();
+        let Some(pass) = &last else { continue };
+        watch(pass);
+        if settled(pass, began) {
+            break;
+        }
+    }
+    loop_end.cancel();
+    running.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    Ok(last)
+}
+
+/// Whether waiting longer would change nothing: no work left, and every app ready or out of time.
+fn settled(pass: &Pass, began: Timestamp) -> bool {
+    use setpoint_plan::model::{Block, Hold};
+    let elapsed = pass.at.duration_since(began);
+    let out_of_time = |app: &setpoint_schema::name::AppKey| {
+        let limit = pass.followed.desired.apps.get(app).map(|app| app.spec.app.timeouts.ready.as_duration());
+        limit.is_none_or(|limit| elapsed.unsigned_abs() > limit)
+    };
+    let waits = pass.plan.held.iter().any(|held| match held.reason {
+        Hold::Unready(_) => !out_of_time(&held.app),
+        Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => false,
+    });
+    // A failure ends a one-time convergence once the rest is done; the daemon is who tries again.
+    let gives_up = |block: &Block| match block {
+        Block::Backoff { .. } | Block::Capacity(_) | Block::Flapping(_) | Block::DiskShrink { .. } => true,
+        Block::Dependency { app, .. } => out_of_time(app) || pass.plan.actions.iter().any(|other| other.app == *app),
+        Block::Unhealthy(_) | Block::Dependent(_) => false,
+    };
+    let stuck = pass.plan.actions.iter().all(|action| action.blocked.iter().any(gives_up));
+    let only_prunes_wait = pass.plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits;
+    pass.busy.is_empty() && !waits && (stuck || only_prunes_wait)
+}
+
+fn rewind(config: &Config) -> Rewind {
+    if config.source.allow_rewind { Rewind::Allowed } else { Rewind::Refused }
+}

@@ -1,0 +1,136 @@
+//! Serves what the loop finds out: the status API, and the ingress to the apps.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::name::HostName;
+use setpoint_schema::observed::GuestState;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Snapshot};
+use crate::config::Config;
+use crate::converge::Pass;
+use crate::converge::step::Hands;
+use crate::daemon::DaemonError;
+use crate::daemon::answers::Answers;
+use crate::ingress::{self, Routes, Upstream};
+use crate::ledger::Ledger;
+use crate::status::{self, Identity, Reporter};
+
+/// The bound addresses, and all that is served on them.
+pub(super) struct Servers {
+    api: (TcpListener, SocketAddr),
+    ingress: (TcpListener, SocketAddr),
+    identity: Identity,
+    hands: Hands,
+    passes: watch::Receiver<Option<Arc<Pass>>>,
+}
+
+impl Servers {
+    /// Binds both addresses, so that a taken one is an error at once.
+    pub async fn bind(
+        config: &Config,
+        hands: &Hands,
+            passes: watch::Receiver<Option<Arc<Pass>>>,
+    ) -> Result<Self, DaemonError> {
+        let api = listen(config.api.listen, "the status API").await?;
+        let ingress = listen(config.ingress.listen, "the ingress").await?;
+        let identity = Identity {
+            started_at: Timestamp::now(),
+            source_url: config.source.url.clone().unwrap_or_default(),
+            branch: config.source.branch.clone().unwrap_or_else(|| "HEAD".to_owned()),
+            driver: hands.driver.describe(),
+            domain: config.ingress.domain.clone(),
+            ingress_port: ingress.1.port(),
+        };
+        Ok(Self { api, ingress, identity, hands: hands.clone(), passes })
+    }
+
+    /// Where the API is.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.1
+    }
+
+    /// Where the apps are.
+    pub fn ingress_address(&self) -> SocketAddr {
+        self.ingress.1
+    }
+
+    /// Serves until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { api: (api_listener, _), ingress: (ingress_listener, _), identity, hands, passes } = self;
+        let answers = Arc::new(Answers::new(&hands, passes.clone()));
+        let domain = identity.domain.clone();
+        let reporter = Reporter::new(identity);
+        let snapshots = watch::Sender::new(None);
+        let routes = watch::Sender::new(Arc::new(Routes::default()));
+        let api = api::serve(api_listener, snapshots.subscribe(), answers.clone(), shutdown.clone());
+        let ingress = ingress::serve(ingress_listener, routes.subscribe(), answers, shutdown.clone());
+        let publisher = Publisher { reporter, domain, snapshots, routes, ledger: hands.ledger };
+        tokio::join!(api, ingress, publisher.run(passes, shutdown));
+    }
+}
+
+/// Turns each pass into a snapshot, routes and events.
+struct Publisher {
+    reporter: Reporter,
+    domain: HostName,
+    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    routes: watch::Sender<Arc<Routes>>,
+    ledger: Ledger,
+}
+
+impl Publisher {
+    async fn run(mut self, mut passes: watch::Receiver<Option<Arc<Pass>>>, shutdown: CancellationToken) {
+        while let Some(Ok(())) = shutdown.run_until_cancelled(passes.changed()).await {
+            let pass = passes.borrow_and_update().clone();
+            if let Some(pass) = pass {
+                self.publish(&pass).await;
+            }
+        }
+    }
+
+    async fn publish(&mut self, pass: &Pass) {
+        let meta = self.ledger.with(|store| store.meta()).await;
+        let (snapshot, events) = self.reporter.report(pass, meta.ok().and_then(|meta| meta.last_applied));
+        self.routes.send_replace(Arc::new(routes_of(pass, &self.domain)));
+        self.snapshots.send_replace(Some(snapshot));
+        for event in events {
+            if let Err(error) = self.ledger.with(move |store| store.append_event(event).map(drop)).await {
+                tracing::error!(error = %crate::report::chain(&error), "event could not be recorded");
+            }
+        }
+    }
+}
+
+/// Where each declared app can be reached, if it answers.
+fn routes_of(pass: &Pass, domain: &HostName) -> Routes {
+    let naming = status::naming(pass, domain);
+    let sandboxes: BTreeMap<_, _> =
+        pass.observed.sandboxes.values().map(|sandbox| (&sandbox.record.app, sandbox)).collect();
+    let upstream = |app: &DesiredApp| match sandboxes.get(&app.metadata.key) {
+        None => Upstream::NotReady("there is no microVM yet".to_owned()),
+        Some(sandbox) => match &sandbox.guest {
+            GuestState::Answering(guest) => match guest.unready() {
+                None => Upstream::Ready(sandbox.record.id.clone()),
+                Some(reason) => Upstream::NotReady(reason),
+            },
+            GuestState::Connecting { .. } => Upstream::NotReady("the microVM is booting".to_owned()),
+            GuestState::Silent { since } => Upstream::NotReady(format!("the guest has been silent since {since}")),
+            GuestState::Absent => Upstream::NotReady("the microVM is not running".to_owned()),
+        },
+    };
+    ingress::routes(pass.followed.desired.apps.values().map(|app| (app, upstream(app))), &naming)
+}
+
+async fn listen(address: SocketAddr, what: &'static str) -> Result<(TcpListener, SocketAddr), DaemonError> {
+    let failed = |source| DaemonError::Listen { address, what, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}

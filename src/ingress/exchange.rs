@@ -1,0 +1,168 @@
+//! One request to a guest and its answer, both streamed; or, after a 101, a tunnel.
+//!
+//! Every exchange has a guest stream of its own: opening one costs a message to an agent that is connected already, and a
+//! stream that is never used again can carry no answer to the wrong client.
+
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::HeaderValue;
+use hyper::http::Extensions;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use setpoint_vmm::driver::Duplex;
+use tokio::io::copy_bidirectional;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::body::{Download, Upload};
+use super::headers;
+use crate::http::Connection;
+use crate::http::target::Target;
+
+/// The largest head of an answer. More than browsers accept, and little enough to hold one for each client.
+const RESPONSE_HEAD_BYTES: usize = 64 << 10;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    #[error("it closed the connection before it answered")]
+    Closed,
+    #[error("its answer is not valid HTTP")]
+    Invalid,
+    #[error("it changed protocols without being asked")]
+    UnaskedUpgrade,
+    #[error("it did not answer in time")]
+    Silent,
+    #[error("the connection to it broke")]
+    Broken,
+    #[error("the request's body could not be read to its end")]
+    Client,
+}
+
+impl From<hyper::Error> for ExchangeError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_incomplete_message() {
+            Self::Closed
+        } else if error.is_parse() {
+            Self::Invalid
+        } else if error.is_user() {
+            // Of all that we hand to hyper only the client's body can fail.
+            Self::Client
+        } else {
+            Self::Broken
+        }
+    }
+}
+
+/// Passes `request` on over `stream` and the answer back. The guest may be silent for `patience` after the last of the
+/// request.
+pub(super) async fn exchange(
+    stream: Pin<Box<dyn Duplex>>,
+    mut request: Request<Incoming>,
+    target: &Target,
+    connection: &Connection,
+    patience: Duration,
+) -> Result<Response<Body>, ExchangeError> {
+    let upgrade = Upgrade::asked_by(&mut request);
+    let (request, moves) = outbound(request, upgrade.as_ref(), target, connection);
+    let (mut guest, driver) =
+        http1::Builder::new().max_header_size(RESPONSE_HEAD_BYTES).handshake(TokioIo::new(stream)).await?;
+    let driver = AbortOnDropHandle::new(tokio::spawn(async {
+        // Its error reaches whoever waits for the answer.
+        let _ = driver.with_upgrades().await;
+    }));
+    let response = head_in_time(guest.send_request(request), &moves, patience).await?;
+    match (response.status(), upgrade) {
+        (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ExchangeError::UnaskedUpgrade),
+        (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => Ok(tunnel(response, upgrade, driver, connection)),
+        (_, _) => Ok(inbound(response).map(|body| Body::new(Download::new(body, driver)))),
+    }
+}
+
+/// A change of protocols that a client asks for.
+struct Upgrade {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+}
+
+impl Upgrade {
+    fn asked_by(request: &mut Request<Incoming>) -> Option<Self> {
+        let protocol = headers::asked_upgrade(request.headers()).filter(|_| request.version() == Version::HTTP_11)?;
+        Some(Self { protocol, client: hyper::upgrade::on(request) })
+    }
+}
+
+fn outbound(
+    request: Request<Incoming>,
+    upgrade: Option<&Upgrade>,
+    target: &Target,
+    connection: &Connection,
+) -> (Request<Upload>, watch::Receiver<Instant>) {
+    let (mut parts, body) = request.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::set_origin(&mut parts.headers, target, connection.peer().ip());
+    // The body is read, and thereby asked for, as soon as the guest takes it: nothing is left to expect.
+    parts.headers.remove(hyper::header::EXPECT);
+    match upgrade {
+        Some(upgrade) => headers::set_upgrade(&mut parts.headers, upgrade.protocol.clone()),
+        None => headers::set_close(&mut parts.headers),
+    }
+    parts.uri = parts.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    parts.version = Version::HTTP_11;
+    parts.extensions = Extensions::new();
+    let (body, moves) = Upload::new(body);
+    (Request::from_parts(parts, body), moves)
+}
+
+/// Waits for the head of an answer until nothing has moved for `patience`: a long upload takes the time that it takes.
+async fn head_in_time(
+    response: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    moves: &watch::Receiver<Instant>,
+    patience: Duration,
+) -> Result<Response<Incoming>, ExchangeError> {
+    let mut response = pin!(response);
+    loop {
+        let deadline = *moves.borrow() + patience;
+        match timeout_at(deadline, response.as_mut()).await {
+            Ok(answered) => return Ok(answered?),
+            Err(_) if *moves.borrow() + patience <= deadline => return Err(ExchangeError::Silent),
+            Err(_) => {}
+        }
+    }
+}
+
+fn inbound<B>(response: Response<B>) -> Response<B> {
+    let (mut parts, body) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    // hyper answers each client in the version that it speaks, whatever the guest spoke.
+    parts.version = Version::HTTP_11;
+    parts.extensions = Extensions::new();
+    Response::from_parts(parts, body)
+}
+
+/// Confirms the change to the client, then joins the two streams until both have ended.
+fn tunnel(
+    mut response: Response<Incoming>,
+    upgrade: Upgrade,
+    driver: AbortOnDropHandle<()>,
+    connection: &Connection,
+) -> Response<Body> {
+    let guest = hyper::upgrade::on(&mut response);
+    let protocol = response.headers().get(hyper::header::UPGRADE).cloned().unwrap_or(upgrade.protocol);
+    connection.spawn_tunnel(async move {
+        let _driver = driver;
+        if let Ok((guest, client)) = tokio::try_join!(guest, upgrade.client) {
+            // Either side may break off at any time; there is nobody left to tell.
+            let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(guest)).await;
+        }
+    });
+    let mut response = inbound(response).map(|_| Body::empty());
+    headers::set_upgrade(response.headers_mut(), protocol);
+    response
+}

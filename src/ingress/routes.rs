@@ -1,0 +1,228 @@
+//! Which host name leads where: built from the desired apps on every pass, pure.
+
+use std::collections::BTreeMap;
+
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::id::SandboxId;
+use setpoint_schema::name::{AppKey, HostName};
+use setpoint_schema::project::HostPattern;
+
+/// Host names and where each leads.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routes {
+    hosts: BTreeMap<String, Route>,
+    unrouted: Vec<Unrouted>,
+}
+
+/// Where one host name leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Whose it is.
+    pub app: AppKey,
+    /// The port on the guest's localhost.
+    pub port: u16,
+    /// The guest.
+    pub upstream: Upstream,
+}
+
+/// The guest of an app, or why there is none to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// It serves.
+    Ready(SandboxId),
+    /// It does not: the reason, for whoever opens the address.
+    NotReady(String),
+}
+
+/// A host name that an app asked for and did not get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unrouted {
+    /// Which app.
+    pub app: AppKey,
+    /// The name.
+    pub host: String,
+    /// Why not, in a sentence.
+    pub reason: String,
+}
+
+impl Routes {
+    /// The route of a host name in lower case, without port.
+    #[must_use]
+    pub fn get(&self, host: &str) -> Option<&Route> {
+        self.hosts.get(host)
+    }
+
+    /// Host names that apps asked for and did not get.
+    #[must_use]
+    pub fn unrouted(&self) -> &[Unrouted] {
+        &self.unrouted
+    }
+
+    fn add(&mut self, host: String, route: Route) {
+        let reason = match (HostName::new(host.as_str()), self.hosts.get(&host)) {
+            (Ok(_), None) => {
+                self.hosts.insert(host, route);
+                return;
+            }
+            (Ok(_), Some(other)) => format!("the host name {host} belongs to {} already", other.app),
+            (Err(error), _) => format!("the host name {host} {error}"),
+        };
+        self.unrouted.push(Unrouted { app: route.app, host, reason });
+    }
+}
+
+/// The routes of `apps`: the names that follow from the naming before those that apps declare, so that no declaration takes
+/// another app's own name; among equals the first app wins.
+pub fn routes<'a>(apps: impl IntoIterator<Item = (&'a DesiredApp, Upstream)>, naming: &Naming) -> Routes {
+    let mut apps: Vec<_> = apps.into_iter().collect();
+    apps.sort_by(|(a, _), (b, _)| a.metadata.key.cmp(&b.metadata.key));
+    let mut routes = Routes::default();
+    for names in [Naming::own_hosts, declared_hosts] {
+        for (app, upstream) in &apps {
+            for (host, port) in names(naming, app) {
+                let route = Route { app: app.metadata.key.clone(), port, upstream: upstream.clone() };
+                routes.add(host, route);
+            }
+        }
+    }
+    routes
+}
+
+/// How host names are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Naming {
+    /// What all of them end in, as `localhost`.
+    pub domain: HostName,
+    /// The form of an app's name within it.
+    pub pattern: HostPattern,
+}
+
+impl Naming {
+    /// Every address of an app as a browser takes it, its web port's first, for an ingress that listens on `port`.
+    #[must_use]
+    pub fn urls(&self, app: &DesiredApp, port: u16) -> Vec<String> {
+        let hosts = self.own_hosts(app).into_iter().chain(declared_hosts(self, app));
+        let suffix = if port == 80 { String::new() } else { format!(":{port}") };
+        hosts.map(|(host, _)| format!("http://{host}{suffix}/")).collect()
+    }
+
+    /// The names that an app has without asking: of its web port, and of each further port that it exposes.
+    fn own_hosts(&self, app: &DesiredApp) -> Vec<(String, u16)> {
+        let (key, domain) = (&app.metadata.key, self.domain.as_str());
+        let web = web_port(app).map(|port| (self.pattern.host(key, domain), port));
+        let ports = app.spec.app.expose.ports.iter().map(|port| (self.pattern.port_host(key, *port, domain), *port));
+        web.into_iter().chain(ports).collect()
+    }
+}
+
+fn declared_hosts(_: &Naming, app: &DesiredApp) -> Vec<(String, u16)> {
+    let port = web_port(app);
+    let hosts = app.spec.app.expose.hosts.iter();
+    hosts.filter_map(|host| Some((host.to_string(), port?))).collect()
+}
+
+fn web_port(app: &DesiredApp) -> Option<u16> {
+    app.spec.runtime().web.as_ref().map(|web| web.port)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use setpoint_schema::app::{AppMetadata, AppSpec, Expose, SandboxSpec};
+    use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
+    use setpoint_schema::name::RepoPath;
+    use setpoint_schema::runtime::{Runtime, Web};
+
+    use super::*;
+
+    fn app(key: &str, web: Option<u16>, ports: &[u16], hosts: &[&str]) -> DesiredApp {
+        let web = web.map(|port| Web { port, ..Web::default() });
+        let expose = Expose {
+            ports: ports.iter().copied().collect(),
+            hosts: hosts.iter().map(|host| HostName::new(*host).unwrap()).collect(),
+        };
+        let runtime = Some(Runtime { web, ..Runtime::default() });
+        DesiredApp {
+            metadata: AppMetadata { key: key.parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
+            spec: SandboxSpec {
+                app: AppSpec { runtime, expose, ..AppSpec::default() },
+                template: TemplateDigest(String::new()),
+                files: TreeDigest(String::new()),
+            },
+            path: RepoPath::new("app.yaml").unwrap(),
+            revision: CommitId(String::new()),
+        }
+    }
+
+    fn naming(pattern: &str) -> Naming {
+        Naming { domain: HostName::new("localhost").unwrap(), pattern: pattern.parse().unwrap() }
+    }
+
+    fn table(apps: &[DesiredApp], naming: &Naming) -> (Vec<String>, Vec<String>) {
+        let down = || Upstream::NotReady(String::new());
+        let routes = routes(apps.iter().map(|app| (app, down())), naming);
+        let hosts = routes.hosts.iter().map(|(host, route)| format!("{host} {} {}", route.app, route.port)).collect();
+        (hosts, routes.unrouted().iter().map(|unrouted| format!("{} {}", unrouted.app, unrouted.reason)).collect())
+    }
+
+    #[test]
+    fn an_app_has_a_name_for_its_web_port_each_exposed_port_and_each_declared_host() {
+        let blog = app("blog", Some(3000), &[9000, 9001], &["blog.example.org"]);
+        let (hosts, unrouted) = table(&[blog], &naming("{app}.{domain}"));
+        let expected = [
+            "9000-blog.localhost blog 9000",
+            "9001-blog.localhost blog 9001",
+            "blog.example.org blog 3000",
+            "blog.localhost blog 3000",
+        ];
+        assert_eq!((hosts, unrouted), (expected.map(str::to_owned).to_vec(), vec![]));
+    }
+
+    #[test]
+    fn a_worker_only_app_has_no_web_name_yet_its_ports_do() {
+        let (hosts, _) = table(&[app("ticker", None, &[9000], &["ticker.example.org"])], &naming("{app}.{domain}"));
+        assert_eq!(hosts, ["9000-ticker.localhost ticker 9000"]);
+    }
+
+    #[test]
+    fn other_teams_stand_behind_the_app_unless_the_pattern_places_them() {
+        let apps = [app("blog", Some(1), &[], &[]), app("ops/blog", Some(2), &[7], &[])];
+        let (hosts, _) = table(&apps, &naming("{app}.{domain}"));
+        assert_eq!(
+            hosts,
+            ["7-blog.ops.localhost ops/blog 7", "blog.localhost blog 1", "blog.ops.localhost ops/blog 2"]
+        );
+        let (hosts, _) = table(&apps, &naming("{team}-{app}.x.{domain}"));
+        assert_eq!(
+            hosts,
+            ["default-blog.x.localhost blog 1", "ops-7-blog.x.localhost ops/blog 7", "ops-blog.x.localhost ops/blog 2"]
+        );
+    }
+
+    #[test]
+    fn a_declared_host_never_takes_another_apps_own_name() {
+        let thief = app("a-thief", Some(1), &[], &["blog.localhost"]);
+        let (hosts, unrouted) = table(&[thief, app("blog", Some(2), &[], &[])], &naming("{app}.{domain}"));
+        assert_eq!(hosts, ["a-thief.localhost a-thief 1", "blog.localhost blog 2"]);
+        assert_eq!(unrouted, ["a-thief the host name blog.localhost belongs to blog already"]);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_reported() {
+        let long = "a".repeat(40);
+        let (hosts, unrouted) =
+            table(&[app(&long, Some(1), &[], &[])], &naming(&format!("{}-{{app}}.{{domain}}", "b".repeat(30))));
+        assert!(hosts.is_empty());
+        assert_eq!(unrouted.len(), 1);
+    }
+
+    #[test]
+    fn addresses_are_as_a_browser_takes_them() {
+        let blog = app("blog", Some(3000), &[9000], &["blog.example.org"]);
+        let naming = naming("{app}.{domain}");
+        let expected =
+            ["http://blog.localhost:8080/", "http://9000-blog.localhost:8080/", "http://blog.example.org:8080/"];
+        assert_eq!(naming.urls(&blog, 8080), expected);
+        assert_eq!(naming.urls(&blog, 80)[0], "http://blog.localhost/");
+    }
+}

@@ -1,0 +1,173 @@
+//! What the sandboxes are doing, asked of their drivers and agents and kept up to date by events.
+//!
+//! Each sandbox has one watcher task. It asks the driver, waits for the microVM's end on an event, connects to the agent, and
+//! follows the agent's status by long polls whose silence is noticed. The reconciler reads the newest [`View`]s; steps that wait
+//! for a guest wait on the same channel.
+//!
+//! ```text
+//!            ┌────────────── exit event ──────────────┐
+//!            ▼                                        │
+//!   ask driver ──running──▶ connecting ──hello──▶ answering ⇄ silent
+//!        └──absent, exited──▶ wait for a nudge
+//! ```
+
+mod watcher;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use setpoint_schema::id::{BootNonce, SandboxId};
+use setpoint_schema::observed::{GuestState, VmState};
+use setpoint_vmm::driver::{Driver, Guest};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The newest that is known of one sandbox.
+#[derive(Clone)]
+pub struct View {
+    /// What the driver said, once it has been asked.
+    pub vm: Option<VmState>,
+    /// What the agent said.
+    pub guest: GuestState,
+    /// The agent's connection, while it answers.
+    pub agent: Option<Arc<dyn Guest>>,
+}
+
+impl View {
+    /// The connection to the agent of this very boot, if it answers.
+    #[must_use]
+    pub fn answering(&self, nonce: &BootNonce) -> Option<Arc<dyn Guest>> {
+        match &self.guest {
+            GuestState::Answering(status) if status.nonce == *nonce => self.agent.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// Watches sandboxes. Clones share the watchers.
+#[derive(Clone)]
+pub struct Observer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    driver: Arc<dyn Driver>,
+    /// Held only to look up or change the map, never across an await.
+    watchers: Mutex<HashMap<SandboxId, Watcher>>,
+    /// Told of every change of any view.
+    changed: Arc<Notify>,
+}
+
+struct Watcher {
+    view: watch::Receiver<View>,
+    nudge: Arc<Notify>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Observer {
+    /// Watches nothing yet.
+    #[must_use]
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        let shared = Shared { driver, watchers: Mutex::default(), changed: Arc::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Resolves after any view has changed since the last call.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// The newest view of a sandbox, which is watched from now on.
+    #[must_use]
+    pub fn view(&self, sandbox: &SandboxId) -> View {
+        self.subscribe(sandbox).borrow().clone()
+    }
+
+    /// The first view of a sandbox in which its driver has answered.
+    pub async fn first_view(&self, sandbox: &SandboxId) -> View {
+        let mut views = self.subscribe(sandbox);
+        let answered = views.wait_for(|view| view.vm.is_some()).await.map(|view| view.clone());
+        answered.unwrap_or_else(|_| watcher::unknown())
+    }
+
+    /// Asks the driver anew, after something was done to the microVM.
+    pub fn nudge(&self, sandbox: &SandboxId) {
+        if let Some(watcher) = self.watchers().get(sandbox) {
+            watcher.nudge.notify_one();
+        }
+    }
+
+    /// Watches a sandbox no longer.
+    pub fn forget(&self, sandbox: &SandboxId) {
+        self.watchers().remove(sandbox);
+    }
+
+    /// The agent of the boot `nonce`, as soon as it answers.
+    ///
+    /// # Errors
+    /// Why it cannot answer any more, or that `timeout` has passed.
+    pub async fn answering(
+        &self,
+        sandbox: &SandboxId,
+        nonce: &BootNonce,
+        timeout: Duration,
+    ) -> Result<Arc<dyn Guest>, String> {
+        self.nudge(sandbox);
+        let answer = self.await_answer(sandbox, nonce);
+        let late = |_| Err(format!("the agent did not answer within {} s", timeout.as_secs()));
+        tokio::time::timeout(timeout, answer).await.unwrap_or_else(late)
+    }
+
+    async fn await_answer(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>, String> {
+        let mut views = self.subscribe(sandbox);
+        loop {
+            let view = views.borrow_and_update().clone();
+            if let Some(agent) = view.answering(nonce) {
+                return Ok(agent);
+            }
+            // Right after a launch the view can still be of the boot before, so its end counts only if the driver agrees.
+            if ended(&view) && !self.runs(sandbox, nonce).await {
+                return Err("the microVM ended before its agent answered".to_owned());
+            }
+            views.changed().await.map_err(|_| "the sandbox is not watched any more".to_owned())?;
+        }
+    }
+
+    async fn runs(&self, sandbox: &SandboxId, nonce: &BootNonce) -> bool {
+        match self.shared.driver.observe(sandbox).await {
+            Ok(VmState::Running { nonce: running, .. }) => running == *nonce,
+            Ok(VmState::Absent | VmState::Exited { .. }) => false,
+            // Not knowing is no reason to give up: the timeout is.
+            Err(_) => true,
+        }
+    }
+
+    fn subscribe(&self, sandbox: &SandboxId) -> watch::Receiver<View> {
+        let mut watchers = self.watchers();
+        let watcher = watchers.entry(sandbox.clone()).or_insert_with(|| self.spawn(sandbox.clone()));
+        watcher.view.clone()
+    }
+
+    fn spawn(&self, sandbox: SandboxId) -> Watcher {
+        let (sender, view) = watch::channel(watcher::unknown());
+        let nudge = Arc::new(Notify::new());
+        let task = watcher::Task {
+            driver: Arc::clone(&self.shared.driver),
+            sandbox,
+            views: sender,
+            nudge: Arc::clone(&nudge),
+            changed: Arc::clone(&self.shared.changed),
+        };
+        Watcher { view, nudge, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, HashMap<SandboxId, Watcher>> {
+        self.shared.watchers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Whether the driver has said that the microVM does not run.
+fn ended(view: &View) -> bool {
+    matches!(view.vm, Some(VmState::Absent | VmState::Exited { .. }))
+}

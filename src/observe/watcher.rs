@@ -1,0 +1,127 @@
+//! The task that watches one sandbox; [`super`] shows its states.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use setpoint_schema::id::{BootNonce, SandboxId};
+use setpoint_schema::observed::{GuestState, GuestStatus, VmState};
+use setpoint_schema::quantity::Span;
+use setpoint_vmm::driver::{Driver, Guest};
+use tokio::sync::{Notify, watch};
+
+use super::View;
+
+/// A status is asked for at least this often, so that a silent guest is told from an unchanged one.
+const HEARTBEAT: Span = Span::secs(3);
+/// An answer that takes this much longer than asked for is silence: a loaded host under emulation stalls for seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two failed questions to a driver or an agent.
+const RETRY: Duration = Duration::from_millis(250);
+
+pub(super) struct Task {
+    pub driver: Arc<dyn Driver>,
+    pub sandbox: SandboxId,
+    pub views: watch::Sender<View>,
+    pub nudge: Arc<Notify>,
+    pub changed: Arc<Notify>,
+}
+
+/// Before anything was asked.
+pub(super) fn unknown() -> View {
+    View { vm: None, guest: GuestState::Absent, agent: None }
+}
+
+impl Task {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        loop {
+            match self.driver.observe(&self.sandbox).await {
+                Ok(VmState::Running { nonce, since }) => self.follow_running(nonce, since).await,
+                Ok(vm @ (VmState::Absent | VmState::Exited { .. })) => {
+                    self.publish(View { vm: Some(vm), guest: GuestState::Absent, agent: None });
+                    self.nudge.notified().await;
+                }
+                Err(error) => {
+                    // An error is not an absence: the last view stands.
+                    tracing::warn!(sandbox = %self.sandbox, %error, "driver could not be asked");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Follows one boot until it ends, or until somebody says that it may have.
+    async fn follow_running(&self, nonce: BootNonce, since: Timestamp) {
+        let vm = VmState::Running { nonce: nonce.clone(), since };
+        if self.views.borrow().vm.as_ref() != Some(&vm) {
+            let guest = GuestState::Connecting { since: Timestamp::now() };
+            self.publish(View { vm: Some(vm.clone()), guest, agent: None });
+        }
+        // Neither branch has a handler that awaits, so a lost race loses only a connection that is made anew.
+        tokio::select! {
+            () = self.driver.exited(&self.sandbox, &nonce) => {}
+            () = self.nudged_away(&vm) => {}
+            () = self.follow_guest(&nonce, &vm) => {}
+        }
+    }
+
+    /// Resolves when a nudge finds the driver answering something else than `vm`.
+    async fn nudged_away(&self, vm: &VmState) {
+        loop {
+            self.nudge.notified().await;
+            match self.driver.observe(&self.sandbox).await {
+                Ok(now) if now == *vm => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Connects to the agent and follows its status, again and again.
+    async fn follow_guest(&self, nonce: &BootNonce, vm: &VmState) {
+        loop {
+            match self.driver.guest(&self.sandbox, nonce).await {
+                Ok(agent) => self.follow_status(&agent, nonce, vm).await,
+                Err(error) => tracing::debug!(sandbox = %self.sandbox, %error, "agent not reached"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Follows the status of one connection until it fails or falls silent.
+    async fn follow_status(&self, agent: &Arc<dyn Guest>, nonce: &BootNonce, vm: &VmState) {
+        let mut answer = tokio::time::timeout(PATIENCE, agent.status()).await;
+        let mut last_answer = None;
+        while let Ok(Ok(status)) = answer {
+            if status.nonce != *nonce {
+                tracing::warn!(sandbox = %self.sandbox, "agent answers with another boot's nonce");
+                return;
+            }
+            last_answer = Some(Timestamp::now());
+            self.answered(status.clone(), agent, vm);
+            let patience = HEARTBEAT.as_duration() + PATIENCE;
+            answer = tokio::time::timeout(patience, agent.status_change(&status, HEARTBEAT)).await;
+        }
+        if let Some(since) = last_answer {
+            self.publish(View { vm: Some(vm.clone()), guest: GuestState::Silent { since }, agent: None });
+        }
+    }
+
+    fn answered(&self, status: GuestStatus, agent: &Arc<dyn Guest>, vm: &VmState) {
+        let view =
+            View { vm: Some(vm.clone()), guest: GuestState::Answering(status), agent: Some(Arc::clone(agent)) };
+        self.publish(view);
+    }
+
+    /// Publishes a view, and tells the reconciler if it says anything new.
+    fn publish(&self, view: View) {
+        let news = {
+            let old = self.views.borrow();
+            old.vm != view.vm || old.guest != view.guest
+        };
+        self.views.send_replace(view);
+        if news {
+            self.changed.notify_one();
+        }
+    }
+}

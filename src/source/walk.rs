@@ -1,0 +1,150 @@
+//! Reads git trees into [`Folder`]s, each distinct tree once, under limits.
+//!
+//! A tree of a few kilobytes can describe more files than there are atoms, by naming the same subtree again and again. The
+//! walk visits each distinct tree once and adds up what it already knows of the others, so that such a tree is refused at once.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use git2::{ObjectType, Oid};
+use setpoint_schema::id::BlobId;
+use setpoint_vmm::driver::FileKind;
+
+use super::SourceLimits;
+use super::error::{Cause, Excess, SourceError};
+use super::tree::{Folder, FolderId, Item, Refusal, is_plain_name, join};
+
+/// How many of the last revisions keep their folders in memory: the current one, the one before, and two previews.
+const RECENT: usize = 4;
+
+/// The folders of the last few revisions, by tree id.
+#[derive(Debug, Default)]
+pub(super) struct Folders {
+    known: HashMap<Oid, Weak<Folder>>,
+    recent: VecDeque<Arc<Folder>>,
+}
+
+impl Folders {
+    /// The folder of `tree`, with all below it.
+    pub fn read(
+        &mut self,
+        git: &git2::Repository,
+        tree: Oid,
+        limits: &SourceLimits,
+    ) -> Result<(Arc<Folder>, u64), SourceError> {
+        let mut walk = Walk { git, limits, known: &mut self.known, files: 0, trees_read: 0 };
+        let folder = walk.folder(tree, "", 0)?;
+        let trees_read = walk.trees_read;
+        self.recent.push_back(Arc::clone(&folder));
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+        self.known.retain(|_, folder| folder.strong_count() > 0);
+        Ok((folder, trees_read))
+    }
+}
+
+struct Walk<'a> {
+    git: &'a git2::Repository,
+    limits: &'a SourceLimits,
+    known: &'a mut HashMap<Oid, Weak<Folder>>,
+    files: u64,
+    trees_read: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn folder(&mut self, id: Oid, path: &str, depth: u32) -> Result<Arc<Folder>, SourceError> {
+        if let Some(folder) = self.known.get(&id).and_then(Weak::upgrade) {
+            self.count(folder.totals.files, path)?;
+            let longest = path.len() as u64 + 1 + u64::from(folder.totals.longest);
+            self.check(depth.saturating_add(folder.totals.depth), longest, path)?;
+            return Ok(folder);
+        }
+        self.check(depth, path.len() as u64, path)?;
+        let tree = self.load(id, path)?;
+        let mut entries = BTreeMap::new();
+        for entry in &tree {
+            let name = String::from_utf8_lossy(entry.name_bytes()).into_owned();
+            let item = self.item(&entry, &join(path, &name), depth)?;
+            if entries.insert(name, item).is_some() {
+                return Err(damaged(id, &"the tree names one entry twice"));
+            }
+        }
+        if tree.is_empty() {
+            self.count(1, path)?;
+        }
+        let folder = Arc::new(Folder::new(FolderId(id.to_string()), entries));
+        self.known.insert(id, Arc::downgrade(&folder));
+        Ok(folder)
+    }
+
+    fn item(&mut self, entry: &git2::TreeEntry<'_>, path: &str, depth: u32) -> Result<Item, SourceError> {
+        let refusal = match std::str::from_utf8(entry.name_bytes()) {
+            Ok(name) if is_plain_name(name) => None,
+            Ok(_) => Some(Refusal::BadName),
+            Err(_) => Some(Refusal::NotUtf8),
+        };
+        let item = match (refusal, entry.filemode_raw()) {
+            (Some(refusal), _) => Item::Refused(refusal),
+            (None, 0o040_000) => return Ok(Item::Folder(self.folder(entry.id(), path, depth + 1)?)),
+            // 100664 is what git wrote in its first years.
+            (None, 0o100_644 | 0o100_664) => file(entry, FileKind::Regular),
+            (None, 0o100_755) => file(entry, FileKind::Executable),
+            (None, 0o120_000) => file(entry, FileKind::Symlink),
+            (None, 0o160_000) => Item::Refused(Refusal::Submodule),
+            (None, _) => Item::Refused(Refusal::BadMode),
+        };
+        self.count(1, path)?;
+        self.check(depth, path.len() as u64, path)?;
+        Ok(item)
+    }
+
+    fn load(&mut self, id: Oid, path: &str) -> Result<git2::Tree<'a>, SourceError> {
+        self.trees_read += 1;
+        let odb = self.git.odb().map_err(|error| damaged(id, &error.message()))?;
+        let (size, kind) = odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
+        if kind != ObjectType::Tree {
+            return Err(damaged(id, &"it is not a tree"));
+        }
+        if size as u64 > self.limits.listing_bytes {
+            return Err(limit(path, Excess::Listing { limit: self.limits.listing_bytes }));
+        }
+        self.git.find_tree(id).map_err(|error| damaged(id, &error.message()))
+    }
+
+    fn count(&mut self, files: u64, path: &str) -> Result<(), SourceError> {
+        self.files = self.files.saturating_add(files);
+        if self.files > self.limits.files {
+            return Err(limit(path, Excess::Files { limit: self.limits.files }));
+        }
+        Ok(())
+    }
+
+    fn check(&self, depth: u32, length: u64, path: &str) -> Result<(), SourceError> {
+        if depth > self.limits.depth {
+            return Err(limit(path, Excess::Depth { limit: self.limits.depth }));
+        }
+        if length > u64::from(self.limits.path_bytes) {
+            return Err(limit(path, Excess::PathLength { limit: self.limits.path_bytes }));
+        }
+        Ok(())
+    }
+}
+
+fn file(entry: &git2::TreeEntry<'_>, kind: FileKind) -> Item {
+    Item::File { blob: BlobId(entry.id().to_string()), kind }
+}
+
+/// The error about `path`, whose spelling is bounded because its length may be what is wrong with it.
+pub(super) fn limit(path: &str, excess: Excess) -> SourceError {
+    let path = match path.char_indices().nth(200) {
+        _ if path.is_empty() => "the top folder".to_owned(),
+        Some((end, _)) => format!("{}…", &path[..end]),
+        None => path.to_owned(),
+    };
+    SourceError::Limit { path, excess }
+}
+
+pub(super) fn damaged(id: Oid, problem: &impl ToString) -> SourceError {
+    SourceError::Object { id: id.to_string(), cause: Cause::of(problem) }
+}
