@@ -81,6 +81,10 @@ pub struct Vmm {
     pub kernel: Option<PathBuf>,
     /// The modules that belong to it, as `/lib/modules/<release>`.
     pub modules: Option<PathBuf>,
+    /// The QEMU to run; absent means `qemu-system-x86_64` from the path.
+    pub qemu: Option<PathBuf>,
+    /// The static busybox of the built-in template; absent means the distribution's.
+    pub busybox: Option<PathBuf>,
 }
 
 /// Which driver runs microVMs.

@@ -37,10 +37,10 @@ pub fn qemu_config(config: &Config) -> QemuConfig {
             Accel::Tcg => AccelChoice::Tcg,
         },
         machine: MachineType::default(),
-        qemu: None,
+        qemu: config.vmm.qemu.clone(),
         shim: own_command("vm-shim"),
         agent: Cow::Borrowed(AGENT),
-        busybox: None,
+        busybox: config.vmm.busybox.clone(),
     }
 }
 

@@ -215,7 +215,7 @@ impl AppFacts<'_> {
     fn is_ready(&self) -> bool {
         let Some(sandbox) = self.sandbox else { return false };
         let carried_out = sandbox.record.applied.as_ref().is_some_and(|applied| applied.spec == self.declared.spec);
-        carried_out && self.guest().is_some_and(|guest| guest.unready().is_none())
+        carried_out && self.guest().is_some_and(|guest| guest.unready_for(&self.declared.spec).is_none())
     }
 
     /// Why it is not ready, in a word for programs and a sentence for people.
@@ -226,11 +226,11 @@ impl AppFacts<'_> {
                 (VmState::Absent, _) => ("VmAbsent", "the microVM is not started".to_owned()),
                 (VmState::Exited { .. }, _) => ("VmExited", "the microVM has ended".to_owned()),
                 (VmState::Running { .. }, GuestState::Silent { since }) => {
-                    ("AgentSilent", format!("the agent has been silent since {since}"))
+                    ("AgentSilent", format!("the agent has been silent since {since:.0}"))
                 }
                 (VmState::Running { .. }, _) => ("Booting", "the microVM is booting".to_owned()),
             },
-            (Some(_), Some(guest)) => match guest.unready() {
+            (Some(_), Some(guest)) => match guest.unready_for(&self.declared.spec) {
                 Some(reason) => ("NotHealthy", reason),
                 None => ("NotApplied", "the newest declaration is not carried out yet".to_owned()),
             },

@@ -271,6 +271,26 @@ pub enum Step {
     Forget(SandboxId),
 }
 
+impl Step {
+    /// The sandbox that it acts on; absent for templates and disks.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&SandboxId> {
+        match self {
+            Self::Record(record) => Some(&record.id),
+            Self::Launch(machine) => Some(&machine.sandbox),
+            Self::RemoveVm(sandbox)
+            | Self::Forget(sandbox)
+            | Self::GrowDisk { sandbox, .. }
+            | Self::AwaitAgent { sandbox, .. }
+            | Self::SyncFiles { sandbox, .. }
+            | Self::ApplyProcesses { sandbox, .. }
+            | Self::Stop { sandbox, .. }
+            | Self::RecordApplied { sandbox, .. } => Some(sandbox),
+            Self::EnsureTemplate { .. } | Self::EnsureDisk { .. } | Self::ReleaseDisk { .. } => None,
+        }
+    }
+}
+
 /// Whether the build runs before processes start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

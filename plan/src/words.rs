@@ -90,7 +90,7 @@ impl fmt::Display for Block {
         match self {
             Self::Dependency { app, reason } => write!(f, "waits for {app}: {reason}"),
             Self::Capacity(what) => write!(f, "does not fit: {what}"),
-            Self::Backoff { until, reason } => write!(f, "tried again at {until} after: {reason}"),
+            Self::Backoff { until, reason } => write!(f, "tried again at {until:.0} after: {reason}"),
             Self::Flapping(why) => write!(f, "given up: {why}"),
             Self::DiskShrink { from, to } => {
                 write!(f, "the data disk would shrink from {from} to {to}, which needs `shrink: replace`")

@@ -317,23 +317,49 @@ pub enum ProcessState {
 }
 
 impl GuestStatus {
-    /// Why this guest does not count as ready, or `None` when web and workers are up.
+    /// Why this guest does not count as ready for `spec`, or `None` when it runs just that and all of it is up.
+    #[must_use]
+    pub fn unready_for(&self, spec: &SandboxSpec) -> Option<String> {
+        if self.tree.as_ref() != Some(&spec.files) {
+            return Some("its workspace is not up to date yet".to_owned());
+        }
+        if self.processes != Some(spec.processes().digest()) {
+            return Some("its processes are not up to date yet".to_owned());
+        }
+        self.unready()
+    }
+
+    /// Why build, web and workers, whichever it has, are not up, or `None` when they are.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        if let BuildState::Failed { reason, .. } = &self.build {
-            return Some(format!("build failed: {reason}"));
-        }
-        let workers = self.workers.iter().map(|w| (format!("worker {}", w.name), &w.process));
-        let web = self.web.iter().map(|w| ("web".to_owned(), &w.process));
-        if let Some(reason) =
-            web.chain(workers).find_map(|(name, process)| process.unready().map(|r| format!("{name} {r}")))
-        {
-            return Some(reason);
-        }
-        match self.web.as_ref().map(|web| &web.health) {
-            None | Some(Health::Healthy) => None,
-            Some(Health::Unknown) => Some("web not probed yet".to_owned()),
-            Some(Health::Unhealthy(reason)) => Some(format!("web unhealthy: {reason}")),
+        let build = match &self.build {
+            BuildState::Running => Some("building".to_owned()),
+            BuildState::Failed { reason, .. } => Some(format!("build failed: {reason}")),
+            BuildState::None | BuildState::Skipped | BuildState::Passed { .. } => None,
+        };
+        let worker = |w: &WorkerStatus| w.process.unready().map(|reason| format!("worker {} {reason}", w.name));
+        let web = || self.web.as_ref().and_then(WebStatus::unready);
+        build.or_else(web).or_else(|| self.workers.iter().find_map(worker))
+    }
+
+    /// Why the web process that `spec` declares cannot be sent requests, or `None` when it can, or when none is declared. The
+    /// process of before serves on while a build runs or has failed, and without its workers.
+    #[must_use]
+    pub fn unserved_for(&self, spec: &SandboxSpec) -> Option<String> {
+        spec.runtime().web.as_ref()?;
+        self.web.as_ref().map_or_else(|| Some("web not started".to_owned()), WebStatus::unready)
+    }
+}
+
+impl WebStatus {
+    /// Why it cannot be sent requests, or `None` when it can.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        match (&self.health, self.process.unready()) {
+            (_, Some(reason)) => Some(format!("web {reason}")),
+            (Health::Healthy, None) => None,
+            (Health::Unknown, None) => Some("web not probed yet".to_owned()),
+            (Health::Unhealthy(reason), None) => Some(format!("web unhealthy: {reason}")),
         }
     }
 }

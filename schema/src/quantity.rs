@@ -168,24 +168,32 @@ pub fn parse_integer(text: &str) -> Option<i128> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
-/// Lets serde read and write an amount as the text people write.
-macro_rules! as_text {
-    ($($name:ident),*) => {$(
-        impl TryFrom<String> for $name {
-            type Error = QuantityError;
-            fn try_from(text: String) -> Result<Self, QuantityError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.to_string()
-            }
-        }
-    )*};
+impl TryFrom<String> for ByteSize {
+    type Error = QuantityError;
+    /// As people write it, or bytes without a unit, as records hold sizes that no unit divides.
+    fn try_from(text: String) -> Result<Self, QuantityError> {
+        text.parse().or_else(|error| text.parse().map(Self).map_err(|_| error))
+    }
 }
-as_text!(ByteSize, Span);
+
+impl From<ByteSize> for String {
+    fn from(size: ByteSize) -> String {
+        size.to_string()
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = QuantityError;
+    fn try_from(text: String) -> Result<Self, QuantityError> {
+        text.parse()
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        span.to_string()
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use setpoint_plan::model::{Action, PlanId, Step};
 use setpoint_state::{Outcome as JournalOutcome, PlanRef};
 use tokio_util::sync::CancellationToken;
 
-use crate::converge::step::{self, Hands, StepError};
+use crate::converge::step::{Hands, StepError};
 use crate::report::chain;
 
 /// How an action ended.
@@ -33,7 +33,7 @@ impl Hands {
             match self.journalled(plan, action, index, step, superseded).await {
                 Ok(Some(())) => {}
                 Ok(None) => return Outcome::Superseded,
-                Err(error) => return Outcome::Failed { step: step::name(step), reason: chain(&error) },
+                Err(error) => return Outcome::Failed { step: step.name(), reason: chain(&error) },
             }
         }
         Outcome::Done
@@ -48,7 +48,7 @@ impl Hands {
         step: &Step,
         superseded: &CancellationToken,
     ) -> Result<Option<()>, StepError> {
-        let name = step::name(step);
+        let name = step.name();
         crash_point(name, "before");
         let entry = {
             let (app, plan) = (action.app.clone(), PlanRef(plan.0.clone()));

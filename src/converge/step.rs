@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use setpoint_plan::desired::DesiredTemplateRoot;
 use setpoint_plan::model::{BuildStep, Restart, Step};
 use setpoint_schema::app::Timeouts;
-use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, TemplateDigest};
+use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, SandboxId, TemplateDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, DiskState, Machine, SandboxRecord, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
@@ -21,6 +21,7 @@ use setpoint_vmm::driver::{Driver, Guest, RestartScope, VmmError};
 use crate::converge::files::{self, FilesError};
 use crate::ledger::Ledger;
 use crate::observe::Observer;
+use crate::report::chain;
 use crate::source::Repository;
 
 /// Everything that a step acts through.
@@ -61,28 +62,6 @@ pub enum StepError {
 
 /// The guest needs this long at most for one answer; under emulation on a loaded host, seconds are normal.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Ending a VMM takes this long at most.
-const KILL: Duration = Duration::from_secs(15);
-
-/// The name of a step, for the journal and for failpoints.
-#[must_use]
-pub fn name(step: &Step) -> &'static str {
-    match step {
-        Step::Record(_) => "record",
-        Step::EnsureTemplate { .. } => "ensure-template",
-        Step::EnsureDisk { .. } => "ensure-disk",
-        Step::GrowDisk { .. } => "grow-disk",
-        Step::Launch(_) => "launch",
-        Step::AwaitAgent { .. } => "await-agent",
-        Step::SyncFiles { .. } => "sync-files",
-        Step::ApplyProcesses { .. } => "apply-processes",
-        Step::Stop { .. } => "stop",
-        Step::RemoveVm(_) => "remove-vm",
-        Step::ReleaseDisk { .. } => "release-disk",
-        Step::RecordApplied { .. } => "record-applied",
-        Step::Forget(_) => "forget",
-    }
-}
 
 impl Hands {
     /// Carries out one step, unless the world already is as it wants.
@@ -94,7 +73,7 @@ impl Hands {
             return Ok(());
         }
         self.apply(step).await?;
-        if self.is_needed(step).await? { Err(StepError::NoEffect(name(step))) } else { Ok(()) }
+        if self.is_needed(step).await? { Err(StepError::NoEffect(step.name())) } else { Ok(()) }
     }
 
     async fn is_needed(&self, step: &Step) -> Result<bool, StepError> {
@@ -118,7 +97,8 @@ impl Hands {
             Step::ApplyProcesses { sandbox, set, .. } => {
                 self.agent_of(sandbox).await?.status().await?.processes.as_ref() != Some(&set.digest())
             }
-            Step::Stop { sandbox, .. } => self.runs(sandbox, None).await?,
+            // A monitor that does not answer says nothing about whether there is something to end.
+            Step::Stop { sandbox, .. } => self.runs(sandbox, None).await.unwrap_or(true),
             Step::RemoveVm(sandbox) => self.driver.observe(sandbox).await? != VmState::Absent,
             Step::ReleaseDisk { disk, keep } => self.disk_is_held(disk, keep.as_ref()).await?,
             Step::RecordApplied { sandbox, spec, generation, revision } => {
@@ -207,23 +187,30 @@ impl Hands {
 
     /// Asks the guest to shut down, and ends the microVM when it does not within its time or cannot be asked.
     async fn stop(&self, sandbox: &SandboxId, grace: Option<Span>) -> Result<(), StepError> {
-        let VmState::Running { nonce, .. } = self.driver.observe(sandbox).await? else { return Ok(()) };
-        if let (Some(grace), Some(agent)) = (grace, self.observer.view(sandbox).answering(&nonce)) {
-            let clean = async {
-                agent.shutdown().await?;
-                self.driver.exited(sandbox, &nonce).await;
-                Ok::<(), VmmError>(())
-            };
-            match tokio::time::timeout(grace.as_duration(), clean).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%sandbox, %error, "guest refused to shut down"),
-                Err(_) => tracing::warn!(%sandbox, %grace, "guest did not shut down in time"),
-            }
+        match (self.driver.observe(sandbox).await, grace) {
+            (Ok(VmState::Absent | VmState::Exited { .. }), _) => return Ok(()),
+            (Ok(VmState::Running { nonce, .. }), Some(grace)) => self.shut_down(sandbox, &nonce, grace).await,
+            (Ok(VmState::Running { .. }), None) => {}
+            (Err(error), _) => tracing::warn!(%sandbox, error = %chain(&error), "microVM is ended without being asked"),
         }
         self.driver.kill(sandbox).await?;
-        let ended = tokio::time::timeout(KILL, self.driver.exited(sandbox, &nonce)).await;
         self.observer.nudge(sandbox);
-        ended.map_err(|_| StepError::NoEffect("stop"))
+        Ok(())
+    }
+
+    /// Gives the guest its time for a clean end. What comes of it shows in whether the microVM still runs.
+    async fn shut_down(&self, sandbox: &SandboxId, nonce: &BootNonce, grace: Span) {
+        let Some(agent) = self.observer.view(sandbox).answering(nonce) else { return };
+        let clean = async {
+            agent.shutdown().await?;
+            self.driver.exited(sandbox, nonce).await;
+            Ok::<(), VmmError>(())
+        };
+        match tokio::time::timeout(grace.as_duration(), clean).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%sandbox, error = %chain(&error), "guest refused to shut down"),
+            Err(_) => tracing::warn!(%sandbox, %grace, "guest did not shut down in time"),
+        }
     }
 
     async fn disk_is_held(&self, disk: &DiskId, keep: Option<&DiskState>) -> Result<bool, StepError> {

@@ -108,7 +108,8 @@ impl Publisher {
     }
 }
 
-/// Where each declared app can be reached, if it answers.
+/// Where each app can be reached, if it answers. One that is not declared any more is served for as long as it is kept: what
+/// keeps it may be an error in the declarations, which must not take it away.
 fn routes_of(pass: &Pass, domain: &HostName) -> Routes {
     let naming = status::naming(pass, domain);
     let sandboxes: BTreeMap<_, _> =
@@ -116,16 +117,19 @@ fn routes_of(pass: &Pass, domain: &HostName) -> Routes {
     let upstream = |app: &DesiredApp| match sandboxes.get(&app.metadata.key) {
         None => Upstream::NotReady("there is no microVM yet".to_owned()),
         Some(sandbox) => match &sandbox.guest {
-            GuestState::Answering(guest) => match guest.unready() {
+            GuestState::Answering(guest) => match guest.unserved_for(&app.spec) {
                 None => Upstream::Ready(sandbox.record.id.clone()),
                 Some(reason) => Upstream::NotReady(reason),
             },
             GuestState::Connecting { .. } => Upstream::NotReady("the microVM is booting".to_owned()),
-            GuestState::Silent { since } => Upstream::NotReady(format!("the guest has been silent since {since}")),
+            GuestState::Silent { since } => Upstream::NotReady(format!("the guest has been silent since {since:.0}")),
             GuestState::Absent => Upstream::NotReady("the microVM is not running".to_owned()),
         },
     };
-    ingress::routes(pass.followed.desired.apps.values().map(|app| (app, upstream(app))), &naming)
+    let declared = &pass.followed.desired.apps;
+    let kept = sandboxes.keys().filter(|key| !declared.contains_key(*key));
+    let kept = kept.filter_map(|key| Some(&pass.observed.apps.get(*key)?.last_good));
+    ingress::routes(declared.values().chain(kept).map(|app| (app, upstream(app))), &naming)
 }
 
 async fn listen(address: SocketAddr, what: &'static str) -> Result<(TcpListener, SocketAddr), DaemonError> {

@@ -1,7 +1,7 @@
 //! The driver for real microVMs: QEMU, with KVM where it truly works and emulation elsewhere, without any privileges.
 //!
 //! Each VMM runs under a [`crate::shim`], detached from the daemon. What is known of it stands in its directory (see
-//! [`vm_dir`]), so that a driver that was made a moment ago knows as much as the one that launched it.
+//! `vm_dir`), so that a driver that was made a moment ago knows as much as the one that launched it.
 //!
 //! ```text
 //! <dir>/vms/<sandbox>/…          one microVM

@@ -406,6 +406,22 @@ async fn a_death_from_outside_is_noticed() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_can_be_the_first_to_write() {
+    for _ in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Arc::new(SimDriver::new(dir.path()));
+        let digest = |index| TemplateDigest(format!("t{index}"));
+        let make = |index| {
+            let driver = Arc::clone(&driver);
+            tokio::spawn(async move { driver.make_template(&digest(index), None).await })
+        };
+        for made in (0..8).map(make).collect::<Vec<_>>() {
+            made.await.unwrap().unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_world_that_vanishes_ends_every_wait() {
     let bench = Bench::in_real_time();

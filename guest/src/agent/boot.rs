@@ -200,7 +200,7 @@ fn mount_user_root(root: Root, disk: Option<&Path>) -> Result<(), BootError> {
             fs::create_dir_all("/lower").step("mount the template's disk")?;
             mount(disk, "/lower", "ext4", MountFlags::RDONLY | MountFlags::NODEV, None)
                 .step("mount the template's disk")?;
-            "/lower"
+            lower_of_disk()
         }
     };
     // Half of the memory: what an app writes outside its workspace must not take the rest of it down.
@@ -210,6 +210,13 @@ fn mount_user_root(root: Root, disk: Option<&Path>) -> Result<(), BootError> {
     }
     let options = format!("lowerdir={lower},upperdir=/upper/changes,workdir=/upper/work");
     mount_fresh("overlay", Path::new(USER_ROOT), MountFlags::NODEV, &options)
+}
+
+/// A root without a shell of its own stands on the built-in one, so that it need hold only what differs. A link counts as a shell:
+/// in most distributions /bin is one, to a place that is right once the root is entered.
+fn lower_of_disk() -> &'static str {
+    let has_shell = ["bin/sh", "usr/bin/sh"].iter().any(|sh| fs::symlink_metadata(Path::new("/lower").join(sh)).is_ok());
+    if has_shell { "/lower" } else { "/lower:/template" }
 }
 
 /// Puts into the app's root what every machine has.

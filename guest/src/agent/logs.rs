@@ -170,7 +170,7 @@ impl Reader {
     ///
     /// # Errors
     /// The files cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub fn read_next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let (position, data) = self.log.files().read(self.position, limits::CHUNK)?;
         self.position = position + data.len() as u64;
         Ok((!data.is_empty()).then_some(data))
@@ -275,7 +275,7 @@ impl Files {
 }
 
 fn older_path(path: &Path) -> PathBuf {
-    path.with_added_extension("1")
+    path.with_extension("log.1")
 }
 
 fn length(file: &File) -> io::Result<u64> {
@@ -296,7 +296,7 @@ mod tests {
 
     fn read_all(reader: &mut Reader) -> String {
         let mut out = Vec::new();
-        while let Some(data) = reader.next().unwrap() {
+        while let Some(data) = reader.read_next().unwrap() {
             out.extend(data);
         }
         String::from_utf8(out).unwrap()

@@ -271,7 +271,7 @@ enum Follow {
 
 async fn next_log_chunk(mut reader: logs::Reader, follow: Follow) -> Result<Option<(Chunk, logs::Reader)>, Status> {
     loop {
-        if let Some(data) = reader.next().map_err(|error| io_status("read the log", &error))? {
+        if let Some(data) = reader.read_next().map_err(|error| io_status("read the log", &error))? {
             return Ok(Some((Chunk { data: data.into() }, reader)));
         }
         match follow {

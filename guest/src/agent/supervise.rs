@@ -67,7 +67,7 @@ impl Supervisor {
 
     async fn order(&self, order: impl FnOnce(oneshot::Sender<()>) -> Order) {
         let (done, receiver) = oneshot::channel();
-        self.orders.send(order(done)).await.ok().expect("the director takes orders while there is a supervisor");
+        self.orders.send(order(done)).await.expect("the director takes orders while there is a supervisor");
         receiver.await.expect("the director answers every order");
     }
 }
@@ -117,32 +117,33 @@ impl Director {
     ) -> Option<Order> {
         self.build_owed |= request.run_build;
         let build = request.build.as_ref().filter(|build| self.build_owed && !build.command.is_empty());
-        self.context.board.update(|status| accept(status, &request, build.is_some()));
-        // A host that no longer waits for the answer finds it in the status.
-        if let Some(build) = build {
+        // A host that no longer waits for its answer finds it in the status.
+        let outdated = if let Some(build) = build {
+            self.context.board.update(|status| accept(status, &request, true));
             let _ = accepted.send(());
             let built = tokio::select! {
                 built = run_build(&self.context, build, &request.env) => built,
                 Some(order) = orders.recv() => return Some(order),
             };
             self.build_owed = false;
-            self.context.board.update(|status| finish_build(status, &built));
             if let Built::Failed(_) = built {
+                self.context.board.update(|status| finish_build(status, &built));
                 return None;
             }
-            let outdated = self.replace_set(&request);
-            self.replace_processes(&request, outdated).await;
+            self.replace_set(&request, |status| finish_build(status, &built))
         } else {
             self.build_owed = false;
-            let outdated = self.replace_set(&request);
+            let outdated = self.replace_set(&request, |status| accept(status, &request, false));
             let _ = accepted.send(());
-            self.replace_processes(&request, outdated).await;
-        }
+            outdated
+        };
+        self.replace_processes(&request, outdated).await;
         None
     }
 
-    /// Takes out what must stop, and shows the rest of the new set as stopped until it starts.
-    fn replace_set(&mut self, request: &ApplyRequest) -> Vec<Process> {
+    /// Takes out what must stop, and shows the rest of the new set as stopped until it starts. The status changes with `change` in
+    /// one go: nobody may see the new set with the old processes' health.
+    fn replace_set(&mut self, request: &ApplyRequest, change: impl FnOnce(&mut StatusReply)) -> Vec<Process> {
         let specs: BTreeMap<_, _> =
             specs(request).map(|(spec, after_task)| (spec.name.clone(), (spec, after_task))).collect();
         let (kept, outdated): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -153,7 +154,10 @@ impl Director {
             });
         self.running = kept;
         let keeps = |name: &ProcessName| self.running.contains_key(name);
-        self.context.board.update(|status| reset_rows(status, keeps));
+        self.context.board.update(|status| {
+            change(status);
+            reset_rows(status, keeps);
+        });
         if !keeps(&ProcessName::Web) {
             self.health = None;
         }
@@ -192,7 +196,7 @@ fn accept(status: &mut StatusReply, request: &ApplyRequest, builds: bool) {
     }
     status.processes.clone_from(&request.digest);
     let old_web = status.web.take();
-    status.web = request.web.as_ref().map(|_| old_web.unwrap_or_else(|| fresh_web()));
+    status.web = request.web.as_ref().map(|_| old_web.unwrap_or_else(fresh_web));
     let old_workers = std::mem::take(&mut status.workers);
     status.workers = (request.workers.iter())
         .map(|worker| {

@@ -437,7 +437,7 @@ fn read_manifest(path: &Path) -> io::Result<Manifest> {
 
 /// Replaces a file by `content` so that a crash leaves one or the other.
 fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_added_extension("new");
+    let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;

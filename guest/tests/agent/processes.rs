@@ -1,6 +1,5 @@
 //! Builds and processes: started, restarted, given up, and ended with all their descendants.
 
-use std::path::Path;
 use std::time::Duration;
 
 use setpoint_guest::proto::apply_request::Restart;
@@ -11,7 +10,7 @@ use setpoint_guest::proto::{ApplyRequest, Build, ProcessStatus, StatusReply};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use crate::rig::{PATIENCE, Rig, file, set, web, worker};
+use crate::rig::{PATIENCE, Rig, file, is_alive, line_of, set, web, worker};
 
 /// A server for one port in a shell, answering 200 for ever.
 fn http_server(port: u16) -> String {
@@ -37,24 +36,6 @@ fn build_state(status: &StatusReply) -> BuildState {
 
 fn with_build(command: &str, timeout_seconds: u32, set: ApplyRequest) -> ApplyRequest {
     ApplyRequest { build: Some(Build { command: command.to_owned(), timeout_seconds }), run_build: true, ..set }
-}
-
-/// Reads a file as soon as a process has written a whole line into it.
-async fn line_of(path: &Path) -> String {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        match std::fs::read_to_string(path) {
-            Ok(text) if text.ends_with('\n') => return text.trim().to_owned(),
-            _ => assert!(tokio::time::Instant::now() < deadline, "{} was never written", path.display()),
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn is_alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie whose new parent has not collected it is dead all the same.
-    stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! An agent in a temporary directory, and a host that talks to it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use setpoint_guest::proto::apply_request::Restart;
 use setpoint_guest::proto::{ApplyRequest, FileKind, ManifestEntry, StatusReply, Web, Worker};
 use tempfile::TempDir;
 use tokio::io::DuplexStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,7 +51,7 @@ impl Rig {
 
     pub async fn sync(&self, tree: &str, removed: &[&str], files: &[SyncFile]) -> Result<(), SyncError<()>> {
         let removed = removed.iter().map(|path| (*path).to_owned()).collect();
-        self.client.sync(tree, removed, stream::iter(files.to_vec().into_iter().map(Ok))).await
+        self.client.sync(tree, removed, stream::iter(files.iter().cloned().map(Ok))).await
     }
 
     /// Waits for a status that fulfils `condition`.
@@ -121,4 +121,22 @@ pub fn worker(name: &str, command: &str) -> Worker {
 
 pub fn web(command: &str, port: u16) -> Web {
     Web { command: command.to_owned(), port: port.into(), health_path: "/".to_owned(), restart_after_task: true }
+}
+
+/// Reads a file as soon as a process has written a whole line into it.
+pub async fn line_of(path: &Path) -> String {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match std::fs::read_to_string(path) {
+            Ok(text) if text.ends_with('\n') => return text.trim().to_owned(),
+            _ => assert!(tokio::time::Instant::now() < deadline, "{} was never written", path.display()),
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // A zombie whose new parent has not collected it is dead all the same.
+    stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
 }

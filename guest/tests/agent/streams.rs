@@ -1,15 +1,16 @@
 //! Logs, commands and ports.
 
+use std::time::Duration;
+
 use futures_util::{Stream, StreamExt as _};
 use setpoint_guest::client::{Follow, Result};
 use setpoint_guest::limits;
 use setpoint_guest::proto::ApplyRequest;
-use setpoint_guest::proto::process_status::State;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::rig::{PATIENCE, Rig, set, worker};
+use crate::rig::{PATIENCE, Rig, is_alive, line_of, set, worker};
 
 fn shell(command: &str) -> Vec<String> {
     ["sh", "-c", command].map(str::to_owned).to_vec()
@@ -71,24 +72,17 @@ async fn a_commands_output_is_bounded_and_does_not_block_it() {
 #[tokio::test]
 async fn a_command_does_not_outlive_its_caller() {
     let rig = Rig::new().await;
-    rig.client
-        .apply(ApplyRequest { workers: vec![worker("w", "mkfifo gone; cat gone; sleep 1000")], ..set("s1") })
-        .await
-        .unwrap();
-    rig.until(|status| status.workers[0].process.as_ref().unwrap().state() == State::Running).await;
-    // The command holds the fifo's writing end; the worker's `cat` ends, and says so in its log, when that goes.
-    let hold = "until [ -p gone ]; do sleep 0.02; done; exec 3> gone; echo held >&3; sleep 1000";
-    let call = rig.client.exec(shell(hold));
-    let mut log = rig.client.logs("w", 10, Follow::Yes).await.unwrap();
-    tokio::select! {
-        result = call => panic!("the command ended: {result:?}"),
-        _ = read_until(&mut log, "held\n") => {}
+    let command = rig.client.exec(shell("echo $$ > pid; exec sleep 1000"));
+    let pid = rig.workspace().join("pid");
+    let pid = tokio::select! {
+        result = command => panic!("the command ended: {result:?}"),
+        pid = line_of(&pid) => pid,
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while is_alive(&pid) {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(10)).await;
     }
-    let next = worker("w2", "until ! ps -e -o args | grep -q '[e]xec 3> gone'; do sleep 0.02; done; echo free");
-    rig.client.apply(ApplyRequest { workers: vec![next], ..set("s2") }).await.unwrap();
-    let mut log = rig.client.logs("w2", 10, Follow::Yes).await.unwrap();
-    read_until(&mut log, "free\n").await;
-    rig.agent.stop().await;
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ fn patience<'a>(case: &Case<'a>, started: Timestamp) -> Condition<'a> {
         GuestState::Connecting { since } => (*since, timeouts.boot, "booting"),
         GuestState::Answering(_) | GuestState::Absent => (started, timeouts.boot, "booting"),
     };
-    let text = format!("{state} since {since}");
+    let text = format!("{state} since {since:.0}");
     if later(since, limit) < case.world.now {
         Condition::Boots(Cause::Hung(format!("{text}, longer than {limit}")))
     } else {

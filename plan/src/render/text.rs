@@ -148,7 +148,7 @@ fn consequence(kind: ActionKind, step: &Step) -> Option<String> {
             Some(format!("microVM {id}: vcpus {vcpus}, memory {memory}, disk {disk}"))
         }
         (Step::ReleaseDisk { disk, keep: Some(DiskState::Retained { until }) }, _) => {
-            Some(format!("disk {disk} is kept until {until}"))
+            Some(format!("disk {disk} is kept until {until:.0}"))
         }
         (Step::ReleaseDisk { disk, keep: Some(DiskState::InUse) }, _) => Some(format!("disk {disk} is kept")),
         (Step::ReleaseDisk { disk, keep: None }, _) => Some(format!("disk {disk} is deleted")),

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
+use setpoint_schema::id::BootNonce;
 use setpoint_schema::observed::Machine;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -25,6 +26,9 @@ use crate::driver::{Result, VmmError};
 /// How long a shim may take to say that it has begun: it makes two sockets and starts one process.
 const BEGIN: Duration = Duration::from_secs(20);
 
+/// How long a QEMU that refused its command line may take to be gone.
+const GOING: Duration = Duration::from_secs(2);
+
 /// How much of QEMU's complaint an error quotes.
 const COMPLAINT_BYTES: usize = 2048;
 
@@ -42,7 +46,7 @@ impl QemuDriver {
         match watch::life(&vm).await? {
             Life::Running(process) if process.nonce == machine.nonce => {
                 self.confine(&vm, machine, &process);
-                return accepted(&vm).await;
+                return accepted(&vm, &machine.nonce).await;
             }
             Life::Running(_) => return Err(busy(&machine.sandbox)),
             Life::Absent | Life::Ended(_) => {}
@@ -55,7 +59,7 @@ impl QemuDriver {
         if let Some(process) = vm.process()? {
             self.confine(&vm, machine, &process);
         }
-        accepted(&vm).await
+        accepted(&vm, &machine.nonce).await
     }
 
     /// Kernel and initramfs, found or made once.
@@ -137,9 +141,11 @@ impl QemuDriver {
 }
 
 /// Waits until QEMU has taken the machine: its monitor answers. Otherwise says what it complained of.
-async fn accepted(vm: &VmDir) -> Result<()> {
+async fn accepted(vm: &VmDir, nonce: &BootNonce) -> Result<()> {
     let answer = async { Qmp::connect(vm).await?.execute("query-status", json!({})).await };
     let Err(error) = answer.await else { return Ok(()) };
+    // A QEMU that goes closes its monitor first.
+    let _ = timeout(GOING, watch::exited(vm, nonce)).await;
     match watch::life(vm).await? {
         Life::Running(_) => Err(error),
         Life::Absent | Life::Ended(_) => {

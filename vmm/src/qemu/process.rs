@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::BootNonce;
@@ -50,8 +52,7 @@ impl ProcessId {
     /// The process that has this number now.
     pub fn of(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).map_err(io::Error::other)?;
-        let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start_ticks: stat.start_ticks })
+        Ok(Self { pid, start_ticks: start_ticks(pid)?.ok_or(io::ErrorKind::NotFound)? })
     }
 
     /// A descriptor of the process that becomes readable when it ends; `None` when it has ended.
@@ -61,11 +62,11 @@ impl ProcessId {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
         let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(descriptor) => descriptor,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let same = Stat::read(self.pid)?.is_some_and(|stat| stat.start_ticks == self.start_ticks && !stat.is_dead());
-        Ok(same.then_some(descriptor))
+        let same = start_ticks(self.pid)? == Some(self.start_ticks);
+        Ok((same && !has_ended(&descriptor)?).then_some(descriptor))
     }
 }
 
@@ -81,39 +82,30 @@ pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// What `/proc/<pid>/stat` says, see proc_pid_stat(5).
-struct Stat {
-    state: char,
-    start_ticks: u64,
+/// Whether all threads of the process have ended. The state in `/proc` is that of the first thread alone, and a zombie of it says
+/// nothing of the others, which may still hold the disk and the memory.
+fn has_ended(process: &OwnedFd) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now))? > 0)
 }
 
-impl Stat {
-    fn read(pid: i32) -> io::Result<Option<Self>> {
-        let text = match fs::read(format!("/proc/{pid}/stat")) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            // The process ended between opening and reading.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Self::parse(&String::from_utf8_lossy(&text))
-            .map(Some)
-            .ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))
-    }
+/// When the process that has this number started; `None` when there is none.
+fn start_ticks(pid: i32) -> io::Result<Option<u64>> {
+    let text = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // The process ended between opening and reading.
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let ticks = parse_start_ticks(&String::from_utf8_lossy(&text));
+    ticks.map(Some).ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))
+}
 
-    /// The command's name stands in parentheses and may itself hold some: fields count from the last one.
-    fn parse(text: &str) -> Option<Self> {
-        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        // State is field 3, the start time field 22.
-        let start_ticks = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, start_ticks })
-    }
-
-    /// A zombie has ended: it only waits for its parent to ask how.
-    fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X' | 'x')
-    }
+/// Field 22, see proc_pid_stat(5). The command's name, field 2, stands in parentheses and may itself hold some: fields count from
+/// the last one.
+fn parse_start_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -127,8 +119,7 @@ mod tests {
     #[test]
     fn a_command_name_with_parentheses_does_not_shift_the_fields() {
         let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 0";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.state, stat.start_ticks), ('S', 4242));
+        assert_eq!(parse_start_ticks(text), Some(4242));
     }
 
     #[test]

@@ -19,11 +19,14 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Waits for the lock file at `path`; `None` if its directory is missing. The wait is short: nothing is awaited under the
-    /// lock.
+    /// Makes the lock file at `path`, which stays empty. Whoever finds it may rely on what was made before it.
+    pub(super) fn make(path: &Path) -> Result<()> {
+        OpenOptions::new().create(true).append(true).open(path).map(drop).map_err(failed("create", path))
+    }
+
+    /// Waits for the lock file at `path`; `None` if there is none. The wait is short: nothing is awaited under the lock.
     pub(super) fn acquire(path: &Path) -> Result<Option<Self>> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let Some(file) = absent_is_none(file).map_err(failed("open", path))? else { return Ok(None) };
+        let Some(file) = absent_is_none(File::open(path)).map_err(failed("open", path))? else { return Ok(None) };
         rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", path)(e.into()))?;
         Ok(Some(Self { _file: file }))
     }

@@ -385,6 +385,8 @@ impl World {
         for dir in [self.vms_dir(), self.disks_dir(), self.templates_dir()] {
             std::fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         }
+        // Last, so that nobody writes into directories that are still being made.
+        Lock::make(&path)?;
         Lock::acquire(&path)?.ok_or_else(|| sim_error(format!("lost {} while it was made", path.display())))
     }
 

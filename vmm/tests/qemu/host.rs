@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
@@ -92,8 +93,12 @@ impl Drop for Host {
                 kill_and_wait(pid);
             }
         }
+        let started = Instant::now();
         for group in self.cgroups() {
-            let _ = fs::remove_dir(group);
+            // A VMM that ended by itself may be on its way out still.
+            while fs::remove_dir(&group).is_err() && group.exists() && started.elapsed() < Duration::from_secs(5) {
+                std::thread::yield_now();
+            }
         }
     }
 }

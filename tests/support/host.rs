@@ -1,10 +1,12 @@
 //! A host of its own for each test: a repository, a state directory, a daemon on free ports, and an end to all of it.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -15,7 +17,10 @@ pub const PATIENCE: Duration = Duration::from_secs(150);
 /// The binary under test.
 pub fn setpoint() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_setpoint"));
-    command.env_remove("SETPOINT_CONFIG").env("NO_COLOR", "1");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SETPOINT_")) {
+        command.env_remove(name);
+    }
+    command.env("NO_COLOR", "1");
     command
 }
 
@@ -24,6 +29,7 @@ pub struct Host {
     dir: tempfile::TempDir,
     driver: &'static str,
     daemon: Option<Daemon>,
+    small_disk: Option<SmallDisk>,
 }
 
 struct Daemon {
@@ -52,7 +58,7 @@ impl Host {
 
     fn new(driver: &'static str) -> Self {
         let dir = tempfile::Builder::new().prefix("setpoint-test-").tempdir().unwrap();
-        let host = Self { dir, driver, daemon: None };
+        let host = Self { dir, driver, daemon: None, small_disk: None };
         fs::create_dir(host.repo()).unwrap();
         host.git(&["init", "--quiet", "--initial-branch=main"]);
         // Kernels and the like are the same for every test: fetched and unpacked once.
@@ -103,7 +109,10 @@ impl Host {
         let spec = indent(&format!("resources: {{memory: 128Mi, disk: 64Mi}}\nretain: none\n{spec}"));
         let app = format!("apiVersion: setpoint/v1\nkind: App\nmetadata:\n  name: {name}\nspec:\n{spec}");
         self.write(&format!("apps/{name}/app.yaml"), &app);
-        self.write(&format!("apps/{name}/sandbox.yaml"), "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\n");
+        self.write(
+            &format!("apps/{name}/sandbox.yaml"),
+            "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\n",
+        );
         self.write(&format!("apps/{name}/index.html"), page);
     }
 
@@ -111,6 +120,9 @@ impl Host {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = setpoint();
         command.current_dir(self.repo()).args(["--driver", self.driver]).arg("--state-dir").arg(self.state());
+        if self.config_path().exists() {
+            command.arg("--config").arg(self.config_path());
+        }
         command.args(args);
         command
     }
@@ -133,11 +145,7 @@ impl Host {
 
     /// Starts the daemon and waits only until it has its ports, or has ended.
     pub fn spawn(&mut self, env: &[(&str, &str)]) {
-        let _ = fs::remove_file(self.state().join("daemon.json"));
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = self.command(&["--api-listen", "127.0.0.1:0", "--ingress-listen", "127.0.0.1:0"]);
-        command.arg("--repo").arg(self.repo()).arg("run").envs(env.iter().copied());
-        let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut process = self.launch(env);
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some((api, ingress)) = self.beacon(process.id()) {
@@ -150,6 +158,15 @@ impl Host {
             assert!(Instant::now() < deadline, "the daemon does not come up:\n{}", self.log());
             pause();
         }
+    }
+
+    /// Starts the daemon and waits for nothing.
+    fn launch(&self, env: &[(&str, &str)]) -> Child {
+        let _ = fs::remove_file(self.state().join("daemon.json"));
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = self.command(&["--api-listen", "127.0.0.1:0", "--ingress-listen", "127.0.0.1:0"]);
+        command.arg("--repo").arg(self.repo()).arg("run").envs(env.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     fn beacon(&self, pid: u32) -> Option<(SocketAddr, SocketAddr)> {
@@ -210,6 +227,10 @@ impl Host {
         self.daemon.as_ref().unwrap().api
     }
 
+    pub fn ingress_address(&self) -> SocketAddr {
+        self.daemon.as_ref().unwrap().ingress
+    }
+
     /// One app, or null.
     pub fn app(&self, name: &str) -> Value {
         let answer = self.api_answer(&format!("/v1/apps/default/{name}"));
@@ -231,7 +252,9 @@ impl Host {
     pub fn events_of(&self, app: &str) -> Vec<String> {
         let events = self.api("/v1/events?limit=1000");
         let of_app = events["items"].as_array().unwrap().iter().filter(|event| event["app"] == app);
-        of_app.map(|event| format!("{}: {}", event["kind"].as_str().unwrap(), event["message"].as_str().unwrap())).collect()
+        of_app
+            .map(|event| format!("{}: {}", event["kind"].as_str().unwrap(), event["message"].as_str().unwrap()))
+            .collect()
     }
 
     /// Polls until `look` finds something.
@@ -291,8 +314,24 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.kill_daemon();
+        let sandboxes: Vec<_> = fs::read_dir(self.state().join("vmm/vms")).into_iter().flatten().flatten().collect();
         for pid in self.vmm_pids() {
             signal(pid, "KILL");
+        }
+        for sandbox in sandboxes {
+            remove_groups(&format!("setpoint-{}-", sandbox.file_name().display()));
+        }
+    }
+}
+
+/// Removes the control groups of microVMs that were ended without their driver.
+fn remove_groups(prefix: &str) {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let groups = hierarchies.flat_map(|hierarchy| fs::read_dir(hierarchy.path()).into_iter().flatten().flatten());
+    for group in groups.filter(|group| group.file_name().to_string_lossy().starts_with(prefix)) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(group.path()).is_err() && Instant::now() < deadline {
+            pause();
         }
     }
 }
@@ -385,5 +424,153 @@ impl Host {
         self.wait_for(&format!("an event that says {words:?}"), |host| {
             host.events_of(app).iter().any(|event| event.contains(words)).then_some(())
         });
+    }
+
+    /// Gives a command to the monitor of the only microVM.
+    pub fn monitor(&self, command: &str) {
+        let sockets = find(&self.state().join("vmm"), "qmp.sock");
+        // A socket's path can be too long to connect to, so it is reached through its directory.
+        let directory = fs::File::open(sockets[0].parent().unwrap()).unwrap();
+        let path = format!("/proc/self/fd/{}/qmp.sock", std::os::fd::AsRawFd::as_raw_fd(&directory));
+        let mut monitor = std::os::unix::net::UnixStream::connect(path).unwrap();
+        let commands = format!("{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"{command}\"}}");
+        monitor.write_all(commands.as_bytes()).unwrap();
+        let mut answer = String::new();
+        while answer.matches("\"return\"").count() < 2 {
+            let mut piece = [0; 4096];
+            let length = monitor.read(&mut piece).unwrap();
+            answer.push_str(&String::from_utf8_lossy(&piece[..length]));
+            assert!(length > 0 && !answer.contains("\"error\""), "{answer}");
+        }
+    }
+}
+
+/// What tests of previews, of bad input and of the command line use.
+impl Host {
+    /// The directory that holds everything of this host.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Gives every later command, and the next daemon, this configuration file.
+    pub fn configure(&self, toml: &str) {
+        fs::write(self.config_path(), toml).unwrap();
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.dir.path().join("daemon.toml")
+    }
+
+    /// Runs git in the repository with this input.
+    pub fn git_feed(&self, args: &[&str], input: &[u8]) -> String {
+        let mut command = Command::new("git");
+        command.current_dir(self.repo()).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "git {args:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Converges once on the repository's HEAD.
+    pub fn reconcile(&self) -> Output {
+        let mut command = self.command(&["reconcile"]);
+        command.arg("--repo").arg(self.repo()).output().unwrap()
+    }
+
+    /// Runs a daemon that cannot come up, to its end; its exit code and what it says.
+    pub fn run_in_vain(&self) -> (Option<i32>, String) {
+        let mut command = self.command(&["--api-listen", "127.0.0.1:0", "--ingress-listen", "127.0.0.1:0", "run"]);
+        let output = command.arg("--repo").arg(self.repo()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Waits until the daemon has ended by itself; its exit code.
+    pub fn wait_for_the_end(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_up() {
+            assert!(Instant::now() < deadline, "the daemon does not end:\n{}", self.log());
+            pause();
+        }
+        self.stop_daemon()
+    }
+
+    /// The scripted microVMs, looked at from outside.
+    pub fn world(&self) -> setpoint_vmm::sim::World {
+        setpoint_vmm::sim::World::open(self.state().join("vmm"))
+    }
+}
+
+/// What only crash tests do.
+impl Host {
+    /// Starts the daemon and waits for its end.
+    pub fn run_to_death(&self, env: &[(&str, &str)]) -> ExitStatus {
+        let mut process = self.launch(env);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                process.kill().unwrap();
+                process.wait().unwrap();
+                panic!("the daemon lives on with {env:?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts the daemon, and ends it with SIGKILL after this time.
+    pub fn run_for(&self, time: Duration, env: &[(&str, &str)]) {
+        let mut process = self.launch(env);
+        std::thread::sleep(time);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+}
+
+/// A file system of this many mebibytes for the state; unmounted when dropped.
+struct SmallDisk {
+    place: PathBuf,
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+impl Host {
+    /// Scripted microVMs, and a state directory on a disk of its own of this many mebibytes. None where mounting one is not
+    /// allowed, which takes root.
+    pub fn sim_on_small_disk(mib: u32) -> Option<Self> {
+        use rustix::mount::{MountFlags, mount};
+        let mut host = Self::sim();
+        let place = host.state();
+        let size = std::ffi::CString::new(format!("size={mib}m")).unwrap();
+        match mount("tmpfs", &place, "tmpfs", MountFlags::empty(), Some(size.as_c_str())) {
+            Ok(()) => {
+                host.small_disk = Some(SmallDisk { place });
+                Some(host)
+            }
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
+                eprintln!("not tested: mounting a file system is not allowed here");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Lets the disk of the state be written, or not.
+    pub fn remount(&self, flags: rustix::mount::MountFlags) {
+        rustix::mount::mount_remount(self.state(), flags, c"").unwrap();
+    }
+
+    /// Fills the disk of the state up; returns the file that does.
+    pub fn fill_disk(&self) -> PathBuf {
+        let path = self.state().join("ballast");
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 64 * 1024]).is_ok() {}
+        path
     }
 }
