@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, Overrides};
-use crate::report;
+use crate::{daemon, report};
 
 /// A GitOps reconciler for microVMs.
 ///
@@ -140,9 +140,9 @@ fn dispatch(Cli { overrides, command }: Cli) -> Result<ExitCode, Failure> {
         Command::Validate(args) => validate::run(&args),
         Command::Run => block_on(run::run(Config::load(&overrides)?)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),
-        Command::Get(args) => block_on(get::run(args)),
-        Command::Logs(args) => block_on(logs::run(args)),
-        Command::Events(args) => block_on(events::run(args)),
+        Command::Get(args) => block_on(get::run(Config::load(&overrides)?, args)),
+        Command::Logs(args) => block_on(logs::run(Config::load(&overrides)?, args)),
+        Command::Events(args) => block_on(events::run(Config::load(&overrides)?, args)),
         Command::Doctor => block_on(doctor::run(Config::load(&overrides)?)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }
@@ -161,23 +161,27 @@ fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<
 /// Which daemon a command asks.
 #[derive(Debug, clap::Args)]
 struct Server {
-    /// Address of the daemon's status API
-    #[arg(long, env = "SETPOINT_SERVER", default_value = "127.0.0.1:7878", value_name = "HOST:PORT")]
-    server: String,
+    /// Address of the daemon's status API [default: that of the daemon on the state directory, else 127.0.0.1:7878]
+    #[arg(long, env = "SETPOINT_SERVER", value_name = "HOST:PORT")]
+    server: Option<String>,
 }
 
 impl Server {
-    fn client(&self) -> client::Client {
-        client::Client::new(&self.server)
+    fn client(&self, config: &Config) -> client::Client {
+        match (&self.server, daemon::running(&config.state.dir)) {
+            (Some(server), _) => client::Client::new(server),
+            (None, Some(running)) => client::Client::local(running.api),
+            (None, None) => client::Client::local(config.api.listen),
+        }
     }
 }
 
 /// How a command prints objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
-    /// A table for people.
+    /// For people.
     Text,
-    /// JSON.
+    /// For programs.
     Json,
 }
 
@@ -187,6 +191,12 @@ fn print(text: &str) {
     if std::io::stdout().write_all(text.as_bytes()).is_err() {
         std::process::exit(0);
     }
+}
+
+/// `1 app`, `2 apps`.
+fn count(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 fn print_json(value: &impl serde::Serialize) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use setpoint_schema::name::{HostName, RepoPath};
 use setpoint_schema::quantity::{ByteSize, Span};
+use setpoint_vmm::qemu::Network;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG_FILE: &str = "/etc/setpoint/daemon.toml";
@@ -81,6 +82,8 @@ pub struct Vmm {
     pub kernel: Option<PathBuf>,
     /// The modules that belong to it, as `/lib/modules/<release>`.
     pub modules: Option<PathBuf>,
+    /// What guests reach: `user` (the outside, and the host's loopback as 10.0.2.2) or `none`.
+    pub network: Network,
     /// The QEMU to run; absent means `qemu-system-x86_64` from the path.
     pub qemu: Option<PathBuf>,
     /// The static busybox of the built-in template; absent means the distribution's.
@@ -237,7 +240,9 @@ impl ConfigError {
         match self {
             Self::Read { .. } => None,
             Self::Parse { .. } => Some("docs/operator-guide.md lists every key".to_owned()),
-            Self::NoSource => Some("pass --repo PATH_OR_URL, or set `url` under `[source]` in the configuration".to_owned()),
+            Self::NoSource => {
+                Some("pass --repo PATH_OR_URL, or set `url` under `[source]` in the configuration".to_owned())
+            }
         }
     }
 }

@@ -22,12 +22,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
-use setpoint_plan::model::{Action, Block, Hold, Plan, PlanId};
+use setpoint_plan::model::{Action, Block, Hold, Plan, PlanId, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
-use setpoint_schema::id::SpecDigest;
+use setpoint_schema::id::{SandboxId, SpecDigest};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{DiskState, Limits, Observed};
-use setpoint_state::StateError;
+use setpoint_schema::observed::{DiskState, GuestState, Limits, Observed};
+use setpoint_state::{Outcome as StepEnd, StateError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,8 @@ use crate::converge::step::Hands;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
 const BREATH: Duration = Duration::from_millis(20);
+/// How soon a row that an action is about to write is looked for again. Writing one takes some milliseconds.
+const ROW_WAIT: jiff::SignedDuration = jiff::SignedDuration::from_millis(40);
 
 /// What every pass publishes: all that status, routes and events are made from.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ struct Job {
     action: Action,
     /// The spec that it leads to; absent for removals.
     leads_to: Option<SpecDigest>,
+    /// The row that its first step writes, until that has been seen: before, no observation counts what the action takes.
+    unseen: Option<SandboxId>,
     superseded: CancellationToken,
 }
 
@@ -113,7 +117,7 @@ impl Reconciler {
         full_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !shutdown.is_cancelled() {
             let followed = Arc::clone(&self.followed.borrow_and_update());
-            self.books.take_in(&followed).await?;
+            self.books.take_in(&followed, self.hands.observer.now()).await?;
             let deadline = self.pass(followed).await?;
             match self.wait(deadline, &mut full_look, &shutdown).await {
                 Woken::Finished(app, outcome) => self.finish(app, outcome).await?,
@@ -126,16 +130,18 @@ impl Reconciler {
 
     /// Observes, plans, dispatches and publishes once; returns when the plan wants to be made again at the latest.
     async fn pass(&mut self, followed: Arc<Followed>) -> Result<Option<Timestamp>, StateError> {
-        let now = Timestamp::now();
+        let now = self.hands.observer.now();
         let (observed, unasked) = self.observe().await?;
+        self.see_rows(&observed);
         let desired = followed.plannable();
         let plan = self.plan(&desired, &observed, now);
         self.supersede(&desired);
         self.books.note_plan(&plan, now).await?;
-        self.dispatch(&plan, &desired, &unasked).await?;
-        self.books.note_progress(&followed, &plan, self.busy.is_empty(), now).await?;
+        self.dispatch(&plan, &desired, &observed, &unasked).await?;
+        let idle = self.busy.is_empty() && !awaits_guests(&plan, &observed);
+        self.books.note_progress(&followed, &plan, idle, now).await?;
         self.books.forget_gone(self.gone(&desired, &observed)).await?;
-        let deadline = next_deadline(&plan, now);
+        let deadline = next_deadline(&plan, now).into_iter().chain(self.look_for_rows_at(now)).min();
         self.parent = Some(plan.id.clone());
         let busy = self.busy.keys().cloned().collect();
         drop(desired);
@@ -149,38 +155,61 @@ impl Reconciler {
         plan(&Inputs { desired, observed, parent: self.parent.as_ref(), now, entropy })
     }
 
-    /// The world as it is known, and the apps of sandboxes whose driver has not answered yet: nothing is done about those.
-    async fn observe(&mut self) -> Result<(Observed, BTreeSet<AppKey>), StateError> {
+    /// The world as it is known, and the sandboxes whose driver has not answered yet: nothing is done about those.
+    async fn observe(&mut self) -> Result<(Observed, BTreeSet<SandboxId>), StateError> {
         let inventory = self.hands.ledger.inventory().await?;
         Ok(crate::world::assemble(&self.hands.observer, inventory, &self.unrecorded, self.limits).await)
     }
 
+    /// Notices the rows that have been written since the actions on their way began.
+    fn see_rows(&mut self, observed: &Observed) {
+        for job in self.busy.values_mut() {
+            job.unseen.take_if(|row| observed.sandboxes.contains_key(row));
+        }
+    }
+
+    fn look_for_rows_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let unseen = self.busy.values().any(|job| job.unseen.is_some());
+        unseen.then(|| now.saturating_add(ROW_WAIT).unwrap_or(Timestamp::MAX))
+    }
+
     /// Starts every action that can begin and whose app is not busy, in the plan's order, as many as may run at once.
+    ///
+    /// None starts beside an action whose row was not there when this plan was made: the plan has given the same room to others.
     async fn dispatch(
         &mut self,
         plan: &Plan,
         desired: &Desired,
-        unasked: &BTreeSet<AppKey>,
+        observed: &Observed,
+        unasked: &BTreeSet<SandboxId>,
     ) -> Result<(), StateError> {
+        if self.busy.values().any(|job| job.unseen.is_some()) {
+            return Ok(());
+        }
+        let now = self.hands.observer.now();
         for action in &plan.actions {
             if self.busy.len() >= self.pace.concurrency {
                 break;
             }
-            let can_begin = action.blocked.is_empty() && !unasked.contains(&action.app);
-            if !can_begin || self.busy.contains_key(&action.app) {
+            let known = action.steps.iter().filter_map(Step::sandbox).all(|sandbox| !unasked.contains(sandbox));
+            if !action.blocked.is_empty() || !known || self.busy.contains_key(&action.app) {
                 continue;
             }
-            self.books.note_begin(action).await?;
-            self.start(plan.id.clone(), action.clone(), desired);
+            self.books.note_begin(action, now).await?;
+            self.start(plan.id.clone(), action.clone(), desired, observed);
         }
         Ok(())
     }
 
-    fn start(&mut self, plan: PlanId, action: Action, desired: &Desired) {
+    fn start(&mut self, plan: PlanId, action: Action, desired: &Desired, observed: &Observed) {
         let app = action.app.clone();
         let superseded = CancellationToken::new();
         let leads_to = desired.apps.get(&app).map(|app| app.spec.digest());
-        let job = Job { action: action.clone(), leads_to, superseded: superseded.clone() };
+        let unseen = match action.steps.first() {
+            Some(Step::Record(record)) if !observed.sandboxes.contains_key(&record.id) => Some(record.id.clone()),
+            Some(_) | None => None,
+        };
+        let job = Job { action: action.clone(), leads_to, unseen, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
         let hands = self.hands.clone();
         self.jobs.spawn(async move {
@@ -215,14 +244,14 @@ impl Reconciler {
             }
             _ = self.followed.changed() => Woken::News,
             () = self.hands.observer.changed() => Woken::News,
-            () = sleep_until(deadline) => Woken::News,
+            () = sleep_until(deadline, self.hands.observer.now()) => Woken::News,
             _ = full_look.tick() => Woken::Interval,
         }
     }
 
     async fn finish(&mut self, app: AppKey, outcome: Outcome) -> Result<(), StateError> {
         let Some(job) = self.busy.remove(&app) else { return Ok(()) };
-        self.books.note_end(&job.action, &outcome).await
+        self.books.note_end(&job.action, &outcome, self.hands.observer.now()).await
     }
 
     /// Apps that are remembered though they are neither declared nor have anything left.
@@ -232,14 +261,16 @@ impl Reconciler {
         let in_use: BTreeSet<_> = disks.map(|disk| &disk.app).chain(in_use).collect();
         let declared = |key: &AppKey| desired.apps.contains_key(key) || desired.stalled.contains_key(key);
         let complete = desired.completeness == Completeness::Complete;
-        let gone = |key: &&AppKey| complete && !declared(key) && !in_use.contains(*key) && !self.busy.contains_key(*key);
+        let gone =
+            |key: &&AppKey| complete && !declared(key) && !in_use.contains(*key) && !self.busy.contains_key(*key);
         observed.apps.keys().filter(gone).cloned().collect()
     }
 
-    /// Steps that a crash cut short are named in the log; the plan finds by itself what is left of them.
+    /// Steps that a crash cut short are closed in the journal; the plan finds by itself what is left of them.
     async fn note_unfinished(&self) -> Result<(), StateError> {
         for entry in self.hands.ledger.with(|store| store.unfinished()).await? {
             tracing::info!(app = %entry.app, step = %entry.step, "a step was cut short and will be looked at again");
+            self.hands.ledger.with(|store| store.journal_end(entry, StepEnd::Interrupted)).await?;
         }
         Ok(())
     }
@@ -271,6 +302,15 @@ enum Woken {
     Finished(AppKey, Outcome),
 }
 
+/// Whether an app is held because its guest cannot be asked yet, so that nobody knows what there is to do for it.
+fn awaits_guests(plan: &Plan, observed: &Observed) -> bool {
+    let silent = |app: &AppKey| {
+        let mut sandboxes = observed.sandboxes.values().filter(|sandbox| sandbox.record.app == *app);
+        sandboxes.any(|sandbox| !matches!(sandbox.guest, GuestState::Answering(_)))
+    };
+    plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)) && silent(&held.app))
+}
+
 /// The earliest time at which the same world gives another plan.
 fn next_deadline(plan: &Plan, now: Timestamp) -> Option<Timestamp> {
     let backoffs = plan.actions.iter().flat_map(|action| &action.blocked).filter_map(|block| match block {
@@ -288,10 +328,10 @@ fn next_deadline(plan: &Plan, now: Timestamp) -> Option<Timestamp> {
     backoffs.chain(held).min()
 }
 
-async fn sleep_until(deadline: Option<Timestamp>) {
+async fn sleep_until(deadline: Option<Timestamp>, now: Timestamp) {
     match deadline {
         Some(at) => {
-            let left = at.duration_since(Timestamp::now()).max(jiff::SignedDuration::ZERO);
+            let left = at.duration_since(now).max(jiff::SignedDuration::ZERO);
             tokio::time::sleep(left.unsigned_abs()).await;
         }
         None => std::future::pending().await,

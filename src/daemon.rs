@@ -19,8 +19,9 @@ use crate::converge::step::Hands;
 use crate::converge::{Pass, Reconciler};
 use crate::ledger::Ledger;
 use crate::observe::Observer;
+use crate::report::chain;
 use crate::source::watch::Watcher;
-use crate::source::{Repository, SourceError};
+use crate::source::{Repository, SourceConfig, SourceError};
 use crate::{drivers, host, preview};
 
 pub use beacon::{Beacon, running};
@@ -90,9 +91,8 @@ struct Parts {
 
 impl Parts {
     async fn assemble(config: &Config, rewind: Rewind) -> Result<Self, DaemonError> {
-        let source = Arc::new(Repository::open(&drivers::source_config(config)?)?);
-        let store_dir = config.store_dir();
-        let ledger = Ledger::new(Store::open(&store_dir)?);
+        let ledger = Ledger::new(Store::open(&config.store_dir())?);
+        let source = Arc::new(open_source(&drivers::source_config(config)?, &ledger).await?);
         let driver = drivers::driver(config)?;
         let observer = Observer::new(Arc::clone(&driver));
         let loader = preview::loader();
@@ -176,6 +176,19 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
     let stuck = pass.plan.actions.iter().all(|action| action.blocked.iter().any(gives_up));
     let only_prunes_wait = pass.plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits;
     pass.busy.is_empty() && !waits && (stuck || only_prunes_wait)
+}
+
+/// Opens the repository. One that was followed before and is gone is waited for, so that what runs is looked after meanwhile;
+/// one that never was there is a mistake of whoever named it.
+async fn open_source(config: &SourceConfig, ledger: &Ledger) -> Result<Repository, DaemonError> {
+    let followed_before = ledger.with(|store| store.meta()).await?.source.is_some();
+    match Repository::open(config) {
+        Err(error) if followed_before => {
+            tracing::error!(error = %chain(&error), "repository cannot be opened: what runs is kept, and it is tried again");
+            Ok(Repository::expect(config)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 fn rewind(config: &Config) -> Rewind {

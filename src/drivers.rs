@@ -37,6 +37,7 @@ pub fn qemu_config(config: &Config) -> QemuConfig {
             Accel::Tcg => AccelChoice::Tcg,
         },
         machine: MachineType::default(),
+        network: config.vmm.network,
         qemu: config.vmm.qemu.clone(),
         shim: own_command("vm-shim"),
         agent: Cow::Borrowed(AGENT),

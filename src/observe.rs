@@ -17,10 +17,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use setpoint_schema::id::{BootNonce, SandboxId};
 use setpoint_schema::observed::{GuestState, VmState};
 use setpoint_vmm::driver::{Driver, Guest};
+use setpoint_vmm::sim::{Clock, WallClock};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The newest that is known of one sandbox.
@@ -53,6 +56,7 @@ pub struct Observer {
 
 struct Shared {
     driver: Arc<dyn Driver>,
+    clock: Arc<dyn Clock>,
     /// Held only to look up or change the map, never across an await.
     watchers: Mutex<HashMap<SandboxId, Watcher>>,
     /// Told of every change of any view.
@@ -61,6 +65,7 @@ struct Shared {
 
 struct Watcher {
     view: watch::Receiver<View>,
+    since: Instant,
     nudge: Arc<Notify>,
     _task: AbortOnDropHandle<()>,
 }
@@ -69,8 +74,20 @@ impl Observer {
     /// Watches nothing yet.
     #[must_use]
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        let shared = Shared { driver, watchers: Mutex::default(), changed: Arc::default() };
+        Self::with_clock(driver, Arc::new(WallClock))
+    }
+
+    /// The same by another clock, for tests that pause time.
+    #[must_use]
+    pub fn with_clock(driver: Arc<dyn Driver>, clock: Arc<dyn Clock>) -> Self {
+        let shared = Shared { driver, clock, watchers: Mutex::default(), changed: Arc::default() };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The time by which everything is observed, planned and recorded.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.shared.clock.now()
     }
 
     /// Resolves after any view has changed since the last call.
@@ -89,6 +106,15 @@ impl Observer {
         let mut views = self.subscribe(sandbox);
         let answered = views.wait_for(|view| view.vm.is_some()).await.map(|view| view.clone());
         answered.unwrap_or_else(|_| watcher::unknown())
+    }
+
+    /// The newest view of a sandbox, for which its driver has time to answer until it has been watched for `patience`.
+    pub async fn view_after(&self, sandbox: &SandboxId, patience: Duration) -> View {
+        let mut views = self.subscribe(sandbox);
+        let since = self.watchers().get(sandbox).map_or_else(Instant::now, |watcher| watcher.since);
+        // Without an answer, what there is is the view.
+        drop(tokio::time::timeout_at(since + patience, views.wait_for(|view| view.vm.is_some())).await);
+        views.borrow().clone()
     }
 
     /// Asks the driver anew, after something was done to the microVM.
@@ -154,12 +180,14 @@ impl Observer {
         let nudge = Arc::new(Notify::new());
         let task = watcher::Task {
             driver: Arc::clone(&self.shared.driver),
+            clock: Arc::clone(&self.shared.clock),
             sandbox,
             views: sender,
             nudge: Arc::clone(&nudge),
             changed: Arc::clone(&self.shared.changed),
         };
-        Watcher { view, nudge, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+        let task = AbortOnDropHandle::new(tokio::spawn(task.run()));
+        Watcher { view, since: Instant::now(), nudge, _task: task }
     }
 
     fn watchers(&self) -> MutexGuard<'_, HashMap<SandboxId, Watcher>> {

@@ -100,8 +100,7 @@ pub async fn preview(config: &Config, declarations: &Declarations) -> Result<Pre
     Ok(Preview { plan: plan_of(&desired, &observed), diagnostics })
 }
 
-/// The plan for `desired` with ids that depend on nothing but what is planned, so that two previews of the same are the same.
-#[must_use]
+/// The plan for `desired` with ids that depend on nothing but what is planned, so that two previews of the same show the same.
 pub fn plan_of(desired: &Desired, observed: &Observed) -> Plan {
     plan(&Inputs { desired, observed, parent: None, now: Timestamp::now(), entropy: Entropy([0; 16]) })
 }

@@ -14,6 +14,7 @@ pub mod watch;
 mod workspace;
 mod worktree;
 
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -119,7 +120,8 @@ pub trait Files {
 pub struct Repository {
     config: SourceConfig,
     location: Location,
-    opened: Mutex<Opened>,
+    /// Absent until the repository was there for the first time.
+    opened: Mutex<Option<Opened>>,
     blobs_read: AtomicU64,
     trees_read: AtomicU64,
 }
@@ -152,17 +154,21 @@ impl Repository {
     /// # Errors
     /// When there is no repository, or one that cannot be read, each kind apart.
     pub fn open(config: &SourceConfig) -> Result<Self, SourceError> {
+        let repository = Self::expect(config)?;
+        repository.current()?;
+        Ok(repository)
+    }
+
+    /// The same, for a repository that need not be there yet: every call tries to open it, and says what is wrong with it.
+    ///
+    /// # Errors
+    /// When the URL is of no kind that can be read.
+    pub fn expect(config: &SourceConfig) -> Result<Self, SourceError> {
         libgit::set_limits();
-        let location = Location::parse(&config.url)?;
-        let git = match &location {
-            Location::Local(path) => open_local(path)?,
-            Location::Remote(url) => remote::open_mirror(&remote::mirror_dir(&config.state_dir), url)?,
-        };
-        let identity = identity(git.path()).ok_or_else(|| missing(git.path()))?;
         Ok(Self {
             config: config.clone(),
-            location,
-            opened: Mutex::new(Opened { git, identity, folders: Folders::default() }),
+            location: Location::parse(&config.url)?,
+            opened: Mutex::new(None),
             blobs_read: AtomicU64::new(0),
             trees_read: AtomicU64::new(0),
         })
@@ -316,23 +322,47 @@ impl Repository {
     /// The git directory and the common directory, which differ in a linked work tree.
     pub(crate) fn git_dirs(&self) -> (PathBuf, PathBuf) {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        (opened.git.path().to_owned(), opened.git.commondir().to_owned())
+        match (&*opened, &self.location) {
+            (Some(opened), _) => (opened.git.path().to_owned(), opened.git.commondir().to_owned()),
+            // Where most repositories will have it, once there is one; until then the clock gives the hints.
+            (None, Location::Local(path)) => (path.join(".git"), path.join(".git")),
+            (None, Location::Remote(_)) => {
+                let mirror = remote::mirror_dir(&self.config.state_dir);
+                (mirror.clone(), mirror)
+            }
+        }
     }
 
-    /// The handle, reopened where another repository stands at the same path by now.
-    fn current(&self) -> Result<MutexGuard<'_, Opened>, SourceError> {
+    /// The handle, opened where it was not yet, and again where another repository stands at the same path by now.
+    fn current(&self) -> Result<Current<'_>, SourceError> {
         // A panic while the lock was held leaves git2's handle usable: every call goes to the disk anew.
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = identity(opened.git.path());
-        if now != Some(opened.identity) {
+        let same = |opened: &Opened| identity(opened.git.path()) == Some(opened.identity);
+        if !opened.as_ref().is_some_and(same) {
             let git = match &self.location {
                 Location::Local(path) => open_local(path)?,
                 Location::Remote(url) => remote::open_mirror(&remote::mirror_dir(&self.config.state_dir), url)?,
             };
             let identity = identity(git.path()).ok_or_else(|| missing(git.path()))?;
-            *opened = Opened { git, identity, folders: Folders::default() };
+            *opened = Some(Opened { git, identity, folders: Folders::default() });
         }
-        Ok(opened)
+        Ok(Current(opened))
+    }
+}
+
+/// The handle while it is held: open, unlike what the lock guards.
+struct Current<'a>(MutexGuard<'a, Option<Opened>>);
+
+impl Deref for Current<'_> {
+    type Target = Opened;
+    fn deref(&self) -> &Opened {
+        self.0.as_ref().expect("it is made from an open handle")
+    }
+}
+
+impl DerefMut for Current<'_> {
+    fn deref_mut(&mut self) -> &mut Opened {
+        self.0.as_mut().expect("it is made from an open handle")
     }
 }
 

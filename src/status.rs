@@ -269,10 +269,13 @@ fn conditions(
     let is_ready = if ready { ("Healthy", "as declared and healthy".to_owned()) } else { facts.unready() };
     let ready = condition(ConditionKind::Ready, ready, is_ready);
     let reconciling = matches!(phase, Phase::Pending | Phase::Reconciling | Phase::Blocked | Phase::Deleting);
-    let work = facts.action.map_or_else(nothing, |action| match action.blocked.first() {
-        Some(block) => ("Blocked", block.to_string()),
-        None => ("Progressing", action.kind.to_string()),
-    });
+    let work = match facts.action.map(|action| (action, action.blocked.first())) {
+        Some((_, Some(block))) => ("Blocked", block.to_string()),
+        Some((action, None)) => ("Progressing", action.kind.to_string()),
+        // What is under way was planned by an earlier pass.
+        None if facts.busy => ("Progressing", "its steps are being carried out".to_owned()),
+        None => nothing(),
+    };
     let stalled = stalled_reason(facts, &ready, now);
     let is_stalled = stalled.is_some();
     vec![
@@ -338,7 +341,11 @@ fn transitions(before: &Snapshot, after: &Snapshot) -> Vec<NewEvent> {
             events.push(NewEvent::new(EventKind::SourceError, "SourceError", error.clone()));
         }
         (Some(_), None) => {
-            events.push(NewEvent::new(EventKind::SourceRecovered, "SourceRecovered", "the source can be followed again"));
+            events.push(NewEvent::new(
+                EventKind::SourceRecovered,
+                "SourceRecovered",
+                "the source can be followed again",
+            ));
         }
         (_, Some(_)) | (None, None) => {}
     }

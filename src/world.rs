@@ -3,37 +3,42 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState};
+use jiff::Timestamp;
+use setpoint_schema::id::SandboxId;
+use setpoint_schema::observed::{GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState};
 use setpoint_vmm::driver::{Driver, VmmError};
 
 use crate::host;
 use crate::ledger::{Inventory, Ledger};
 use crate::observe::{Observer, View};
 
-/// A driver that has not answered about a sandbox after this long is not waited for any more in this pass.
+/// A driver that has not answered about a sandbox after this long is not waited for any more.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
-/// The observed world, and the apps of sandboxes about which the driver has not answered.
+/// The observed world, and the sandboxes in it about which the driver has not answered.
+///
+/// Those stand in it as they are recorded and have just begun to boot: so they keep their memory, their disks and their names.
 pub async fn assemble(
     observer: &Observer,
     inventory: Inventory,
     unrecorded: &[Machine],
     limits: Limits,
-) -> (Observed, BTreeSet<AppKey>) {
+) -> (Observed, BTreeSet<SandboxId>) {
     let Inventory { sandboxes, disks, apps } = inventory;
     let recorded: BTreeSet<_> = sandboxes.iter().map(|record| record.id.clone()).collect();
     let mut unasked = BTreeSet::new();
     let mut observed = BTreeMap::new();
-    for record in sandboxes {
-        match answered_view(observer, &record).await {
-            Some(View { vm: Some(vm), guest, agent: _ }) => {
-                observed.insert(record.id.clone(), ObservedSandbox { record, vm, guest });
+    let views = sandboxes.iter().map(|record| observer.view_after(&record.id, FIRST_ANSWER));
+    let views = futures_util::future::join_all(views).await;
+    for (record, View { vm, guest, agent: _ }) in sandboxes.into_iter().zip(views) {
+        let sandbox = match vm {
+            Some(vm) => ObservedSandbox { record, vm, guest },
+            None => {
+                unasked.insert(record.id.clone());
+                presumed(record, observer.now())
             }
-            Some(View { vm: None, .. }) | None => {
-                unasked.insert(record.app);
-            }
-        }
+        };
+        observed.insert(sandbox.record.id.clone(), sandbox);
     }
     let world = Observed {
         host: host::id(),
@@ -94,10 +99,8 @@ pub enum UnrecordedError {
     State(#[from] setpoint_state::StateError),
 }
 
-async fn answered_view(observer: &Observer, record: &SandboxRecord) -> Option<View> {
-    let view = observer.view(&record.id);
-    if view.vm.is_some() {
-        return Some(view);
-    }
-    tokio::time::timeout(FIRST_ANSWER, observer.first_view(&record.id)).await.ok()
+/// A sandbox as it is recorded, for want of an answer.
+fn presumed(record: SandboxRecord, now: Timestamp) -> ObservedSandbox {
+    let vm = VmState::Running { nonce: record.machine.nonce.clone(), since: now };
+    ObservedSandbox { record, vm, guest: GuestState::Connecting { since: now } }
 }

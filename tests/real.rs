@@ -7,6 +7,9 @@ mod host;
 
 mod microvm {
     use std::fs;
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::process::Command;
 
     use crate::host::{Host, find, signal};
 
@@ -108,5 +111,75 @@ mod microvm {
         host.wait_healed("blog", &boot);
         host.wait_event("blog", "panic");
         host.wait_served("blog", "alive");
+    }
+
+    #[test]
+    fn twenty_lives_of_an_app_leave_nothing_behind() {
+        let mut host = Host::real();
+        host.write("setpoint.toml", "[policies]\nallow_empty = true\n");
+        host.commit("begin with nothing");
+        host.start();
+        let mut after_first = None;
+        for life in 0..20 {
+            let page = format!("life {life}");
+            host.write_app("blog", "", &page);
+            host.commit("add blog");
+            host.wait_served("blog", &page);
+            host.remove("apps/blog");
+            host.commit("remove blog");
+            host.wait_for("blog to be gone", |host| host.app("blog").is_null().then_some(()));
+            host.wait_converged();
+            let left = host.possessions();
+            // The first life makes what all later ones share: the template, the initramfs.
+            assert_eq!(&left, after_first.get_or_insert_with(|| left.clone()), "after life {life}");
+        }
+        assert_eq!(host.state_rows(), (0, 0, 0));
+        assert!(host.vmm_pids().is_empty());
+    }
+
+    #[test]
+    fn a_guest_without_network_reaches_no_service_of_its_host() {
+        assert!(reaches_host("user"), "the control: QEMU's user network leads to the host's loopback");
+        assert!(!reaches_host("none"));
+    }
+
+    /// Whether a guest under this setting connects to a service on the host's loopback.
+    fn reaches_host(network: &str) -> bool {
+        let service = TcpListener::bind("127.0.0.1:0").unwrap();
+        service.set_nonblocking(true).unwrap();
+        let port = service.local_addr().unwrap().port();
+        let mut host = Host::real();
+        host.configure(&format!("[vmm]\nnetwork = \"{network}\"\n"));
+        // A root of its own with bash in it: busybox-static cannot open connections by itself.
+        let root = host.dir().join("root");
+        copy_with_libraries(&root, &["/bin/bash", "/bin/busybox"]);
+        let template = format!(
+            "apiVersion: setpoint/v1\nkind: Template\nmetadata:\n  name: bash\nspec:\n  rootfs:\n    path: {}\n",
+            root.display()
+        );
+        host.write("templates/bash.yaml", &template);
+        host.write_app("prober", "template: bash", "probing");
+        let attempt = format!("busybox timeout 3 bash -c 'exec 3<>/dev/tcp/10.0.2.2/{port}'; echo over > tried");
+        let runtime = format!("version: 1\nweb:\n  command: {attempt}; exec busybox httpd -f -p 3000\n");
+        host.write("apps/prober/sandbox.yaml", &runtime);
+        host.commit("add prober");
+        host.start();
+        host.wait_served_path("prober", "/tried", "over");
+        service.accept().is_ok()
+    }
+
+    /// Makes a root file system of these programs, the libraries that they load, and a shell.
+    fn copy_with_libraries(root: &Path, programs: &[&str]) {
+        for program in programs {
+            let listed = Command::new("ldd").arg(program).output().unwrap();
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+            for file in libraries.chain([*program]) {
+                let target = root.join(file.trim_start_matches('/'));
+                fs::create_dir_all(target.parent().unwrap()).unwrap();
+                fs::copy(file, target).unwrap();
+            }
+        }
+        std::os::unix::fs::symlink("bash", root.join("bin/sh")).unwrap();
     }
 }

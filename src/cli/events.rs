@@ -7,6 +7,7 @@ use setpoint_schema::wire;
 
 use super::table::table;
 use super::{Failure, Output, Server, print, print_json};
+use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -19,8 +20,8 @@ pub struct Args {
     output: Output,
 }
 
-pub async fn run(args: Args) -> Result<ExitCode, Failure> {
-    let mut events: Vec<wire::Event> = args.server.client().list("/v1/events").await?;
+pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
+    let mut events: Vec<wire::Event> = args.server.client(&config).list("/v1/events").await?;
     events.retain(|event| args.app.is_none() || event.app == args.app);
     match args.output {
         Output::Json => print_json(&serde_json::json!({ "items": events, "next": null })),

@@ -6,6 +6,7 @@ use setpoint_schema::wire::{self, ConditionKind, Phase};
 
 use super::table::table;
 use super::{Failure, Output, Server, print, print_json};
+use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,15 +31,17 @@ enum Kind {
     Sandboxes,
 }
 
-pub async fn run(args: Args) -> Result<ExitCode, Failure> {
-    let client = args.server.client();
+pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
+    let client = args.server.client(&config);
     let wanted = |key: &setpoint_schema::name::AppKey| args.name.as_ref().is_none_or(|name| name == key);
     match args.kind {
         Kind::Apps => {
             let mut apps: Vec<wire::App> = client.list("/v1/apps").await?;
             apps.retain(|app| wanted(&app.key()));
             refuse_none(&args, apps.is_empty())?;
-            show(args.output, &apps, |apps| table(["NAME", "PHASE", "READY", "PREVIEW", "URL", "MESSAGE"], &app_rows(apps)));
+            show(args.output, &apps, |apps| {
+                table(["NAME", "PHASE", "READY", "PREVIEW", "URL", "MESSAGE"], &app_rows(apps))
+            });
         }
         Kind::Sandboxes => {
             let mut sandboxes: Vec<wire::Sandbox> = client.list("/v1/sandboxes").await?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use setpoint_schema::name::AppKey;
 
 use super::{Failure, Server};
+use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,11 +24,11 @@ pub struct Args {
     server: Server,
 }
 
-pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let AppKey { team, name } = &args.app;
     let (process, tail, follow) = (&args.process, args.tail, args.follow);
     let path = format!("/v1/apps/{team}/{name}/processes/{process}/logs?tail={tail}&follow={follow}");
-    args.server.client().stream(&path, print_raw).await?;
+    args.server.client(&config).stream(&path, print_raw).await?;
     Ok(ExitCode::SUCCESS)
 }
 

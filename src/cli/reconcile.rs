@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use setpoint_plan::model::Hold;
 use setpoint_plan::render::{Color, json, text};
 
-use super::{Failure, Output, print, print_json, run};
+use super::{Failure, Output, count, print, print_json, run};
 use crate::config::Config;
 use crate::converge::Pass;
 use crate::converge::follow::Rewind;
@@ -70,9 +70,7 @@ fn declarations(config: &Config, args: &Args) -> Result<Declarations, Failure> {
     }
     let rev = args.rev.clone().unwrap_or_else(|| "HEAD".to_owned());
     match (&config.source.url, checkout) {
-        (Some(repo), _) => {
-            Ok(Declarations::Revision { repo: repo.clone(), branch: config.source.branch.clone(), rev })
-        }
+        (Some(repo), _) => Ok(Declarations::Revision { repo: repo.clone(), branch: config.source.branch.clone(), rev }),
         (None, Some(checkout)) => {
             Ok(Declarations::Revision { repo: checkout.display().to_string(), branch: None, rev })
         }
@@ -117,7 +115,8 @@ fn conclude(pass: &Pass) -> Result<ExitCode, Failure> {
         eprintln!("error: {problem}");
     }
     let revision = pass.followed.desired.revision.short();
-    eprintln!("{} apps at revision {revision}, {} problems", pass.followed.desired.apps.len(), problems.len());
+    let apps = count(pass.followed.desired.apps.len(), "app");
+    eprintln!("{apps} at revision {revision}, {}", count(problems.len(), "problem"));
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -6,7 +6,7 @@ use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::Span;
 use setpoint_state::{FoundDisk, Rebuild, Store};
 
-use super::{Failure, print, print_json};
+use super::{Failure, count, print, print_json};
 use crate::config::Config;
 use crate::ledger::Inventory;
 use crate::{daemon, drivers, host};
@@ -59,6 +59,7 @@ async fn rebuild(config: &Config) -> Result<ExitCode, Failure> {
     let found = Rebuild { host: host::id(), machines, disks, retain: RETAIN_UNKNOWN };
     Store::open(&store_dir)?.rebuild(&found)?;
     let Rebuild { machines, disks, .. } = found;
-    print(&format!("made a new state from {} microVMs and {} disks\n", machines.len(), disks.len()));
+    let (machines, disks) = (count(machines.len(), "microVM"), count(disks.len(), "disk"));
+    print(&format!("made a new state from {machines} and {disks}\n"));
     Ok(ExitCode::SUCCESS)
 }

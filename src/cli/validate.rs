@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use setpoint_plan::desired::Completeness;
 use setpoint_schema::id::CommitId;
 
-use super::{Failure, print};
+use super::{Failure, count, print};
 use crate::desired::WORKTREE;
 use crate::preview;
 use crate::source::{SourceLimits, Worktree};
@@ -24,12 +25,15 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     for diagnostic in &loaded.diagnostics {
         eprintln!("error: {diagnostic}\n");
     }
-    match loaded.diagnostics.len() {
-        0 => {
-            print(&format!("{} apps, no mistakes\n", loaded.desired.apps.len()));
-            Ok(ExitCode::SUCCESS)
-        }
-        1 => Err(Failure::new("1 mistake", None)),
-        many => Err(Failure::new(format!("{many} mistakes"), None)),
+    if !loaded.diagnostics.is_empty() {
+        return Err(Failure::new(count(loaded.diagnostics.len(), "mistake"), None));
     }
+    // A directory without apps is more often the wrong one than an empty one.
+    if loaded.desired.completeness == Completeness::EmptyRefused {
+        let hint = "name the directory that holds `apps/`; where no apps are meant, its setpoint.toml says `allow_empty = \
+                    true` under [policies]";
+        return Err(Failure::new(format!("{} declares no apps", args.path.display()), Some(hint.to_owned())));
+    }
+    print(&format!("{}, no mistakes\n", count(loaded.desired.apps.len(), "app")));
+    Ok(ExitCode::SUCCESS)
 }

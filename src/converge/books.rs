@@ -44,11 +44,12 @@ impl Books {
     }
 
     /// Remembers each app's newest good declaration, and counts a generation for each change of its spec.
-    pub async fn take_in(&mut self, followed: &Arc<Followed>) -> Result<()> {
+    pub async fn take_in(&mut self, followed: &Arc<Followed>, now: Timestamp) -> Result<()> {
         if self.taken_in.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, followed)) {
             return Ok(());
         }
-        let good = followed.desired.apps.values().filter(|app| !followed.desired.stalled.contains_key(&app.metadata.key));
+        let good =
+            followed.desired.apps.values().filter(|app| !followed.desired.stalled.contains_key(&app.metadata.key));
         let mut changed = Vec::new();
         for app in good {
             let known = self.ledger.app(&app.metadata.key).await?;
@@ -56,11 +57,11 @@ impl Books {
         }
         self.ledger.put_apps(changed).await?;
         self.taken_in = Some(Arc::clone(followed));
-        self.note_attempt(followed).await
+        self.note_attempt(followed, now).await
     }
 
     /// A newer revision ends the history of the one before it, however far that came.
-    async fn note_attempt(&mut self, followed: &Followed) -> Result<()> {
+    async fn note_attempt(&mut self, followed: &Followed, now: Timestamp) -> Result<()> {
         let current = self.revision.as_ref().map(|record| &record.commit);
         let Some(commit) = followed.attempted.clone().filter(|commit| current != Some(commit)) else { return Ok(()) };
         if let Some(record) = self.revision.take().filter(|record| record.outcome == RevisionOutcome::Applying) {
@@ -71,11 +72,12 @@ impl Books {
             0 => format!("{} apps", followed.desired.apps.len()),
             mistakes => format!("{} apps, {mistakes} mistakes", followed.desired.apps.len()),
         };
-        let event = NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));
+        let event =
+            NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));
         self.event(event).await?;
         self.write_revision(RevisionRecord {
             commit,
-            attempted_at: Timestamp::now(),
+            attempted_at: now,
             applied_at: None,
             outcome: RevisionOutcome::Applying,
             duration_ms: 0,
@@ -91,7 +93,8 @@ impl Books {
 
     /// Keeps a plan in the history if it is about other work than the one before.
     pub async fn note_plan(&mut self, plan: &Plan, now: Timestamp) -> Result<()> {
-        let work: BTreeSet<_> = plan.actions.iter().map(|action| (action.app.clone(), action.kind.to_string())).collect();
+        let work: BTreeSet<_> =
+            plan.actions.iter().map(|action| (action.app.clone(), action.kind.to_string())).collect();
         if work == self.noted_work {
             return Ok(());
         }
@@ -105,13 +108,13 @@ impl Books {
     }
 
     /// Before an action acts: a heal is counted first, so that a crash in it counts too.
-    pub async fn note_begin(&self, action: &Action) -> Result<()> {
+    pub async fn note_begin(&self, action: &Action, now: Timestamp) -> Result<()> {
         let Some(reason) = heal_reason(action) else { return Ok(()) };
         let event = NewEvent::new(EventKind::Exited, "VmDown", reason).app(&action.app).sandbox(&action.sandbox);
         self.event(event).await?;
         self.ledger
-            .update_app(&action.app, |record| {
-                record.heals.push(Timestamp::now());
+            .update_app(&action.app, move |record| {
+                record.heals.push(now);
                 // One more than the breaker counts is all that it ever looks at.
                 let excess = record.heals.len().saturating_sub(FLAP_HEALS + 1);
                 record.heals.drain(..excess);
@@ -120,14 +123,19 @@ impl Books {
     }
 
     /// After an action: its outcome, and when it may be tried again.
-    pub async fn note_end(&self, action: &Action, outcome: &Outcome) -> Result<()> {
+    pub async fn note_end(&self, action: &Action, outcome: &Outcome, now: Timestamp) -> Result<()> {
         let app = &action.app;
         match outcome {
             Outcome::Superseded => Ok(()),
             Outcome::Done => {
                 let (kind, message) = done(action);
                 tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
-                self.event(NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message).app(app).sandbox(&action.sandbox)).await?;
+                self.event(
+                    NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message)
+                        .app(app)
+                        .sandbox(&action.sandbox),
+                )
+                .await?;
                 self.ledger.update_app(app, |record| record.retry = Retry::default()).await
             }
             Outcome::Failed { step, reason } => {
@@ -135,7 +143,7 @@ impl Books {
                 let message = format!("{} failed at {step}: {reason}", action.kind);
                 let event = NewEvent::new(EventKind::Failed, *step, message.clone()).app(app).sandbox(&action.sandbox);
                 self.event(event).await?;
-                self.ledger.update_app(app, move |record| back_off(&mut record.retry, message)).await
+                self.ledger.update_app(app, move |record| back_off(&mut record.retry, message, now)).await
             }
         }
     }
@@ -198,13 +206,13 @@ fn renewed(known: Option<AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
 }
 
 /// Doubles the wait, give or take a quarter, so that apps that failed together do not try again together.
-fn back_off(retry: &mut Retry, error: String) {
+fn back_off(retry: &mut Retry, error: String, now: Timestamp) {
     let doubled = BACKOFF_FIRST.saturating_mul(1 << retry.failures.min(16)).min(BACKOFF_LONGEST);
     let quarter = doubled.as_millis() / 4;
     let jitter = i64::try_from(ulid::Ulid::generate().random() % (2 * quarter.unsigned_abs() + 1)).unwrap_or(0);
     let wait = doubled + SignedDuration::from_millis(jitter - i64::try_from(quarter).unwrap_or(0));
     retry.failures += 1;
-    retry.not_before = Timestamp::now().checked_add(wait).ok();
+    retry.not_before = now.checked_add(wait).ok();
     retry.last_error = Some(error);
 }
 
@@ -268,7 +276,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             let before = Timestamp::now();
-            back_off(&mut retry, "no".to_owned());
+            back_off(&mut retry, "no".to_owned(), before);
             waits.push(retry.not_before.map(|until| until.duration_since(before).as_secs_f64()));
         }
         assert!(waits[0].is_some_and(|wait| (0.7..=1.3).contains(&wait)), "{waits:?}");

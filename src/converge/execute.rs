@@ -58,9 +58,7 @@ impl Hands {
         crash_point(name, "begun");
         let result = match step {
             // The only step that waits for somebody else: a newer declaration must not wait with it.
-            Step::AwaitAgent { .. } => {
-                superseded.run_until_cancelled(self.carry_out(step)).await.transpose()
-            }
+            Step::AwaitAgent { .. } => superseded.run_until_cancelled(self.carry_out(step)).await.transpose(),
             _ => self.carry_out(step).await.map(Some),
         };
         crash_point(name, "acted");
@@ -78,7 +76,7 @@ impl Hands {
 /// Where a crash test can end the process: `FAILPOINTS="launch/acted=return"` with the `failpoints` feature.
 ///
 /// The fifth crossing of a point is reached with `FAILPOINTS="launch/acted=4*off->return"`.
-fn crash_point(step: &str, moment: &str) {
+pub(super) fn crash_point(step: &str, moment: &str) {
     #[cfg(feature = "failpoints")]
     fail::fail_point!(&format!("{step}/{moment}"), |_| std::process::abort());
     #[cfg(not(feature = "failpoints"))]

@@ -162,12 +162,18 @@ impl Follower {
     }
 
     async fn check_descent(&self, tip: &CommitId) -> Result<(), Refusal> {
-        let (Rewind::Refused, Some(from)) = (self.rewind, &self.accepted) else { return Ok(()) };
+        let (Rewind::Refused, Some(from)) = (self.rewind(), &self.accepted) else { return Ok(()) };
         let (old, new) = (from.clone(), tip.clone());
         if old == new || blocking(&self.source, move |source| source.is_descendant(&old, &new)).await? {
             return Ok(());
         }
         Err(Refusal::Rewound { from: from.clone(), to: tip.clone() })
+    }
+
+    /// Whether this host, or the revision that is followed, allows the branch to be rewritten. What the new tip says about that
+    /// does not count.
+    fn rewind(&self) -> Rewind {
+        if self.followed.borrow().project.policies.allow_rewind { Rewind::Allowed } else { self.rewind }
     }
 
     async fn load(&mut self, commit: &CommitId) -> Result<(), Refusal> {

@@ -1,13 +1,12 @@
 //! One step of a plan: is it needed, do it, see that it is done.
 //!
-//! [`Hands::is_needed`] looks at the world and at nothing else, so it answers both questions: a step is skipped when it is not
-//! needed, and has been carried out when it is not needed any more. That makes each step safe to carry out again after a crash
-//! at any point of it.
+//! Whether a step is needed is asked of the world and of nothing else. One that is not needed is skipped, and one that has been
+//! carried out is not needed any more: so the same question serves before and after, and each step is safe to carry out again
+//! after a crash at any point of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use setpoint_plan::desired::DesiredTemplateRoot;
 use setpoint_plan::model::{BuildStep, Restart, Step};
 use setpoint_schema::app::Timeouts;
@@ -18,6 +17,7 @@ use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
 use setpoint_vmm::driver::{Driver, Guest, RestartScope, VmmError};
 
+use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
 use crate::ledger::Ledger;
 use crate::observe::Observer;
@@ -154,6 +154,7 @@ impl Hands {
     async fn ensure_disk(&self, disk: &DiskId, app: &AppKey, size: ByteSize) -> Result<(), StepError> {
         let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
         self.ledger.put_disk(&record).await?;
+        crash_point("ensure-disk", "halfway");
         let user = self.ledger.user_of_disk(disk).await?;
         Ok(self.driver.ensure_disk(disk, size, user.as_ref()).await?)
     }
@@ -230,6 +231,7 @@ impl Hands {
             // The row goes last: until the file is gone, something must remember it.
             (None, _) => {
                 self.driver.delete_disk(disk).await?;
+                crash_point("release-disk", "halfway");
                 Ok(self.ledger.forget_disk(disk).await?)
             }
         }
@@ -244,7 +246,7 @@ impl Hands {
     ) -> Result<(), StepError> {
         let mut record = self.record(sandbox).await?;
         let (spec, revision) = (spec.clone(), revision.clone());
-        record.applied = Some(Applied { spec, generation, revision, at: Timestamp::now() });
+        record.applied = Some(Applied { spec, generation, revision, at: self.observer.now() });
         Ok(self.ledger.put_sandbox(&record).await?)
     }
 

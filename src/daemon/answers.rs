@@ -60,7 +60,8 @@ impl Backend for Answers {
         let revisions = self.hands.ledger.blocking(|store| store.revisions(None, usize::MAX));
         let revisions = revisions.map_err(|error| failed("read revisions", error))?;
         let mut seen = BTreeSet::new();
-        let newest = revisions.into_iter().map(|(_, record)| record).filter(|record| seen.insert(record.commit.clone()));
+        let newest =
+            revisions.into_iter().map(|(_, record)| record).filter(|record| seen.insert(record.commit.clone()));
         let older = newest.skip_while(|record| after.is_some_and(|after| record.commit.as_str() != after));
         Ok(older.skip(usize::from(after.is_some())).take(limit).map(revision).collect())
     }
@@ -72,7 +73,8 @@ impl Backend for Answers {
             return Ok(setpoint_plan::render::json(&plan));
         };
         let (source, rev) = (Arc::clone(&self.hands.source), rev.to_owned());
-        let last_good = pass.observed.apps.iter().map(|(key, record)| (key.clone(), record.last_good.clone())).collect();
+        let last_good =
+            pass.observed.apps.iter().map(|(key, record)| (key.clone(), record.last_good.clone())).collect();
         let loading = tokio::task::spawn_blocking(move || {
             let commit = source.resolve(&rev)?;
             preview::loader().load(&source, &commit, &last_good)
@@ -123,9 +125,7 @@ fn revision(record: RevisionRecord) -> wire::Revision {
         RevisionOutcome::Applying => (wire::RevisionState::Attempted, summary),
         RevisionOutcome::Applied => (wire::RevisionState::Applied, summary),
         RevisionOutcome::Failed(why) | RevisionOutcome::Refused(why) => (wire::RevisionState::Failed, why),
-        RevisionOutcome::Superseded(by) => {
-            (wire::RevisionState::Superseded, format!("{} took its place", by.short()))
-        }
+        RevisionOutcome::Superseded(by) => (wire::RevisionState::Superseded, format!("{} took its place", by.short())),
     };
     wire::Revision { commit, state, message, attempted_at, applied_at }
 }

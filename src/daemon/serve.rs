@@ -36,7 +36,7 @@ impl Servers {
     pub async fn bind(
         config: &Config,
         hands: &Hands,
-            passes: watch::Receiver<Option<Arc<Pass>>>,
+        passes: watch::Receiver<Option<Arc<Pass>>>,
     ) -> Result<Self, DaemonError> {
         let api = listen(config.api.listen, "the status API").await?;
         let ingress = listen(config.ingress.listen, "the ingress").await?;

@@ -8,6 +8,7 @@ use setpoint_schema::id::{BootNonce, SandboxId};
 use setpoint_schema::observed::{GuestState, GuestStatus, VmState};
 use setpoint_schema::quantity::Span;
 use setpoint_vmm::driver::{Driver, Guest};
+use setpoint_vmm::sim::Clock;
 use tokio::sync::{Notify, watch};
 
 use super::View;
@@ -21,6 +22,7 @@ const RETRY: Duration = Duration::from_millis(250);
 
 pub(super) struct Task {
     pub driver: Arc<dyn Driver>,
+    pub clock: Arc<dyn Clock>,
     pub sandbox: SandboxId,
     pub views: watch::Sender<View>,
     pub nudge: Arc<Notify>,
@@ -55,7 +57,7 @@ impl Task {
     async fn follow_running(&self, nonce: BootNonce, since: Timestamp) {
         let vm = VmState::Running { nonce: nonce.clone(), since };
         if self.views.borrow().vm.as_ref() != Some(&vm) {
-            let guest = GuestState::Connecting { since: Timestamp::now() };
+            let guest = GuestState::Connecting { since: self.clock.now() };
             self.publish(View { vm: Some(vm.clone()), guest, agent: None });
         }
         // Neither branch has a handler that awaits, so a lost race loses only a connection that is made anew.
@@ -97,7 +99,7 @@ impl Task {
                 tracing::warn!(sandbox = %self.sandbox, "agent answers with another boot's nonce");
                 return;
             }
-            last_answer = Some(Timestamp::now());
+            last_answer = Some(self.clock.now());
             self.answered(status.clone(), agent, vm);
             let patience = HEARTBEAT.as_duration() + PATIENCE;
             answer = tokio::time::timeout(patience, agent.status_change(&status, HEARTBEAT)).await;
@@ -108,8 +110,7 @@ impl Task {
     }
 
     fn answered(&self, status: GuestStatus, agent: &Arc<dyn Guest>, vm: &VmState) {
-        let view =
-            View { vm: Some(vm.clone()), guest: GuestState::Answering(status), agent: Some(Arc::clone(agent)) };
+        let view = View { vm: Some(vm.clone()), guest: GuestState::Answering(status), agent: Some(Arc::clone(agent)) };
         self.publish(view);
     }
 

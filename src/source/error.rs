@@ -22,6 +22,12 @@ pub enum SourceError {
         /// The path.
         place: String,
     },
+    /// There is no such working directory.
+    #[error("there is no directory {place}")]
+    NoDirectory {
+        /// The path.
+        place: String,
+    },
     /// Something else is there.
     #[error("{place} is not a git repository")]
     NotARepository {
@@ -236,6 +242,7 @@ impl SourceError {
                 "give a local path, or a file://, ssh:// or https:// URL without credentials in it".into()
             }
             Self::Missing { .. } => "check the path; what runs is left as it is until the repository is back".into(),
+            Self::NoDirectory { .. } => "name the directory that holds `apps/`".into(),
             Self::NotARepository { place } => {
                 format!("run `git init {place}`, or give the path of the repository itself")
             }

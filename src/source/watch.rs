@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Location, Repository};
 
-/// How long to wait for the rest of a burst: a commit touches several files, and a rebase many.
-const SETTLE: Duration = Duration::from_millis(50);
+/// How long to wait for the rest of a burst: one commit moves a branch and more within a few milliseconds. What comes later is
+/// another hint, which costs one look at an unchanged branch; waiting longer is what every commit would wait.
+const SETTLE: Duration = Duration::from_millis(10);
 
 /// Why to look again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,7 +45,7 @@ impl Worktree {
     pub fn read(dir: &Path, limits: SourceLimits) -> Result<Self, SourceError> {
         libgit::set_limits();
         if !dir.is_dir() {
-            return Err(SourceError::Missing { place: dir.display().to_string() });
+            return Err(SourceError::NoDirectory { place: dir.display().to_string() });
         }
         let ignores = git2::Repository::discover(dir).ok().and_then(|git| Ignores::of(git, dir));
         let mut walk = Walk { dir, limits: &limits, ignores, places: HashMap::new(), files: 0 };

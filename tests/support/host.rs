@@ -20,7 +20,7 @@ pub fn setpoint() -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SETPOINT_")) {
         command.env_remove(name);
     }
-    command.env("NO_COLOR", "1");
+    command.env("NO_COLOR", "1").env_remove("COLUMNS");
     command
 }
 
@@ -573,4 +573,33 @@ impl Host {
         while file.write_all(&[0; 64 * 1024]).is_ok() {}
         path
     }
+
+    /// What this host has taken of the machine: files but for the store's own, the daemon's descriptors by kind, processes,
+    /// and control groups.
+    pub fn possessions(&self) -> Vec<String> {
+        let daemon = self.daemon.as_ref().unwrap().process.id();
+        let mut all = files_below(&self.state().join("vmm"));
+        let kinds = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().flatten();
+        let kinds = kinds.filter_map(|fd| fs::read_link(fd.path()).ok()).map(|link| link.display().to_string());
+        // Connections of the API's and the ingress's clients come and go, and this test is one of them.
+        let lasting = kinds.filter(|kind| !kind.starts_with("socket:")).map(|kind| {
+            let kind = kind.split(':').next().unwrap_or_default().to_owned();
+            format!("descriptor {}", kind.split("/store/").next().unwrap_or_default())
+        });
+        all.extend(lasting);
+        all.extend(self.vmm_pids().iter().map(|pid| format!("process {pid}")));
+        all.sort();
+        all
+    }
+}
+
+fn files_below(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files_below(&entry.path()));
+        }
+    }
+    found
 }

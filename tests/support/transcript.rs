@@ -6,13 +6,17 @@ use std::process::Output;
 use crate::host::Host;
 
 /// What differs from run to run, and what stands in its place.
-const FILTERS: [(&str, &str); 8] = [
+const FILTERS: [(&str, &str); 11] = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[TIME]"),
+    (r"\b\d{8}T\d+Z\b", "[TIME]"),
     (r"\b[0-9a-f]{64}\b", "[DIGEST]"),
     (r"\b[0-9a-f]{40}\b", "[COMMIT]"),
     (r"\b[0-9a-f]{32}\b", "[NONCE]"),
     (r"\b([Rr]evision|at|from|to) [0-9a-f]{10}\b", "$1 [REVISION]"),
     (r"\b([a-z][a-z0-9-]*)-[0-9a-f]{8}\b", "$1-[ID]"),
+    // A boot in a table.
+    (r"(?m) [0-9a-f]{8}$", " [BOOT]"),
+    (r#""host": "[^"]+""#, "\"host\": \"[HOSTNAME]\""),
     (r"\b(127\.0\.0\.1|localhost):\d+", "$1:[PORT]"),
     (r"\bprocess \d+\b", "process [PID]"),
 ];
@@ -30,7 +34,9 @@ pub fn session(host: &Host, commands: &[&[&str]]) -> String {
 
 /// The text of a command that has run.
 pub fn shown(host: &Host, args: &[&str], output: &Output) -> String {
-    let mut text = format!("$ setpoint {}\n{}", args.join(" "), String::from_utf8_lossy(&output.stdout));
+    let quoted = |arg: &&str| if arg.contains(' ') { format!(" '{arg}'") } else { format!(" {arg}") };
+    let command: String = args.iter().map(quoted).collect();
+    let mut text = format!("$ setpoint{command}\n{}", String::from_utf8_lossy(&output.stdout));
     for line in String::from_utf8_lossy(&output.stderr).lines() {
         text.push_str(format!("2> {line}").trim_end());
         text.push('\n');

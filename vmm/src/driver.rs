@@ -138,8 +138,12 @@ pub trait Guest: Send + Sync {
 
     /// Brings the workspace from one manifest to another by their difference: `changed` arrive in order, `removed` go; files
     /// that git never had stay. The guest records `tree` only when all of it is in place.
-    async fn sync(&self, tree: &TreeDigest, changed: BoxStream<'static, Result<WorkspaceFile>>, removed: Vec<String>)
-    -> Result<()>;
+    async fn sync(
+        &self,
+        tree: &TreeDigest,
+        changed: BoxStream<'static, Result<WorkspaceFile>>,
+        removed: Vec<String>,
+    ) -> Result<()>;
 
     /// Runs `set`: build first where asked, then (re)starts. Returns when accepted; progress shows in the status.
     async fn apply(&self, set: &ProcessSet, build: bool, restart: RestartScope) -> Result<()>;

@@ -43,7 +43,7 @@ use setpoint_schema::quantity::ByteSize;
 use tokio::sync::{Mutex, OnceCell};
 
 pub use accel::{Accel, AccelChoice, ChosenAccel};
-pub use command::MachineType;
+pub use command::{MachineType, Network};
 pub use kernel::Kernel;
 pub use probe::{Probe, ProbeStatus};
 
@@ -73,6 +73,8 @@ pub struct QemuConfig {
     pub accel: AccelChoice,
     /// The machine that guests see.
     pub machine: MachineType,
+    /// What guests reach.
+    pub network: Network,
     /// The program, otherwise `qemu-system-x86_64` on the PATH.
     pub qemu: Option<PathBuf>,
     /// The command that runs [`crate::shim::main`], to which its arguments are added.

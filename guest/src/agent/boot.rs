@@ -215,7 +215,8 @@ fn mount_user_root(root: Root, disk: Option<&Path>) -> Result<(), BootError> {
 /// A root without a shell of its own stands on the built-in one, so that it need hold only what differs. A link counts as a shell:
 /// in most distributions /bin is one, to a place that is right once the root is entered.
 fn lower_of_disk() -> &'static str {
-    let has_shell = ["bin/sh", "usr/bin/sh"].iter().any(|sh| fs::symlink_metadata(Path::new("/lower").join(sh)).is_ok());
+    let has_shell =
+        ["bin/sh", "usr/bin/sh"].iter().any(|sh| fs::symlink_metadata(Path::new("/lower").join(sh)).is_ok());
     if has_shell { "/lower" } else { "/lower:/template" }
 }
 

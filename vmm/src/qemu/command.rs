@@ -23,10 +23,22 @@ pub enum MachineType {
     Q35,
 }
 
+/// What guests reach. The way to the apps does not need it: that goes over the agent's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// What this user reaches, by QEMU's user-mode network: the outside, and as 10.0.2.2 also the host's own loopback.
+    #[default]
+    User,
+    /// Nothing.
+    None,
+}
+
 /// All that goes into a command line.
 pub(super) struct CommandLine<'a> {
     pub machine_type: MachineType,
     pub accel: Accel,
+    pub network: Network,
     pub machine: &'a Machine,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -73,7 +85,7 @@ impl CommandLine<'_> {
         arguments
             .option("-device", self.device("virtio-serial", ""))
             .option("-device", "virtserialport,chardev=agent,name=setpoint.agent.0")
-            .option("-netdev", "user,id=net,restrict=off")
+            .option("-netdev", self.network())
             .option("-device", self.device("virtio-net", "netdev=net"))
             .option("-object", "rng-random,id=rng,filename=/dev/urandom")
             .option("-device", self.device("virtio-rng", "rng=rng"));
@@ -103,6 +115,13 @@ impl CommandLine<'_> {
         match self.accel {
             Accel::Kvm => "host",
             Accel::Tcg => "max",
+        }
+    }
+
+    fn network(&self) -> &'static str {
+        match self.network {
+            Network::User => "user,id=net,restrict=off",
+            Network::None => "user,id=net,restrict=on",
         }
     }
 
@@ -189,6 +208,7 @@ mod tests {
         let line = CommandLine {
             machine_type,
             accel: Accel::Tcg,
+            network: Network::User,
             machine: &machine,
             kernel: "/k".into(),
             initramfs: "/i".into(),

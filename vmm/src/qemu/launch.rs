@@ -94,6 +94,7 @@ impl QemuDriver {
         }
         let line = CommandLine {
             machine_type: self.config.machine,
+            network: self.config.network,
             accel: self.accel.accel,
             machine,
             kernel: absolute(&boot.kernel.image),

@@ -14,7 +14,7 @@ use setpoint_schema::name::{AppKey, AppName, Team};
 use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::ByteSize;
 use setpoint_vmm::driver::Driver;
-use setpoint_vmm::qemu::{AccelChoice, AgentBinary, MachineType, QemuConfig, QemuDriver};
+use setpoint_vmm::qemu::{AccelChoice, AgentBinary, MachineType, Network, QemuConfig, QemuDriver};
 
 /// The size that every test's data disk begins with.
 pub const DISK: ByteSize = ByteSize::mib(64);
@@ -50,6 +50,7 @@ impl Host {
             modules: None,
             accel: AccelChoice::Auto,
             machine: MachineType::Microvm,
+            network: Network::User,
             qemu: None,
             shim: vec![env!("CARGO_BIN_EXE_setpoint-vm-shim").into()],
             agent,
