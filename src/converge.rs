@@ -37,6 +37,7 @@ use crate::converge::books::Books;
 use crate::converge::execute::Outcome;
 use crate::converge::follow::Followed;
 use crate::converge::step::Hands;
+use crate::task::joined;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
 const BREATH: Duration = Duration::from_millis(20);
@@ -121,7 +122,10 @@ impl Reconciler {
             let deadline = self.pass(followed).await?;
             match self.wait(deadline, &mut full_look, &shutdown).await {
                 Woken::Finished(app, outcome) => self.finish(app, outcome).await?,
-                Woken::Interval => self.look_for_unrecorded().await,
+                Woken::Interval => {
+                    self.hands.observer.nudge_all();
+                    self.look_for_unrecorded().await;
+                }
                 Woken::News | Woken::Shutdown => {}
             }
         }
@@ -239,7 +243,7 @@ impl Reconciler {
         tokio::select! {
             () = shutdown.cancelled() => Woken::Shutdown,
             Some(finished) = self.jobs.join_next() => {
-                let (app, outcome) = finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+                let (app, outcome) = joined(finished);
                 Woken::Finished(app, outcome)
             }
             _ = self.followed.changed() => Woken::News,
@@ -287,7 +291,7 @@ impl Reconciler {
     async fn drain(mut self) -> Result<(), StateError> {
         self.busy.values().for_each(|job| job.superseded.cancel());
         while let Some(finished) = self.jobs.join_next().await {
-            let (app, outcome) = finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            let (app, outcome) = joined(finished);
             self.finish(app, outcome).await?;
         }
         Ok(())

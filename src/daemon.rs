@@ -22,6 +22,7 @@ use crate::observe::Observer;
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
+use crate::task::joined;
 use crate::{drivers, host, preview};
 
 pub use beacon::{Beacon, running};
@@ -120,7 +121,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     // Whatever ended the loop ends the rest with it.
     shutdown.cancel();
     for task in [following, serving] {
-        task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        joined(task.await);
     }
     Ok(outcome?)
 }
@@ -151,7 +152,7 @@ pub async fn converge_once(
         }
     }
     loop_end.cancel();
-    running.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    joined(running.await)?;
     Ok(last)
 }
 

@@ -7,6 +7,8 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
 use setpoint_state::{Apps, Batch, Disks, Sandboxes, StateError, Store, View};
 
+use crate::task::blocking;
+
 /// The store, shared by clones.
 #[derive(Clone)]
 pub struct Ledger {
@@ -64,8 +66,7 @@ impl Ledger {
     /// Those of `work`.
     pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T> + Send + 'static) -> Result<T> {
         let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        blocking(move || work(&store)).await
     }
 
     /// Reads the whole inventory.

@@ -18,4 +18,5 @@ pub mod render;
 mod report;
 pub mod source;
 mod status;
+mod task;
 mod world;

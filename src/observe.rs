@@ -124,6 +124,11 @@ impl Observer {
         }
     }
 
+    /// Asks the driver anew about every sandbox, however quiet it is.
+    pub fn nudge_all(&self) {
+        self.watchers().values().for_each(|watcher| watcher.nudge.notify_one());
+    }
+
     /// Watches a sandbox no longer.
     pub fn forget(&self, sandbox: &SandboxId) {
         self.watchers().remove(sandbox);

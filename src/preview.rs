@@ -23,6 +23,7 @@ use crate::ledger::Inventory;
 use crate::observe::Observer;
 use crate::render::Renderer;
 use crate::source::{Repository, SourceConfig, SourceError, SourceLimits, Worktree};
+use crate::task::blocking;
 use crate::{daemon, drivers, host, world};
 
 /// Which declarations to preview.
@@ -94,9 +95,8 @@ pub async fn preview(config: &Config, declarations: &Declarations) -> Result<Pre
     let path = config.source.path.clone();
     // A remote is mirrored into a directory that is gone afterwards: a preview leaves no trace.
     let mirror = tempfile::tempdir().map_err(PreviewError::Mirror)?;
-    let loading = tokio::task::spawn_blocking(move || load(&declarations, path, mirror.path(), &last_good));
-    let Loaded { desired, diagnostics, project: _ } =
-        loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let load = move || load(&declarations, path, mirror.path(), &last_good);
+    let Loaded { desired, diagnostics, project: _ } = blocking(load).await?;
     Ok(Preview { plan: plan_of(&desired, &observed), diagnostics })
 }
 

@@ -33,7 +33,11 @@ impl Hands {
             match self.journalled(plan, action, index, step, superseded).await {
                 Ok(Some(())) => {}
                 Ok(None) => return Outcome::Superseded,
-                Err(error) => return Outcome::Failed { step: step.name(), reason: chain(&error) },
+                Err(error) => {
+                    // It may have acted all the same, and the next plan has to know.
+                    step.sandbox().into_iter().for_each(|sandbox| self.observer.nudge(sandbox));
+                    return Outcome::Failed { step: step.name(), reason: chain(&error) };
+                }
             }
         }
         Outcome::Done

@@ -16,6 +16,7 @@ use setpoint_schema::template::TemplateRoot;
 use setpoint_vmm::driver::{FileKind, Guest, Manifest, ManifestEntry, TemplateSource, VmmError, WorkspaceFile};
 
 use crate::source::{Repository, SourceError};
+use crate::task::{blocking, reading};
 
 /// Why files did not arrive; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub async fn sync(
     tree: &TreeDigest,
 ) -> Result<(), FilesError> {
     let (commit, path) = (revision.clone(), folder.clone());
-    let wanted = blocking(source, move |source| source.workspace(&commit, &path)).await?;
+    let wanted = reading(source, move |source| source.workspace(&commit, &path)).await?;
     let Difference { changed, removed } = Difference::new(&guest.manifest().await?, wanted);
     Ok(guest.sync(tree, contents(Arc::clone(source), changed), removed).await?)
 }
@@ -79,7 +80,7 @@ fn contents(
         let source = Arc::clone(&source);
         async move {
             let blob = entry.blob.clone();
-            let content = blocking(&source, move |source| source.workspace_blob(&blob)).await;
+            let content = reading(&source, move |source| source.workspace_blob(&blob)).await;
             let content = content.map_err(|error| unreadable(&path, error))?;
             Ok(WorkspaceFile { path, entry, content })
         }
@@ -122,8 +123,7 @@ pub async fn template_source(
         }
         TemplateRoot::RepoRootfs { path } => {
             let (source, revision, path) = (Arc::clone(source), root.revision.clone(), path.clone());
-            let exported = tokio::task::spawn_blocking(move || export(&source, &revision, &path)).await;
-            exported.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map(Some)
+            blocking(move || export(&source, &revision, &path)).await.map(Some)
         }
     }
 }
@@ -157,15 +157,6 @@ fn write(path: &Path, content: &[u8], kind: FileKind) -> Result<(), FilesError> 
     };
     std::fs::write(path, content).map_err(export)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(export)
-}
-
-async fn blocking<T: Send + 'static>(
-    source: &Arc<Repository>,
-    work: impl FnOnce(&Repository) -> Result<T, SourceError> + Send + 'static,
-) -> Result<T, SourceError> {
-    let source = Arc::clone(source);
-    let done = tokio::task::spawn_blocking(move || work(&source)).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 #[cfg(test)]

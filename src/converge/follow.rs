@@ -26,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceError};
+use crate::task::{blocking, reading};
 
 /// What is desired, and how fresh that is.
 #[derive(Debug, Clone)]
@@ -144,7 +145,7 @@ impl Follower {
     }
 
     async fn advance(&mut self) -> Result<(), Refusal> {
-        let tip = blocking(&self.source, Repository::poll).await?;
+        let tip = reading(&self.source, Repository::poll).await?;
         if self.accepted.as_ref() == Some(&tip) && self.followed.borrow().attempted.as_ref() == Some(&tip) {
             return Ok(());
         }
@@ -164,7 +165,7 @@ impl Follower {
     async fn check_descent(&self, tip: &CommitId) -> Result<(), Refusal> {
         let (Rewind::Refused, Some(from)) = (self.rewind(), &self.accepted) else { return Ok(()) };
         let (old, new) = (from.clone(), tip.clone());
-        if old == new || blocking(&self.source, move |source| source.is_descendant(&old, &new)).await? {
+        if old == new || reading(&self.source, move |source| source.is_descendant(&old, &new)).await? {
             return Ok(());
         }
         Err(Refusal::Rewound { from: from.clone(), to: tip.clone() })
@@ -180,11 +181,11 @@ impl Follower {
         let last_good = last_good(&self.ledger).await?;
         let mut loader = self.loader.take().expect("the loader is put back after every load");
         let (source, wanted) = (Arc::clone(&self.source), commit.clone());
-        let loading = tokio::task::spawn_blocking(move || {
+        let load = move || {
             let loaded = loader.load(&source, &wanted, &last_good);
             (loader, loaded)
-        });
-        let (loader, loaded) = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        };
+        let (loader, loaded) = blocking(load).await;
         self.loader = Some(loader);
         let Loaded { desired, diagnostics, project } = loaded?;
         for diagnostic in &diagnostics {
@@ -259,13 +260,4 @@ async fn accepted(source: &Repository, ledger: &Ledger) -> Result<Option<CommitI
 async fn last_good(ledger: &Ledger) -> Result<BTreeMap<AppKey, DesiredApp>, StateError> {
     let inventory = ledger.inventory().await?;
     Ok(inventory.apps.into_iter().map(|record| (record.key, record.last_good)).collect())
-}
-
-async fn blocking<T: Send + 'static>(
-    source: &Arc<Repository>,
-    work: impl FnOnce(&Repository) -> Result<T, SourceError> + Send + 'static,
-) -> Result<T, SourceError> {
-    let source = Arc::clone(source);
-    let done = tokio::task::spawn_blocking(move || work(&source)).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

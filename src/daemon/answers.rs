@@ -20,7 +20,8 @@ use crate::converge::step::Hands;
 use crate::ingress::{ConnectError, Connector};
 use crate::preview;
 use crate::report::chain;
-use crate::source::SourceError;
+use crate::source::{Repository, SourceError};
+use crate::task::reading;
 
 pub(super) struct Answers {
     hands: Hands,
@@ -72,14 +73,14 @@ impl Backend for Answers {
             let plan = preview::plan_of(&pass.followed.plannable(), &pass.observed);
             return Ok(setpoint_plan::render::json(&plan));
         };
-        let (source, rev) = (Arc::clone(&self.hands.source), rev.to_owned());
+        let rev = rev.to_owned();
         let last_good =
             pass.observed.apps.iter().map(|(key, record)| (key.clone(), record.last_good.clone())).collect();
-        let loading = tokio::task::spawn_blocking(move || {
+        let load = move |source: &Repository| {
             let commit = source.resolve(&rev)?;
-            preview::loader().load(&source, &commit, &last_good)
-        });
-        let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            preview::loader().load(source, &commit, &last_good)
+        };
+        let loaded = reading(&self.hands.source, load).await;
         let loaded = loaded.map_err(|error| match error {
             SourceError::UnknownRevision { .. } => BackendError::NotFound(error.to_string()),
             other => failed("read the revision", other),

@@ -321,6 +321,8 @@ impl Drop for Host {
         for sandbox in sandboxes {
             remove_groups(&format!("setpoint-{}-", sandbox.file_name().display()));
         }
+        // A directory on which something is mounted cannot be removed.
+        self.small_disk.take();
     }
 }
 
