@@ -1,0 +1,181 @@
+//! The loop on a paused clock: what takes minutes and hours, with scripted microVMs, in a moment.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "crash/declare.rs"]
+#[allow(dead_code, reason = "shared with the crash tests")]
+mod declare;
+#[path = "support/host.rs"]
+mod host;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use setpoint::config::Converge;
+use setpoint::converge::follow::{Follower, Rewind};
+use setpoint::converge::step::Hands;
+use setpoint::converge::{Pass, Reconciler};
+use setpoint::desired::Loader;
+use setpoint::ledger::Ledger;
+use setpoint::observe::Observer;
+use setpoint::render::{CHILD_COMMAND, Renderer};
+use setpoint::source::{Repository, SourceConfig, SourceLimits};
+use setpoint_plan::model::Block;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{AppRecord, GuestState, Limits};
+use setpoint_schema::quantity::ByteSize;
+use setpoint_state::Store;
+use setpoint_vmm::driver::Driver;
+use setpoint_vmm::sim::{SimDriver, TokioClock, World};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::declare::App;
+use crate::host::Host;
+
+/// By the paused clock. Nothing that is waited for here takes as long.
+const PATIENCE: Duration = Duration::from_secs(12 * 3600);
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_keeps_failing_is_tried_less_and_less_often() {
+    let mut running = Running::start("[[fault]]\napp = \"bad\"\noperation = \"launch\"\n", &[App::new("bad")]).await;
+    let mut failures = Vec::new();
+    while failures.len() < 12 {
+        let seen = failures.len();
+        failures.push(running.wait_for(|pass| memory(pass, "bad").filter(|app| failures_of(app) > seen)).await.1);
+    }
+    for (count, pair) in failures.windows(2).enumerate() {
+        let (wait, expected) = (pair[1].duration_since(pair[0]).as_secs_f64(), f64::from(1 << count).min(300.0));
+        assert!(wait > 0.7 * expected && wait < 1.3 * expected + 1.0, "wait {count} takes {wait} s, not {expected} s");
+    }
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn healing_goes_on_once_the_oldest_heals_are_five_minutes_old() {
+    let mut running = Running::start("[[fate]]\ndies_after = \"10s\"\n", &[App::new("flappy")]).await;
+    let given_up = |pass: &Pass| {
+        let mut blocks = pass.plan.actions.iter().flat_map(|action| &action.blocked);
+        blocks.any(|block| matches!(block, Block::Flapping(_))).then_some(())
+    };
+    running.wait_for(given_up).await;
+    let oldest = running.wait_for(|pass| memory(pass, "flappy")).await.0.heals[0];
+    assert_eq!(running.world.vms().unwrap()[0].launches, 7);
+    let world = running.world.clone();
+    let (_, at) = running.wait_for(|_| (world.vms().unwrap()[0].launches == 8).then_some(())).await;
+    let waited = at.duration_since(oldest);
+    assert!(waited >= SignedDuration::from_mins(5) && waited < SignedDuration::from_secs(310), "{waited}");
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_never_answers_is_booted_again_after_its_timeout() {
+    let mut running = Running::start("[[fate]]\nboot = 1\nsilent_after = \"0ms\"\n", &[App::new("late")]).await;
+    let began = running.observer.now();
+    let answering = |pass: &Pass| {
+        let mut guests = pass.observed.sandboxes.values().map(|sandbox| &sandbox.guest);
+        guests.any(|guest| matches!(guest, GuestState::Answering(_))).then_some(())
+    };
+    let (_, at) = running.wait_for(answering).await;
+    let waited = at.duration_since(began);
+    assert!(waited >= SignedDuration::from_mins(3) && waited < SignedDuration::from_secs(200), "{waited}");
+    assert_eq!(running.world.vms().unwrap()[0].launches, 2);
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_disk_of_a_removed_app_is_kept_for_its_time_and_then_deleted() {
+    let kept = App { retain: "1h", ..App::new("kept") };
+    let mut running = Running::start("", &[App::new("other"), kept]).await;
+    running.wait_for(|pass| (pass.plan.unchanged.len() == 2).then_some(())).await;
+    running.host.remove("apps/kept");
+    running.host.commit("remove");
+    running.follower.look().await;
+    let (_, removed) = running.wait_for(|pass| (pass.observed.sandboxes.len() == 1).then_some(())).await;
+    assert_eq!(running.world.disks().unwrap().len(), 2);
+    let (_, deleted) = running.wait_for(|pass| (pass.observed.disks.len() == 1).then_some(())).await;
+    assert_eq!(running.world.disks().unwrap().len(), 1);
+    let waited = deleted.duration_since(removed);
+    assert!(waited >= SignedDuration::from_mins(59) && waited < SignedDuration::from_mins(62), "{waited}");
+    running.end().await;
+}
+
+/// The loop in this process, by a clock that jumps to whatever is waited for next.
+struct Running {
+    host: Host,
+    world: World,
+    observer: Observer,
+    follower: Follower,
+    passes: watch::Receiver<Option<Arc<Pass>>>,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), setpoint_state::StateError>>,
+}
+
+impl Running {
+    /// On a repository that declares these apps.
+    async fn start(script: &str, apps: &[App]) -> Self {
+        let host = Host::sim();
+        apps.iter().for_each(|app| app.write(&host));
+        host.commit("declare");
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::now()));
+        let sim = SimDriver::with_clock(host.state().join("vmm"), clock.clone());
+        let world = sim.world().clone();
+        world.set_script(script).unwrap();
+        let driver: Arc<dyn Driver> = Arc::new(sim);
+        let observer = Observer::with_clock(Arc::clone(&driver), clock);
+        let ledger = Ledger::new(Store::open(&host.state().join("store")).unwrap());
+        let source = Arc::new(Repository::open(&source_of(&host)).unwrap());
+        let loader = Loader::new(Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()]));
+        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused).await.unwrap();
+        let hands = Hands { driver, observer: observer.clone(), ledger, source };
+        let reconciler = Reconciler::new(hands, Converge::default(), limits(), follower.followed());
+        let (passes, shutdown) = (reconciler.passes(), CancellationToken::new());
+        let task = tokio::spawn(reconciler.run(shutdown.clone()));
+        Self { host, world, observer, follower, passes, shutdown, task }
+    }
+
+    /// What `look` finds in a pass, and when that pass was made.
+    async fn wait_for<T>(&mut self, mut look: impl FnMut(&Pass) -> Option<T>) -> (T, Timestamp) {
+        let found = async {
+            loop {
+                let pass = self.passes.borrow_and_update().clone();
+                if let Some((found, at)) = pass.and_then(|pass| Some((look(&pass)?, pass.at))) {
+                    return (found, at);
+                }
+                self.passes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.expect("what is waited for comes")
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+        assert_eq!(self.world.violations().unwrap(), Vec::<String>::new());
+    }
+}
+
+fn source_of(host: &Host) -> SourceConfig {
+    SourceConfig {
+        url: host.repo().display().to_string(),
+        branch: None,
+        path: None,
+        state_dir: host.state(),
+        limits: SourceLimits::default(),
+    }
+}
+
+fn limits() -> Limits {
+    Limits { memory: ByteSize::gib(64), vcpus: 64, disk: ByteSize::gib(64), sandboxes: 100 }
+}
+
+fn memory(pass: &Pass, app: &str) -> Option<AppRecord> {
+    let key: AppKey = format!("default/{app}").parse().unwrap();
+    pass.observed.apps.get(&key).cloned()
+}
+
+fn failures_of(app: &AppRecord) -> usize {
+    usize::try_from(app.retry.failures).unwrap()
+}
