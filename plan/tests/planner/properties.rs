@@ -214,7 +214,7 @@ fn roomy() -> Limits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn any_history_ends_as_declared(happenings in prop::collection::vec(happening(), 1..25), last in revision()) {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::check::check;
 use setpoint_plan::desired::{Completeness, Desired};
-use setpoint_plan::model::{Action, ActionKind, Block, Plan, Reason, Step};
+use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
 use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
 use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
@@ -145,14 +145,12 @@ impl World {
         self.last = Some(plan);
     }
 
-    /// Passes without faults until nothing can begin any more.
+    /// Passes without faults until nothing can begin any more, and time alone changes nothing either.
     pub fn settle(&mut self) {
         for _ in 0..60 {
             self.pass(Fault::None);
             let plan = self.last.as_ref().unwrap();
-            let waits = plan.actions.iter().flat_map(|action| &action.blocked);
-            let waits = waits.filter(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_))).count() > 0;
-            if plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits {
+            if plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits_for_time(plan) {
                 return;
             }
         }
@@ -372,6 +370,14 @@ impl World {
         let answering = sandboxes.filter(|sandbox| matches!(sandbox.guest, GuestState::Answering(_)));
         answering.map(|sandbox| &sandbox.record.app).collect()
     }
+}
+
+/// Whether something in the plan ends by itself: a backoff, or the time that an agent has to answer.
+fn waits_for_time(plan: &Plan) -> bool {
+    let mut blocks = plan.actions.iter().flat_map(|action| &action.blocked);
+    // Guests here are well as soon as they answer, so one that is held as not ready is silent, and found hung in time.
+    blocks.any(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_)))
+        || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
 }
 
 /// Every declared process comes up, and the build succeeds.
