@@ -65,8 +65,10 @@ fn cold_starts(host: &Host) -> f64 {
 }
 
 fn print_cold_starts(first: &Stages, ours: &[Stages], floor: &[Start]) -> f64 {
-    let median = |of: fn(&Stages) -> Duration| ours.iter().map(of).collect::<Samples>().median();
-    let floor_median = |of: fn(&Start) -> Duration| floor.iter().map(of).collect::<Samples>().median();
+    let samples = |of: fn(&Stages) -> Duration| ours.iter().map(of).collect::<Samples>();
+    let floor_samples = |of: fn(&Start) -> Duration| floor.iter().map(of).collect::<Samples>();
+    let median = |of: fn(&Stages) -> Duration| samples(of).median();
+    let floor_median = |of: fn(&Start) -> Duration| floor_samples(of).median();
     println!("cold start of one app, median of {COLD_STARTS} (load {})", load());
     println!("  {:<42}{:>12}{:>12}{:>8}", "", "setpoint", "by hand", "ratio");
     let alone = |name: &str, of: fn(&Stages) -> Duration| println!("  {name:<42}{:>12}", Millis(median(of)));
@@ -84,6 +86,9 @@ fn print_cold_starts(first: &Stages, ours: &[Stages], floor: &[Start]) -> f64 {
     let (whole, by_hand) = (median(Stages::whole), floor_median(Start::whole));
     beside("git commit → HTTP 200 | QEMU → HTTP 200", whole, by_hand);
     beside("QEMU's processor time for that", median(|s| s.processor), floor_median(|s| s.processor));
+    let between = |(least, most)| format!("{} to {}", Millis(least), Millis(most));
+    let (range, floor_range) = (samples(Stages::whole).range(), floor_samples(Start::whole).range());
+    println!("  (setpoint {}, by hand {})", between(range), between(floor_range));
     println!("  (the first one of a daemon, which makes the initramfs: {})", Millis(first.whole()));
     ratio(whole, by_hand)
 }

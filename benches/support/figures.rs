@@ -32,9 +32,9 @@ impl Samples {
         self.0[rank - 1]
     }
 
-    /// The least.
-    pub fn least(&self) -> Duration {
-        self.0[0]
+    /// The least and the most.
+    pub fn range(&self) -> (Duration, Duration) {
+        (self.percentile(0), self.percentile(100))
     }
 }
 

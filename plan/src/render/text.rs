@@ -1,9 +1,11 @@
 //! A plan for people: what happens to each app, why, what changes, what that disturbs, and what it waits for.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::node::shorten;
 use setpoint_schema::observed::DiskState;
 use setpoint_schema::quantity::ByteSize;
 
@@ -20,8 +22,11 @@ pub enum Color {
     Always,
 }
 
-/// The longest value that is shown in full, in characters; a value may be a whole script.
-const LONGEST_VALUE: usize = 60;
+/// The digits of a SHA-256 in hex.
+const DIGEST_DIGITS: usize = 64;
+
+/// The digits of a digest that are shown.
+const SHOWN_DIGITS: usize = 12;
 
 /// The plan as text, with a line feed at its end.
 #[must_use]
@@ -107,14 +112,19 @@ fn render_change(change: &FieldChange) -> String {
 
 fn value(value: &Value) -> String {
     let text = match value {
-        Value::Null => return "unset".to_owned(),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+        Value::Null => "unset".to_owned(),
+        Value::String(text) => Value::from(start(text)).to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            shorten(&value.to_string()).into_owned()
+        }
     };
-    if text.chars().count() <= LONGEST_VALUE {
-        return plain(&text);
-    }
-    let start: String = text.chars().take(LONGEST_VALUE).collect();
-    format!("{}…", plain(&start))
+    plain(&text)
+}
+
+/// As much of a text as is shown, cut before it is quoted: it may be a whole script. Of a digest, a few digits tell enough.
+fn start(text: &str) -> Cow<'_, str> {
+    let is_digest = text.len() == DIGEST_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if is_digest { Cow::Owned(format!("{text:.SHOWN_DIGITS$}…")) } else { shorten(text) }
 }
 
 /// Without control characters: values come from repositories and guests, and must not speak to the terminal.

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use setpoint_plan::model::{ActionKind, Block, BuildStep, Hold, Reason, Restart, Step};
 use setpoint_schema::app::{Power, Shrink};
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::id::{BootNonce, SandboxId};
+use setpoint_schema::id::{BootNonce, SandboxId, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, FLAP_HEALS, GuestState, Health, VmState};
 
 use crate::declare::{Declare, app, key};
@@ -234,6 +234,18 @@ fn a_silent_guest_is_waited_for_and_then_healed_without_grace() {
     let action = world.action("blog");
     assert!(matches!(action.reasons[..], [Reason::GuestHung(_)]));
     assert!(action.steps.iter().any(|step| matches!(step, Step::Stop { grace: None, .. })));
+}
+
+#[test]
+fn a_declaration_over_a_silent_guest_is_carried_out_once_that_is_found_hung() {
+    let mut world = World::running([app("blog")]);
+    let since = world.now;
+    world.sandbox("blog").guest = GuestState::Silent { since };
+    world.declare([app("blog").files("f2")]);
+    assert!(matches!(held(&world, "blog"), Hold::Unready(_)));
+    world.settle();
+    assert_eq!(world.plan().actions, []);
+    assert_eq!(world.status("blog").tree, Some(TreeDigest("f2".into())));
 }
 
 #[test]

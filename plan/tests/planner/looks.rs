@@ -65,6 +65,18 @@ fn every_trouble_as_json() {
 }
 
 #[test]
+fn long_values_are_cut_inside_their_quotes_and_digests_after_twelve_digits() {
+    let mut world = World::running([app("blog").files(&"0123456789abcdef".repeat(4))]);
+    world.declare([app("blog").files(&"fedcba9876543210".repeat(4)).command(&"\"é\"".repeat(30))]);
+    let text = text(&world.plan(), Color::Never);
+    let changes: Vec<_> = text.lines().map(str::trim).filter(|line| line.contains(" → ")).collect();
+    let command = r#"\"é\""#.repeat(20);
+    let command = format!(r#"runtime.web.command: "serve" → "{command}…" (process)"#);
+    let content = r#"source.content: "0123456789ab…" → "fedcba987654…" (files)"#;
+    assert_eq!(changes, [command.as_str(), content]);
+}
+
+#[test]
 fn nothing_to_do_says_so() {
     let world = World::running([app("blog")]);
     insta::assert_snapshot!(text(&world.plan(), Color::Never), @"No changes. 1 as declared. Revision 1111111111.");

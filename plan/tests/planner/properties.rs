@@ -214,8 +214,6 @@ fn roomy() -> Limits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::default())]
-
     #[test]
     fn any_history_ends_as_declared(happenings in prop::collection::vec(happening(), 1..25), last in revision()) {
         let mut world = World::new();
