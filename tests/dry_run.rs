@@ -280,7 +280,12 @@ fn a_dry_run_leaves_no_trace_beside_a_daemon() {
     host.git(&["branch", "other"]);
     host.configure("[source]\nbranch = \"other\"\n");
     host.start();
-    host.wait_for("the app to be ready", |host| (host.app("blog")["ready"] == true).then_some(()));
+    // The last two things that the daemon writes for a revision; after them it is quiet.
+    host.wait_for("the daemon to be quiet", |host| {
+        let events = host.api("/v1/events?limit=1000");
+        let kinds: Vec<_> = events["items"].as_array().unwrap().iter().map(|event| event["kind"].clone()).collect();
+        (kinds.contains(&"ready".into()) && kinds.contains(&"revisionApplied".into())).then_some(())
+    });
     // What the daemon does not follow is previewed beside it.
     host.write_app("shop", "", "new");
     host.write("apps/blog/index.html", "second");
