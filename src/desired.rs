@@ -25,7 +25,7 @@ use setpoint_schema::set;
 use crate::render::Renderer;
 use crate::source::{Files, Repository, SourceError};
 
-use parse::{Parser, unreadable};
+use parse::{Parser, RuntimeOf, unreadable};
 use pin::{PinnedTemplates, Pins};
 use scan::Scan;
 
@@ -130,12 +130,19 @@ impl Loader {
         templates: &PinnedTemplates,
     ) -> Result<Vec<Result<DesiredApp, Vec<Diagnostic>>>, SourceError> {
         let documents: Vec<_> = declarations.iter().flat_map(|(_, file)| &file.apps).collect();
-        let runtimes = self.parser.runtimes(files, &documents, project)?;
-        documents
-            .into_iter()
-            .zip(runtimes)
-            .map(|(document, runtime)| self.pins.app(files, revision, document, runtime, templates))
-            .collect()
+        let broken: Vec<_> = declarations
+            .iter()
+            .filter(|(_, file)| file.apps.is_empty() && declared_in(file).next().is_some())
+            .collect();
+        let broken_paths: Vec<_> = broken.iter().map(|(path, _)| path).collect();
+        let (runtimes, beside) = self.parser.runtimes(files, &documents, &broken_paths, project)?;
+        let apps = documents.into_iter().zip(runtimes);
+        let apps = apps.map(|(document, runtime)| self.pins.app(files, revision, document, runtime, templates));
+        let mut apps: Vec<_> = apps.collect::<Result<_, _>>()?;
+        for ((_, file), runtime) in broken.into_iter().zip(beside) {
+            apps.extend(mistakes_in(&runtime, file).map(Err));
+        }
+        Ok(apps)
     }
 
     /// Finds out again how templates come to be that only kept apps still start from. After a restart they are not in memory,
@@ -170,6 +177,14 @@ impl Loader {
         let parsed = self.parser.declarations(&files, &templates, project)?;
         self.pins.templates(&files, commit, parsed.iter().map(|(_, file)| &**file))
     }
+}
+
+/// The mistakes in the runtime of a declaration that has mistakes of its own, given to the apps that it declares.
+fn mistakes_in(runtime: &RuntimeOf, declaration: &Parsed) -> Option<Vec<Diagnostic>> {
+    let RuntimeOf::File(checked) = runtime else { return None };
+    let mistakes = checked.as_ref().as_ref().err()?;
+    let keys: BTreeSet<_> = declared_in(declaration).collect();
+    Some(keys.into_iter().flat_map(|key| mistakes.iter().map(|mistake| mistake.clone().of(key.clone()))).collect())
 }
 
 /// With which settings a revision is read.

@@ -235,6 +235,18 @@ fn a_broken_sandbox_file_stalls_its_app() {
 }
 
 #[test]
+fn mistakes_in_an_app_do_not_hide_those_in_its_sandbox_file() {
+    let mut world = World::with_two_apps();
+    let broken = app_with("blog", "memroy: 1\n");
+    let files = [("apps/blog/app.yaml", broken.as_str()), ("apps/blog/sandbox.yaml", "version: 1\ncommand: run\n")];
+    let loaded = world.commit(&files);
+    assert_eq!(stalled(&loaded), ["blog"]);
+    let found = headlines(&loaded);
+    assert!(found.iter().any(|line| line.starts_with("apps/blog/app.yaml:6:")), "{found:?}");
+    assert!(found.iter().any(|line| line.starts_with("apps/blog/sandbox.yaml:2:1")), "{found:?}");
+}
+
+#[test]
 fn an_app_without_anything_to_run_is_a_mistake() {
     let mut world = World::with(&[("apps/blog/app.yaml", &app("blog"))]);
     let loaded = world.load();

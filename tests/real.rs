@@ -57,7 +57,7 @@ mod microvm {
         host.wait_for("blog to be gone", |host| host.app("blog").is_null().then_some(()));
         host.wait_for("its processes to be gone", |host| host.vmm_pids().is_empty().then_some(()));
         assert_eq!(find(&host.state().join("vmm"), "machine.json"), Vec::<std::path::PathBuf>::new());
-        assert_eq!(host.state_rows(), (0, 0, 0), "no row of the app is left");
+        host.wait_for("its rows to be gone", |host| (host.state_rows() == (0, 0, 0)).then_some(()));
         assert_eq!(host.fetch("blog.localhost", "/").map(|answer| answer.status), Some(404));
     }
 

@@ -18,6 +18,7 @@ use setpoint_vmm::driver::FileKind;
 use crate::render::{RenderError, Renderer};
 use crate::source::{Files, Item, SourceError};
 
+use super::pin::folder_of;
 use super::scan::{Key, printable};
 
 /// The file that says what runs.
@@ -104,15 +105,18 @@ impl Parser {
         Ok(wanted.iter().map(|key| (key.0.clone(), Arc::clone(&self.declarations[key]))).collect())
     }
 
-    /// Where each of these apps has its runtime.
+    /// Where each of these apps has its runtime, and what stands beside declarations that make no app because of mistakes: what
+    /// is wrong with that is to be reported with them.
     pub fn runtimes(
         &mut self,
         files: &dyn Files,
         apps: &[&AppDocument],
+        broken: &[&RepoPath],
         project: &Project,
-    ) -> Result<Vec<RuntimeOf>, SourceError> {
+    ) -> Result<(Vec<RuntimeOf>, Vec<RuntimeOf>), SourceError> {
         let places: Vec<Place> = apps.iter().map(|app| Place::of(files, app)).collect();
-        let wanted: BTreeSet<&Key> = places.iter().filter_map(Place::key).collect();
+        let beside: Vec<Place> = broken.iter().map(|path| Place::in_folders(files, [folder_of(path)])).collect();
+        let wanted: BTreeSet<&Key> = places.iter().chain(&beside).filter_map(Place::key).collect();
         self.runtimes.retain(|key, _| wanted.contains(key));
         let new: Vec<&Key> = wanted.into_iter().filter(|key| !self.runtimes.contains_key(key)).collect();
         for (key, text) in self.texts(files, new, project)? {
@@ -122,7 +126,8 @@ impl Parser {
             };
             self.runtimes.insert(key, Arc::new(runtime));
         }
-        Ok(places.into_iter().map(|place| self.runtime(place)).collect())
+        let found = |places: Vec<Place>| places.into_iter().map(|place| self.runtime(place)).collect();
+        Ok((found(places), found(beside)))
     }
 
     /// Forgets all declarations but these.
@@ -188,8 +193,12 @@ impl Place {
         if let Some(runtime) = &app.spec.runtime {
             return Self::Inline(runtime.clone());
         }
-        let folders = [Some(super::pin::folder_of(&app.path)), app.spec.source.path.clone()];
-        for folder in folders.into_iter().flatten() {
+        Self::in_folders(files, [folder_of(&app.path)].into_iter().chain(app.spec.source.path.clone()))
+    }
+
+    /// In the first of these folders that has one.
+    fn in_folders(files: &dyn Files, folders: impl IntoIterator<Item = RepoPath>) -> Self {
+        for folder in folders {
             let path = printable(&format!("{folder}/{SANDBOX_FILE}"));
             match files.root().get(&path) {
                 Some(Item::File { blob, kind: FileKind::Regular | FileKind::Executable }) => {

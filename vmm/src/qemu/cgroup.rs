@@ -95,8 +95,7 @@ impl Hierarchy {
                 let limits = vec![
                     ("memory.max", memory.to_string()),
                     ("cpu.max", format!("{quota} {PERIOD_US}")),
-                    // A group weighs as much as one task however many run in it, which on a busy host makes a boot slower by
-                    // a quarter.
+                    // A group weighs as much as one task however many run in it, which on a busy host starves its threads.
                     ("cpu.weight", (threads * WEIGHT_V2).min(10_000).to_string()),
                 ];
                 vec![(parent.join(name), limits)]
