@@ -61,14 +61,6 @@ impl Renderer {
         Self { engine: Engine::Child(argv) }
     }
 
-    /// Renders in children of the running binary.
-    ///
-    /// # Errors
-    /// When the path of the running binary cannot be found out.
-    pub fn of_this_binary() -> std::io::Result<Self> {
-        Ok(Self::new(vec![std::env::current_exe()?.into_os_string(), CHILD_COMMAND.into()]))
-    }
-
     /// Renders in this process, without limits on memory or time.
     #[cfg(test)]
     pub(crate) fn in_process() -> Self {

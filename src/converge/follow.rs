@@ -131,6 +131,8 @@ impl Follower {
 
     /// Looks at the branch after every hint, until `shutdown`.
     pub async fn run(mut self, mut watcher: Watcher, shutdown: CancellationToken) {
+        // Nobody watched between the first look and the making of the watcher.
+        self.look().await;
         while shutdown.run_until_cancelled(watcher.hint()).await.is_some() {
             self.look().await;
         }

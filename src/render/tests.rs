@@ -1,3 +1,5 @@
+//! What templates may do, and what they are kept from.
+
 use serde_json::json;
 
 use super::*;
