@@ -32,7 +32,10 @@ const LONG: Duration = Duration::from_secs(90);
 async fn run_to_end(host: &Host) -> ExitReason {
     host.driver.launch(&host.machine).await.unwrap();
     let exited = host.driver.exited(&host.machine.sandbox, &host.machine.nonce);
-    timeout(LONG, exited).await.expect("the guest ends by itself");
+    if timeout(LONG, exited).await.is_err() {
+        let console = host.driver.console_tail(&host.machine.sandbox, 4096).await.unwrap();
+        panic!("the guest does not end; its console: {}", String::from_utf8_lossy(&console));
+    }
     match host.driver.observe(&host.machine.sandbox).await.unwrap() {
         VmState::Exited { reason } => reason,
         other => panic!("{other:?}"),

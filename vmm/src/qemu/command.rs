@@ -140,6 +140,9 @@ impl CommandLine<'_> {
             "quiet".to_owned(),
             // A panicked guest resets at once, which ends QEMU.
             "panic=-1".to_owned(),
+            // A reset by triple fault is carried out at once and by every accelerator. Left to itself the kernel tries ACPI, then a
+            // keyboard controller that is not there, and at last jumps into the firmware, which runs astray in used memory.
+            "reboot=t".to_owned(),
             // So that `inject-nmi` on the monitor makes a hung guest say on its console where it hangs, and ends it.
             // The machine has no port that tells reasons apart, so the kernel takes ours for a bus error.
             "unknown_nmi_panic=1".to_owned(),
