@@ -1,8 +1,9 @@
 # make demo   from nothing to an app served from inside a microVM
 # make test   every test, real microVMs included
 # make bench  the measurements of docs/performance.md
+# make fuzz   a minute for each fuzz target, where there is a nightly toolchain
 
-.PHONY: demo test bench check missing
+.PHONY: demo test bench fuzz check missing
 
 demo: missing
 	KEEP=$(KEEP) scripts/demo
@@ -13,8 +14,12 @@ test: missing
 bench: missing
 	scripts/bench
 
+fuzz: missing
+	scripts/fuzz 60
+
 check: missing
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	scripts/deny

@@ -175,7 +175,18 @@ impl<'a> Lines<'a> {
     /// Keeps a location together with its line.
     #[must_use]
     pub fn place(&self, at: Location) -> Place {
+        let at = self.within(at);
         Place { at, excerpt: Excerpt::cut(self.line(at.line), at) }
+    }
+
+    /// A parser may place the end of a text without a last newline on a line that is not there: that is behind its last character.
+    fn within(&self, at: Location) -> Location {
+        let last = u32::try_from(self.starts.len()).unwrap_or(u32::MAX);
+        if at.line <= last {
+            return at;
+        }
+        let column = self.line(last).chars().count() + 1;
+        Location { line: last, column: u32::try_from(column).unwrap_or(u32::MAX), length: 1 }
     }
 
     /// A mistake at a location.

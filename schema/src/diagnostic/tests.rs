@@ -29,6 +29,16 @@ fn a_diagnostic_shows_place_line_caret_and_hint() {
 }
 
 #[test]
+fn a_place_behind_the_last_line_is_the_end_of_the_last_line() {
+    insta::assert_snapshot!(shown("a: 1\nb: [", 3, 1, 1), @r"
+    apps/blog/app.yaml:2:5: wrong
+       |
+     2 | b: [
+       |     ^
+    ");
+}
+
+#[test]
 fn a_diagnostic_of_a_whole_file_is_one_line() {
     assert_eq!(Diagnostic::new(path(), "declares nothing").to_string(), "apps/blog/app.yaml: declares nothing");
 }
