@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 pub use backend::{Backend, BackendError, Follow, LogStream};
-pub use snapshot::Snapshot;
+pub use snapshot::{Content, Row, Rows, Snapshot, Table, Version, Versioned};
 
 use crate::http::{self, Limits};
 

@@ -7,13 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::model::{Action, ActionKind, Block, Hold};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::{CommitId, SandboxId};
-use setpoint_schema::name::{AppKey, HostName};
+use setpoint_schema::name::{AppKey, HostName, TemplateName};
 use setpoint_schema::observed::{GuestState, GuestStatus, ObservedSandbox, VmState};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::wire::{self, Condition, ConditionKind, ConditionStatus, Phase};
 use setpoint_state::{EventKind, NewEvent};
 
-use crate::api::Snapshot;
+use crate::api::{Content, Rows, Snapshot};
 use crate::converge::Pass;
 use crate::ingress::Naming;
 
@@ -52,7 +52,14 @@ impl Reporter {
         let apps = self.apps(pass);
         let sandboxes = sandboxes(pass);
         let status = self.status(pass, &apps, last_applied);
-        let snapshot = Arc::new(Snapshot { status, apps, sandboxes });
+        let content = Content {
+            at: pass.at,
+            status,
+            apps: Rows::All(apps),
+            sandboxes: Rows::All(sandboxes),
+            templates: Rows::All(templates(pass)),
+        };
+        let snapshot = Arc::new(Snapshot::after(self.previous.as_deref(), content));
         let events = self.previous.as_ref().map(|previous| transitions(previous, &snapshot)).unwrap_or_default();
         self.previous = Some(Arc::clone(&snapshot));
         (snapshot, events)
@@ -61,7 +68,7 @@ impl Reporter {
     fn apps(&self, pass: &Pass) -> BTreeMap<AppKey, wire::App> {
         let facts = Facts::gather(pass);
         let describe = |key: &AppKey| {
-            let before = self.previous.as_ref().and_then(|previous| previous.apps.get(key));
+            let before = self.previous.as_ref().and_then(|previous| previous.apps.get(key)).map(|row| row.value());
             facts.of(key).map(|facts| (key.clone(), self.app(pass, &facts, before)))
         };
         facts.keys().into_iter().filter_map(|key| describe(&key)).collect()
@@ -107,7 +114,6 @@ impl Reporter {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: pass.observed.host.clone(),
             started_at,
-            last_pass_at: Some(pass.at),
             source: wire::Source {
                 url: wire::RedactedUrl::new(&source_url),
                 branch,
@@ -316,6 +322,24 @@ fn sandboxes(pass: &Pass) -> BTreeMap<SandboxId, wire::Sandbox> {
     pass.observed.sandboxes.iter().map(|(id, sandbox)| (id.clone(), describe(sandbox))).collect()
 }
 
+/// The templates that apps start from, each as the newest revision has it.
+fn templates(pass: &Pass) -> BTreeMap<TemplateName, wire::Template> {
+    let desired = &pass.followed.desired;
+    let mut templates = BTreeMap::new();
+    for app in desired.apps.values() {
+        let (name, digest) = (&app.spec.app.template, &app.spec.template);
+        let describe = || wire::Template { name: name.clone(), digest: digest.clone(), root: None, apps: 0 };
+        let template: &mut wire::Template = templates.entry(name.clone()).or_insert_with(describe);
+        template.apps += 1;
+        // An app with mistakes is kept as it last was, and its template with it.
+        if template.root.is_none() || app.revision == desired.revision {
+            template.digest = digest.clone();
+            template.root = desired.templates.get(digest).map(|template| (&template.root).into());
+        }
+    }
+    templates
+}
+
 fn usage(pass: &Pass) -> wire::Limits {
     let observed = &pass.observed;
     let running = || observed.sandboxes.values().filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
@@ -336,7 +360,7 @@ fn usage(pass: &Pass) -> wire::Limits {
 /// What is different for the people who watch: readiness, blocks, stalls and the source's health.
 fn transitions(before: &Snapshot, after: &Snapshot) -> Vec<NewEvent> {
     let mut events = Vec::new();
-    match (&before.status.source.error, &after.status.source.error) {
+    match (&before.status.value().source.error, &after.status.value().source.error) {
         (old, Some(error)) if old.as_ref() != Some(error) => {
             events.push(NewEvent::new(EventKind::SourceError, "SourceError", error.clone()));
         }
@@ -349,8 +373,8 @@ fn transitions(before: &Snapshot, after: &Snapshot) -> Vec<NewEvent> {
         }
         (_, Some(_)) | (None, None) => {}
     }
-    for (key, app) in &after.apps {
-        let old = before.apps.get(key);
+    for (key, app) in after.apps.iter() {
+        let old = before.apps.get(key).map(|row| row.value());
         events.extend(readiness(key, old, app));
         events.extend(stall(key, old, app));
         events.extend(block(key, old, app));

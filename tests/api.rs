@@ -12,10 +12,10 @@ use futures_util::StreamExt as _;
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use serde_json::json;
-use setpoint::api::{Api, Backend, BackendError, Follow, LogStream, Snapshot};
+use setpoint::api::{Api, Backend, BackendError, Content, Follow, LogStream, Rows, Snapshot};
 use setpoint::http::Limits;
 use setpoint_schema::id::SandboxId;
-use setpoint_schema::name::{AppKey, HostName};
+use setpoint_schema::name::{AppKey, HostName, TemplateName};
 use setpoint_schema::wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -107,18 +107,24 @@ impl Daemon {
 }
 
 fn snapshot() -> Snapshot {
+    Snapshot::after(None, content())
+}
+
+fn content() -> Content {
     let apps = ["alpha", "blog", "ops/alpha", "zeta"].map(|key| key.parse::<AppKey>().unwrap());
     let ids = ["alpha-00000001", "blog-00000002", "zeta-00000003"].map(|id| SandboxId(id.to_owned()));
-    Snapshot {
+    Content {
+        at: "2026-01-01T00:00:05Z".parse().unwrap(),
         status: serde_json::from_value(status()).unwrap(),
-        apps: apps.into_iter().map(|key| (key.clone(), app(&key))).collect(),
-        sandboxes: ids.into_iter().map(|id| (id.clone(), sandbox(&id))).collect::<BTreeMap<_, _>>(),
+        apps: Rows::All(apps.into_iter().map(|key| (key.clone(), app(&key))).collect()),
+        sandboxes: Rows::All(ids.into_iter().map(|id| (id.clone(), sandbox(&id))).collect()),
+        templates: Rows::All([("minimal", 3), ("web", 1)].into_iter().map(template).collect()),
     }
 }
 
 fn status() -> serde_json::Value {
     json!({
-        "version": "0.1.0", "host": "box", "startedAt": "2026-01-01T00:00:00Z", "lastPassAt": "2026-01-01T00:00:05Z",
+        "version": "0.1.0", "host": "box", "startedAt": "2026-01-01T00:00:00Z",
         "source": {
             "url": "https://git.example.org/a.git", "branch": "main", "lastAttempted": "c0ffee", "lastApplied": null,
             "error": null, "since": null
@@ -156,6 +162,12 @@ fn sandbox(id: &SandboxId) -> wire::Sandbox {
     .unwrap()
 }
 
+fn template((name, apps): (&str, u32)) -> (TemplateName, wire::Template) {
+    let root = json!({"kind": "repoRootfs", "path": "templates/web"});
+    let template = json!({"name": name, "digest": "d1", "root": root, "apps": apps});
+    (TemplateName::new(name).unwrap(), serde_json::from_value(template).unwrap())
+}
+
 fn event(id: u32) -> wire::Event {
     serde_json::from_value(json!({
         "id": id.to_string(), "at": "2026-01-01T00:00:00Z", "kind": "healed", "app": "blog", "sandbox": null,
@@ -172,11 +184,12 @@ fn revision() -> wire::Revision {
     .unwrap()
 }
 
-const JSON_ROUTES: [&str; 8] = [
+const JSON_ROUTES: [&str; 9] = [
     "/v1/status",
     "/v1/apps",
     "/v1/apps/default/blog",
     "/v1/sandboxes",
+    "/v1/templates",
     "/v1/revisions",
     "/v1/events",
     "/v1/plan?rev=main",
@@ -205,7 +218,9 @@ async fn objects_say_what_was_published_last() {
     assert_eq!(daemon.get("/v1/status").await.json(), status());
     let app = daemon.get("/v1/apps/ops/alpha").await.json();
     assert_eq!((&app["team"], &app["conditions"][0]["type"]), (&json!("ops"), &json!("Ready")));
-    daemon.snapshot.send_replace(Some(Arc::new(Snapshot { apps: BTreeMap::new(), ..snapshot() })));
+    daemon
+        .snapshot
+        .send_replace(Some(Arc::new(Snapshot::after(None, Content { apps: Rows::All(BTreeMap::new()), ..content() }))));
     assert_eq!(daemon.get("/v1/apps").await.json(), json!({"items": [], "next": null}));
     assert_eq!(daemon.get("/v1/apps/ops/alpha").await.status, 404);
 }

@@ -13,12 +13,14 @@ use crate::name::AppKey;
 mod app;
 mod daemon;
 mod sandbox;
+mod template;
 
 pub use app::{
     App, Build, Condition, ConditionKind, ConditionStatus, Phase, Preview, Process, Resources, Web, WebHealth, Worker,
 };
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
 pub use sandbox::{Disk, Sandbox, Vm};
+pub use template::{Template, TemplateRoot};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,5 @@
 //! The routes of the status API.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -13,14 +12,14 @@ use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use hyper::{StatusCode, Uri, header};
 use setpoint_schema::id::SandboxId;
-use setpoint_schema::name::{AppKey, AppName, Team, WorkerName};
+use setpoint_schema::name::{AppKey, AppName, Team, TemplateName, WorkerName};
 use setpoint_schema::wire::{self, List};
 use tokio::sync::watch;
 
 use super::backend::{Backend, BackendError};
 use super::params::{Page, Params};
 use super::refusal::Refusal;
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, Table};
 use crate::http::Connection;
 
 /// What the routes read.
@@ -49,6 +48,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/apps/{team}/{name}", get(app))
         .route("/v1/apps/{team}/{name}/processes/{process}/logs", get(logs))
         .route("/v1/sandboxes", get(sandboxes))
+        .route("/v1/templates", get(templates))
         .route("/v1/revisions", get(revisions))
         .route("/v1/events", get(events))
         .route("/v1/plan", get(plan))
@@ -70,7 +70,7 @@ async fn readyz(State(sources): State<Sources>) -> Result<&'static str, Refusal>
 
 async fn status(State(sources): State<Sources>, uri: Uri) -> Answer<wire::Status> {
     Params::of(&uri)?.finish()?;
-    Ok(Json(sources.now()?.status.clone()))
+    Ok(Json(sources.now()?.status.value().clone()))
 }
 
 async fn apps(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::App>> {
@@ -88,7 +88,7 @@ async fn app(
     let Path((team, name)) = path?;
     Params::of(&uri)?.finish()?;
     let key = app_key(team, name)?;
-    sources.now()?.apps.get(&key).cloned().map(Json).ok_or_else(|| no_such_app(&key))
+    sources.now()?.apps.get(&key).map(|row| Json(row.value().clone())).ok_or_else(|| no_such_app(&key))
 }
 
 async fn logs(
@@ -102,7 +102,7 @@ async fn logs(
     let (tail, follow) = (params.tail()?, params.follow()?);
     params.finish()?;
     let key = app_key(team, name)?;
-    if !sources.now()?.apps.contains_key(&key) {
+    if sources.now()?.apps.get(&key).is_none() {
         return Err(no_such_app(&key));
     }
     // The spelling of a worker's name is that of `web` and `build` too.
@@ -115,6 +115,13 @@ async fn logs(
 async fn sandboxes(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Sandbox>> {
     let page = only_page(&uri)?;
     Ok(Json(page_of(&sources.now()?.sandboxes, page.cursor.map(SandboxId).as_ref(), page.limit)))
+}
+
+async fn templates(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Template>> {
+    let page = only_page(&uri)?;
+    let after = page.cursor.map(TemplateName::new).transpose();
+    let after = after.map_err(|_| Refusal::parameter("cursor", "`cursor` must be the `next` of an earlier page"))?;
+    Ok(Json(page_of(&sources.now()?.templates, after.as_ref(), page.limit)))
 }
 
 async fn revisions(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Revision>> {
@@ -152,11 +159,11 @@ fn only_page(uri: &Uri) -> Result<Page, Refusal> {
 }
 
 /// The page after the key `after`, which need not exist any more.
-fn page_of<K: Ord + ToString, V: Clone>(all: &BTreeMap<K, V>, after: Option<&K>, limit: usize) -> List<V> {
+fn page_of<K: Ord + ToString, V: Clone + PartialEq>(all: &Table<K, V>, after: Option<&K>, limit: usize) -> List<V> {
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let page: Vec<(&K, &V)> = all.range::<K, _>((start, Bound::Unbounded)).take(limit + 1).collect();
-    let page = cut(page, limit, |(key, _)| key.to_string());
-    List { items: page.items.into_iter().map(|(_, value)| value.clone()).collect(), next: page.next }
+    let page: Vec<_> = all.range(start).iter().take(limit + 1).collect();
+    let page = cut(page, limit, |row| row.key().to_string());
+    List { items: page.items.into_iter().map(|row| row.value().clone()).collect(), next: page.next }
 }
 
 /// Cuts what was read for one page and one item more; that one says whether there is a next page.

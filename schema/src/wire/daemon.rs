@@ -19,8 +19,6 @@ pub struct Status {
     pub host: HostId,
     /// When it started.
     pub started_at: Timestamp,
-    /// When it last finished a pass from observation to plan; null before the first.
-    pub last_pass_at: Option<Timestamp>,
     /// Where the declarations come from.
     pub source: Source,
     /// How the apps are.
