@@ -5,6 +5,7 @@
 //! (`512Mi`). Readers must tolerate fields that they do not know.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{CommitId, SandboxId};
@@ -23,7 +24,8 @@ pub use sandbox::{Disk, Sandbox, Vm};
 pub use template::{Template, TemplateRoot};
 
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}List")]
 pub struct List<T> {
     /// The objects of this page, in the list's own order.
     pub items: Vec<T>,
@@ -32,7 +34,7 @@ pub struct List<T> {
 }
 
 /// One revision of the declarations that the daemon has tried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Revision {
     /// The commit.
@@ -48,7 +50,7 @@ pub struct Revision {
 }
 
 /// How far a revision came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RevisionState {
     /// Tried, and not carried out in full yet.
@@ -62,7 +64,7 @@ pub enum RevisionState {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
     /// A ULID. Ids grow from event to event, so an id also serves as `cursor`: everything after it.
@@ -82,7 +84,7 @@ pub struct Event {
 }
 
 /// Why a request was refused: the body of every error, `application/problem+json` after RFC 9457.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `about:blank`: the status code says what kind of problem it is.
     #[serde(rename = "type")]

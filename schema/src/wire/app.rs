@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::app::Power;
@@ -13,7 +14,7 @@ use crate::observed::{BuildState, Health, ProcessState, WebStatus, WorkerStatus}
 use crate::quantity::ByteSize;
 
 /// One app: what it is to be, what it is, and why the two differ.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct App {
     /// The owning team.
@@ -71,7 +72,7 @@ impl App {
 }
 
 /// An app's state in one word, for tables; the conditions say more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Phase {
     /// Declared, and nothing has begun.
@@ -119,7 +120,7 @@ impl fmt::Display for Phase {
 }
 
 /// One aspect of an object's state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// Which aspect.
@@ -136,7 +137,7 @@ pub struct Condition {
 }
 
 /// The aspects of an object's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionKind {
     /// This generation is observed, alive and healthy.
     Ready,
@@ -147,7 +148,7 @@ pub enum ConditionKind {
 }
 
 /// Whether a condition holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It does.
     True,
@@ -158,7 +159,7 @@ pub enum ConditionStatus {
 }
 
 /// What there is to look at in a browser.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Preview {
     /// Nothing, by declaration: a worker-only app. That is not the same as `down`.
@@ -172,7 +173,7 @@ pub enum Preview {
 }
 
 /// How the last build went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum Build {
     /// No build is declared, or none ran yet.
@@ -203,7 +204,7 @@ impl From<&BuildState> for Build {
 }
 
 /// The web process and its health.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Web {
     /// The process.
@@ -219,7 +220,7 @@ impl From<&WebStatus> for Web {
 }
 
 /// The last probe of a health path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum WebHealth {
     /// Not probed yet.
@@ -244,7 +245,7 @@ impl From<&Health> for WebHealth {
 }
 
 /// One worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
     /// Its declared name.
@@ -260,7 +261,7 @@ impl From<&WorkerStatus> for Worker {
 }
 
 /// One supervised process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum Process {
     /// Not started yet.
@@ -307,7 +308,7 @@ impl From<&ProcessState> for Process {
 }
 
 /// A microVM's declared size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// Virtual processors.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::app::{App, Phase};
@@ -10,7 +11,7 @@ use crate::id::{CommitId, HostId};
 use crate::quantity::ByteSize;
 
 /// The whole daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The daemon's version.
@@ -30,7 +31,7 @@ pub struct Status {
 }
 
 /// Where the declarations come from and how far they have been read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// The repository, without credentials.
@@ -48,7 +49,7 @@ pub struct Source {
 }
 
 /// A repository's URL without credentials: `https://user:token@host/repo` is kept as `https://host/repo`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "String", into = "String")]
 pub struct RedactedUrl(String);
 
@@ -89,7 +90,7 @@ impl fmt::Display for RedactedUrl {
 }
 
 /// How many apps there are in each phase. An app is counted once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AppCounts {
     /// All of them.
@@ -129,7 +130,7 @@ impl AppCounts {
 }
 
 /// What may run on this host, and how much of it is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// Memory of running microVMs.
@@ -143,7 +144,7 @@ pub struct Limits {
 }
 
 /// How much of an amount is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage<T> {
     /// What is taken.
     pub used: T,

@@ -1,6 +1,7 @@
 //! The JSON form of a microVM and its disk.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BootNonce, DiskId, HostId, SandboxId};
@@ -9,7 +10,7 @@ use crate::observed::{DiskRecord, ExitReason, VmState};
 use crate::quantity::ByteSize;
 
 /// One microVM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     /// Which one.
@@ -31,7 +32,7 @@ pub struct Sandbox {
 }
 
 /// What a VMM says of a microVM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum Vm {
     /// Nothing of it exists.
@@ -84,7 +85,7 @@ fn exit_in_words(reason: &ExitReason) -> String {
 }
 
 /// A data disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disk {
     /// Which one.

@@ -1,5 +1,6 @@
 //! The JSON form of a template: what microVMs start from.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::TemplateDigest;
@@ -7,7 +8,7 @@ use crate::name::TemplateName;
 use crate::template;
 
 /// One template that apps can start from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Template {
     /// The name by which apps call for it.
@@ -21,7 +22,7 @@ pub struct Template {
 }
 
 /// How a template's root file system comes to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum TemplateRoot {
     /// Built in: the agent and a busybox.
