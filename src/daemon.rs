@@ -92,7 +92,7 @@ struct Parts {
 
 impl Parts {
     async fn assemble(config: &Config, rewind: Rewind) -> Result<Self, DaemonError> {
-        let ledger = Ledger::new(Store::open(&config.store_dir())?);
+        let ledger = Ledger::new(Store::open(&config.store_dir())?)?;
         let source = Arc::new(open_source(&drivers::source_config(config)?, &ledger).await?);
         let driver = drivers::driver(config)?;
         let observer = Observer::new(Arc::clone(&driver));

@@ -1,18 +1,29 @@
-//! The store as async code uses it: every call runs on a blocking thread, since a write returns only when it is durable.
+//! The store as async code uses it. Writes run on a blocking thread, since one returns only when it is durable; the inventory is
+//! read from a mirror in memory.
+//!
+//! The store stays the truth: a row is changed in the mirror after its write is durable, and before the write's caller goes on.
+//! Two writes of one row never run at once, so that the mirror sees them in the order of the store.
 
+mod mirror;
+
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
-use setpoint_state::{Apps, Batch, Disks, Sandboxes, StateError, Store, View};
+use setpoint_state::{Apps, Batch, Disks, NewEvent, Sandboxes, StateError, Store, View};
 
 use crate::task::blocking;
+pub use mirror::Changes;
+use mirror::Mirror;
 
 /// The store, shared by clones.
 #[derive(Clone)]
 pub struct Ledger {
     store: Store,
+    mirror: Arc<Mirror>,
 }
 
 /// The whole inventory at one moment.
@@ -46,13 +57,16 @@ impl Inventory {
 }
 
 impl Ledger {
-    /// Wraps an open store.
-    #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    /// Wraps an open store, whose inventory is read once.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn new(store: Store) -> Result<Self> {
+        let mirror = Arc::new(Mirror::of(Inventory::read(&store)?));
+        Ok(Self { store, mirror })
     }
 
-    /// Runs `work` on the store on this thread, which may block.
+    /// Runs `work` on the store on this thread, which may block. The inventory is not written this way.
     ///
     /// # Errors
     /// Those of `work`.
@@ -60,7 +74,7 @@ impl Ledger {
         work(&self.store)
     }
 
-    /// Runs `work` on the store on a blocking thread.
+    /// Runs `work` on the store on a blocking thread. The inventory is not written this way.
     ///
     /// # Errors
     /// Those of `work`.
@@ -69,21 +83,27 @@ impl Ledger {
         blocking(move || work(&store)).await
     }
 
-    /// Reads the whole inventory.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn inventory(&self) -> Result<Inventory> {
-        self.with(|store| Inventory::read(store)).await
+    /// Resolves after any row of the inventory has changed since the last call.
+    pub async fn changed(&self) {
+        self.mirror.changed().await;
+    }
+
+    /// Which rows have changed since this was asked last; all of them at first.
+    #[must_use]
+    pub fn take_changes(&self) -> Changes {
+        self.mirror.take_changes()
     }
 
     /// One sandbox's row.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRecord>> {
-        let id = id.clone();
-        self.with(move |store| store.get::<Sandboxes>(&id)).await
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> Option<Arc<SandboxRecord>> {
+        self.mirror.rows().sandboxes.get(id).cloned()
+    }
+
+    /// Every sandbox's row.
+    #[must_use]
+    pub fn sandboxes(&self) -> BTreeMap<SandboxId, Arc<SandboxRecord>> {
+        self.mirror.rows().sandboxes.clone()
     }
 
     /// Writes one sandbox's row.
@@ -91,8 +111,14 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn put_sandbox(&self, record: &SandboxRecord) -> Result<()> {
-        let record = record.clone();
-        self.with(move |store| store.put::<Sandboxes>(&record.id, &record)).await
+        let record = Arc::new(record.clone());
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&record.id);
+            store.put::<Sandboxes>(&record.id, &record)?;
+            mirror.put_sandbox(record.clone());
+            Ok(())
+        })
+        .await
     }
 
     /// Removes one sandbox's row.
@@ -101,16 +127,19 @@ impl Ledger {
     /// When the store cannot be written.
     pub async fn forget_sandbox(&self, id: &SandboxId) -> Result<()> {
         let id = id.clone();
-        self.with(move |store| store.remove::<Sandboxes>(&id)).await
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&id);
+            store.remove::<Sandboxes>(&id)?;
+            mirror.remove_sandbox(&id);
+            Ok(())
+        })
+        .await
     }
 
     /// One disk's row.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn disk(&self, id: &DiskId) -> Result<Option<DiskRecord>> {
-        let id = id.clone();
-        self.with(move |store| store.get::<Disks>(&id)).await
+    #[must_use]
+    pub fn disk(&self, id: &DiskId) -> Option<Arc<DiskRecord>> {
+        self.mirror.rows().disks.get(id).cloned()
     }
 
     /// Writes one disk's row.
@@ -118,8 +147,14 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn put_disk(&self, record: &DiskRecord) -> Result<()> {
-        let record = record.clone();
-        self.with(move |store| store.put::<Disks>(&record.id, &record)).await
+        let record = Arc::new(record.clone());
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&record.id);
+            store.put::<Disks>(&record.id, &record)?;
+            mirror.put_disk(record.clone());
+            Ok(())
+        })
+        .await
     }
 
     /// Removes one disk's row.
@@ -128,29 +163,31 @@ impl Ledger {
     /// When the store cannot be written.
     pub async fn forget_disk(&self, id: &DiskId) -> Result<()> {
         let id = id.clone();
-        self.with(move |store| store.remove::<Disks>(&id)).await
-    }
-
-    /// The sandbox whose row names this disk.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn user_of_disk(&self, disk: &DiskId) -> Result<Option<SandboxId>> {
-        let disk = disk.clone();
-        self.with(move |store| {
-            let rows = store.all::<Sandboxes>()?;
-            Ok(rows.into_iter().find(|(_, record)| record.disk == disk).map(|(id, _)| id))
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&id);
+            store.remove::<Disks>(&id)?;
+            mirror.remove_disk(&id);
+            Ok(())
         })
         .await
     }
 
+    /// The sandbox whose row names this disk.
+    #[must_use]
+    pub fn user_of_disk(&self, disk: &DiskId) -> Option<SandboxId> {
+        self.mirror.user_of_disk(disk)
+    }
+
     /// One app's row.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn app(&self, key: &AppKey) -> Result<Option<AppRecord>> {
-        let key = key.clone();
-        self.with(move |store| store.get::<Apps>(&key)).await
+    #[must_use]
+    pub fn app(&self, key: &AppKey) -> Option<Arc<AppRecord>> {
+        self.mirror.rows().apps.get(key).cloned()
+    }
+
+    /// Every app's row.
+    #[must_use]
+    pub fn apps(&self) -> BTreeMap<AppKey, Arc<AppRecord>> {
+        self.mirror.rows().apps.clone()
     }
 
     /// Writes rows of apps in one go.
@@ -158,38 +195,61 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn put_apps(&self, records: Vec<AppRecord>) -> Result<()> {
-        self.with(move |store| {
+        self.note(Vec::new(), move |_| records).await
+    }
+
+    /// Records events, and the rows that `change` makes of those that are known by then: all of it, or nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn note(
+        &self,
+        events: Vec<NewEvent>,
+        change: impl FnOnce(&BTreeMap<AppKey, Arc<AppRecord>>) -> Vec<AppRecord> + Send + 'static,
+    ) -> Result<()> {
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn_of_apps();
+            let records = change(&mirror.rows().apps);
+            if records.is_empty() && events.is_empty() {
+                return Ok(());
+            }
             let mut batch = Batch::new();
             for record in &records {
                 batch.put::<Apps>(&record.key, record)?;
             }
-            store.commit(batch)
-        })
-        .await
-    }
-
-    /// Changes one app's row, if there is one.
-    ///
-    /// # Errors
-    /// When the store cannot be read or written.
-    pub async fn update_app(&self, key: &AppKey, change: impl FnOnce(&mut AppRecord) + Send + 'static) -> Result<()> {
-        let key = key.clone();
-        self.with(move |store| match store.get::<Apps>(&key)? {
-            Some(mut record) => {
-                change(&mut record);
-                store.put::<Apps>(&key, &record)
+            for event in events {
+                batch.event(event);
             }
-            None => Ok(()),
+            store.commit(batch)?;
+            mirror.put_apps(records);
+            Ok(())
         })
         .await
     }
 
-    /// Removes one app's row.
+    /// Removes rows of apps in one go.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn forget_app(&self, key: &AppKey) -> Result<()> {
-        let key = key.clone();
-        self.with(move |store| store.remove::<Apps>(&key)).await
+    pub async fn forget_apps(&self, keys: Vec<AppKey>) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn_of_apps();
+            let mut batch = Batch::new();
+            for key in &keys {
+                batch.remove::<Apps>(key);
+            }
+            store.commit(batch)?;
+            mirror.remove_apps(&keys);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn write(&self, work: impl FnOnce(&Store, &Mirror) -> Result<()> + Send + 'static) -> Result<()> {
+        let (store, mirror) = (self.store.clone(), Arc::clone(&self.mirror));
+        blocking(move || work(&store, &mirror)).await
     }
 }

@@ -13,7 +13,7 @@
 
 mod watcher;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -59,8 +59,21 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// Held only to look up or change the map, never across an await.
     watchers: Mutex<HashMap<SandboxId, Watcher>>,
-    /// Told of every change of any view.
-    changed: Arc<Notify>,
+    news: Arc<News>,
+}
+
+/// Which views have changed, for the one who takes them in.
+#[derive(Default)]
+struct News {
+    sandboxes: Mutex<BTreeSet<SandboxId>>,
+    arrived: Notify,
+}
+
+impl News {
+    fn tell(&self, sandbox: &SandboxId) {
+        held(&self.sandboxes).insert(sandbox.clone());
+        self.arrived.notify_one();
+    }
 }
 
 struct Watcher {
@@ -80,7 +93,7 @@ impl Observer {
     /// The same by another clock, for tests that pause time.
     #[must_use]
     pub fn with_clock(driver: Arc<dyn Driver>, clock: Arc<dyn Clock>) -> Self {
-        let shared = Shared { driver, clock, watchers: Mutex::default(), changed: Arc::default() };
+        let shared = Shared { driver, clock, watchers: Mutex::default(), news: Arc::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -92,7 +105,13 @@ impl Observer {
 
     /// Resolves after any view has changed since the last call.
     pub async fn changed(&self) {
-        self.shared.changed.notified().await;
+        self.shared.news.arrived.notified().await;
+    }
+
+    /// The sandboxes whose views have changed since this was asked last.
+    #[must_use]
+    pub fn take_changed(&self) -> BTreeSet<SandboxId> {
+        std::mem::take(&mut held(&self.shared.news.sandboxes))
     }
 
     /// The newest view of a sandbox, which is watched from now on.
@@ -189,15 +208,20 @@ impl Observer {
             sandbox,
             views: sender,
             nudge: Arc::clone(&nudge),
-            changed: Arc::clone(&self.shared.changed),
+            news: Arc::clone(&self.shared.news),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run()));
         Watcher { view, since: Instant::now(), nudge, _task: task }
     }
 
     fn watchers(&self) -> MutexGuard<'_, HashMap<SandboxId, Watcher>> {
-        self.shared.watchers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        held(&self.shared.watchers)
     }
+}
+
+/// What these locks guard is never left half changed, so a panic elsewhere does not poison it.
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Whether the driver has said that the microVM does not run.

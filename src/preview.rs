@@ -153,5 +153,5 @@ async fn observe(config: &Config) -> Result<Observed, PreviewError> {
     let unrecorded: Vec<_> = machines.into_iter().filter(|machine| !recorded(machine.sandbox.clone())).collect();
     let observer = Observer::new(driver);
     world::let_guests_answer(&observer, &inventory).await;
-    Ok(world::assemble(&observer, inventory, &unrecorded, limits).await.0)
+    Ok(world::assemble(&observer, inventory, &unrecorded, limits).await)
 }

@@ -1,54 +1,251 @@
 //! Puts together what the planner plans with: the inventory, and what drivers and agents answered about each row of it.
+//!
+//! The loop keeps one [`World`] and brings it up to date by what has changed; a preview looks once, with [`assemble`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use setpoint_schema::id::SandboxId;
-use setpoint_schema::observed::{GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{
+    AppRecord, DiskRecord, DiskState, GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState,
+};
 use setpoint_vmm::driver::{Driver, VmmError};
 
 use crate::host;
-use crate::ledger::{Inventory, Ledger};
+use crate::ledger::{Changes, Inventory, Ledger};
 use crate::observe::{Observer, View};
 
 /// A driver that has not answered about a sandbox after this long is not waited for any more.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
-/// The observed world, and the sandboxes in it about which the driver has not answered.
-///
-/// Those stand in it as they are recorded and have just begun to boot: so they keep their memory, their disks and their names.
-pub async fn assemble(
-    observer: &Observer,
-    inventory: Inventory,
-    unrecorded: &[Machine],
-    limits: Limits,
-) -> (Observed, BTreeSet<SandboxId>) {
-    let Inventory { sandboxes, disks, apps } = inventory;
-    let recorded: BTreeSet<_> = sandboxes.iter().map(|record| record.id.clone()).collect();
-    let mut unasked = BTreeSet::new();
-    let mut observed = BTreeMap::new();
-    let views = sandboxes.iter().map(|record| observer.view_after(&record.id, FIRST_ANSWER));
-    let views = futures_util::future::join_all(views).await;
-    for (record, View { vm, guest, agent: _ }) in sandboxes.into_iter().zip(views) {
-        let sandbox = match vm {
-            Some(vm) => ObservedSandbox { record, vm, guest },
-            None => {
-                unasked.insert(record.id.clone());
-                presumed(record, observer.now())
+/// The observed world, kept up to date in place: what did not change is not looked at again.
+pub struct World {
+    observer: Observer,
+    ledger: Ledger,
+    observed: Observed,
+    /// Sandboxes about which the driver has not answered. They stand here as recorded and as if they had just begun to boot, so
+    /// that they keep their memory, their disks and their names; nothing is done about them.
+    unasked: BTreeSet<SandboxId>,
+    /// Sandboxes whose agent does not answer, and whose they are: all that time alone can change a plan for.
+    quiet: BTreeMap<SandboxId, AppKey>,
+    /// Data disks that are kept until a time.
+    retained: BTreeMap<setpoint_schema::id::DiskId, Timestamp>,
+    /// How many sandboxes and disks in use each app has.
+    uses: BTreeMap<AppKey, usize>,
+    /// Rows that an action on its way is about to write: until they are there, nothing else counts what the action takes.
+    expected: BTreeMap<SandboxId, SandboxRecord>,
+    unrecorded: Vec<Machine>,
+    has_looked: bool,
+}
+
+impl World {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(observer: Observer, ledger: Ledger, limits: Limits) -> Self {
+        Self {
+            observer,
+            ledger,
+            observed: nothing(limits),
+            unasked: BTreeSet::new(),
+            quiet: BTreeMap::new(),
+            retained: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            unrecorded: Vec::new(),
+            has_looked: false,
+        }
+    }
+
+    /// Takes in every row and every answer that has changed. Drivers have time for their first answers, once.
+    pub async fn look(&mut self) {
+        let Changes { mut sandboxes, disks, apps } = self.ledger.take_changes();
+        sandboxes.extend(self.observer.take_changed());
+        sandboxes.extend(self.unasked.iter().cloned());
+        if !self.has_looked {
+            let recorded = self.ledger.sandboxes();
+            let answers = recorded.keys().map(|id| self.observer.view_after(id, FIRST_ANSWER));
+            futures_util::future::join_all(answers).await;
+            self.has_looked = true;
+        }
+        sandboxes.iter().for_each(|id| self.look_at(id));
+        for id in disks {
+            let record = self.ledger.disk(&id).map(|record| DiskRecord::clone(&record));
+            self.put_disk(&id, record);
+        }
+        for key in apps {
+            match self.ledger.app(&key) {
+                Some(record) => drop(self.observed.apps.insert(key, AppRecord::clone(&record))),
+                None => drop(self.observed.apps.remove(&key)),
+            }
+        }
+        if !self.unrecorded.is_empty() || !self.observed.unrecorded.is_empty() {
+            let recorded = &self.observed.sandboxes;
+            let unrecorded = self.unrecorded.iter().filter(|machine| !recorded.contains_key(&machine.sandbox));
+            self.observed.unrecorded = unrecorded.cloned().collect();
+        }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Whether the driver has answered about this sandbox, so that something may be done about it.
+    #[must_use]
+    pub fn is_asked(&self, sandbox: &SandboxId) -> bool {
+        !self.unasked.contains(sandbox)
+    }
+
+    /// The sandboxes whose agent does not answer.
+    pub fn quiet(&self) -> impl Iterator<Item = &ObservedSandbox> {
+        self.quiet.keys().filter_map(|id| self.observed.sandboxes.get(id))
+    }
+
+    /// The apps whose agent does not answer.
+    #[must_use]
+    pub fn quiet_apps(&self) -> BTreeSet<&AppKey> {
+        self.quiet.values().collect()
+    }
+
+    /// Until when each data disk that is kept is kept.
+    pub fn retained(&self) -> impl Iterator<Item = Timestamp> {
+        self.retained.values().copied()
+    }
+
+    /// Whether an app has a sandbox, or a data disk in use.
+    #[must_use]
+    pub fn is_in_use(&self, app: &AppKey) -> bool {
+        self.uses.contains_key(app)
+    }
+
+    /// Counts a sandbox that an action on its way is about to record.
+    pub fn expect(&mut self, record: &SandboxRecord) {
+        if !self.observed.sandboxes.contains_key(&record.id) {
+            self.expected.insert(record.id.clone(), record.clone());
+            self.look_at(&record.id);
+        }
+    }
+
+    /// The action that was to record this sandbox has ended, whether or not it has.
+    pub fn expect_no_more(&mut self, sandbox: &SandboxId) {
+        if self.expected.remove(sandbox).is_some() {
+            self.look_at(sandbox);
+        }
+    }
+
+    /// MicroVMs that the driver was found to hold and the inventory did not.
+    pub fn set_unrecorded(&mut self, machines: Vec<Machine>) {
+        self.unrecorded = machines;
+    }
+
+    fn look_at(&mut self, id: &SandboxId) {
+        let record = self.ledger.sandbox(id).map(|record| SandboxRecord::clone(&record));
+        if record.is_some() {
+            self.expected.remove(id);
+        }
+        let sandbox = match (record, self.expected.get(id)) {
+            (Some(record), _) => {
+                let (sandbox, answer) = observed(record, self.observer.view(id), self.observer.now());
+                match answer {
+                    Answer::Given => self.unasked.remove(id),
+                    Answer::Awaited => self.unasked.insert(id.clone()),
+                };
+                Some(sandbox)
+            }
+            (None, Some(expected)) => {
+                let (vm, guest) = (VmState::Absent, GuestState::Absent);
+                Some(ObservedSandbox { record: expected.clone(), vm, guest })
+            }
+            (None, None) => {
+                self.unasked.remove(id);
+                None
             }
         };
-        observed.insert(sandbox.record.id.clone(), sandbox);
+        self.put_sandbox(id, sandbox);
     }
-    let world = Observed {
-        host: host::id(),
-        limits,
-        sandboxes: observed,
+
+    fn put_sandbox(&mut self, id: &SandboxId, sandbox: Option<ObservedSandbox>) {
+        match &sandbox {
+            Some(ObservedSandbox { guest: GuestState::Answering(_), .. }) | None => drop(self.quiet.remove(id)),
+            Some(quiet) => drop(self.quiet.insert(id.clone(), quiet.record.app.clone())),
+        }
+        if let Some(sandbox) = &sandbox {
+            self.count(&sandbox.record.app.clone(), 1);
+        }
+        let before = match sandbox {
+            Some(sandbox) => self.observed.sandboxes.insert(id.clone(), sandbox),
+            None => self.observed.sandboxes.remove(id),
+        };
+        if let Some(before) = before {
+            self.count(&before.record.app, -1);
+        }
+    }
+
+    fn put_disk(&mut self, id: &setpoint_schema::id::DiskId, disk: Option<DiskRecord>) {
+        match disk.as_ref().map(|disk| &disk.state) {
+            Some(DiskState::Retained { until }) => drop(self.retained.insert(id.clone(), *until)),
+            Some(DiskState::InUse) | None => drop(self.retained.remove(id)),
+        }
+        let is_used = |disk: &DiskRecord| disk.state == DiskState::InUse;
+        if let Some(disk) = disk.as_ref().filter(|disk| is_used(disk)) {
+            self.count(&disk.app.clone(), 1);
+        }
+        let before = match disk {
+            Some(disk) => self.observed.disks.insert(id.clone(), disk),
+            None => self.observed.disks.remove(id),
+        };
+        if let Some(before) = before.filter(is_used) {
+            self.count(&before.app, -1);
+        }
+    }
+
+    fn count(&mut self, app: &AppKey, difference: isize) {
+        let uses = self.uses.entry(app.clone()).or_default();
+        *uses = uses.saturating_add_signed(difference);
+        if *uses == 0 {
+            self.uses.remove(app);
+        }
+    }
+}
+
+/// Whether the driver has answered about a sandbox.
+enum Answer {
+    Given,
+    Awaited,
+}
+
+/// A row and what was answered about it; for want of an answer it stands as it is recorded.
+fn observed(record: SandboxRecord, view: View, now: Timestamp) -> (ObservedSandbox, Answer) {
+    let View { vm, guest, agent: _ } = view;
+    match vm {
+        Some(vm) => (ObservedSandbox { record, vm, guest }, Answer::Given),
+        None => {
+            let vm = VmState::Running { nonce: record.machine.nonce.clone(), since: now };
+            (ObservedSandbox { record, vm, guest: GuestState::Connecting { since: now } }, Answer::Awaited)
+        }
+    }
+}
+
+/// The observed world, looked at once.
+pub async fn assemble(observer: &Observer, inventory: Inventory, unrecorded: &[Machine], limits: Limits) -> Observed {
+    let Inventory { sandboxes, disks, apps } = inventory;
+    let recorded: BTreeSet<_> = sandboxes.iter().map(|record| record.id.clone()).collect();
+    let views = sandboxes.iter().map(|record| observer.view_after(&record.id, FIRST_ANSWER));
+    let views = futures_util::future::join_all(views).await;
+    let sandboxes = sandboxes.into_iter().zip(views).map(|(record, view)| {
+        let (sandbox, _) = observed(record, view, observer.now());
+        (sandbox.record.id.clone(), sandbox)
+    });
+    Observed {
+        sandboxes: sandboxes.collect(),
         unrecorded: unrecorded.iter().filter(|machine| !recorded.contains(&machine.sandbox)).cloned().collect(),
         disks: disks.into_iter().map(|disk| (disk.id.clone(), disk)).collect(),
         apps: apps.into_iter().map(|app| (app.key.clone(), app)).collect(),
-    };
-    (world, unasked)
+        ..nothing(limits)
+    }
 }
 
 /// A world in which nothing exists yet.
@@ -79,28 +276,10 @@ pub async fn let_guests_answer(observer: &Observer, inventory: &Inventory) {
 /// MicroVMs that the driver holds and the inventory does not.
 ///
 /// # Errors
-/// When either cannot be read.
-pub async fn unrecorded(driver: &dyn Driver, ledger: &Ledger) -> Result<Vec<Machine>, UnrecordedError> {
+/// When the driver cannot list them.
+pub async fn unrecorded(driver: &dyn Driver, ledger: &Ledger) -> Result<Vec<Machine>, VmmError> {
     // The driver first: a microVM is recorded before it is made, so this order cannot see one too few rows.
     let machines = driver.list().await?;
-    let inventory = ledger.inventory().await?;
-    let recorded: BTreeSet<_> = inventory.sandboxes.into_iter().map(|record| record.id).collect();
-    Ok(machines.into_iter().filter(|machine| !recorded.contains(&machine.sandbox)).collect())
-}
-
-/// Why unrecorded microVMs could not be looked for.
-#[derive(Debug, thiserror::Error)]
-pub enum UnrecordedError {
-    /// The driver could not list.
-    #[error(transparent)]
-    Vmm(#[from] VmmError),
-    /// The store could not be read.
-    #[error(transparent)]
-    State(#[from] setpoint_state::StateError),
-}
-
-/// A sandbox as it is recorded, for want of an answer.
-fn presumed(record: SandboxRecord, now: Timestamp) -> ObservedSandbox {
-    let vm = VmState::Running { nonce: record.machine.nonce.clone(), since: now };
-    ObservedSandbox { record, vm, guest: GuestState::Connecting { since: now } }
+    let recorded = ledger.sandboxes();
+    Ok(machines.into_iter().filter(|machine| !recorded.contains_key(&machine.sandbox)).collect())
 }

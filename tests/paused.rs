@@ -125,7 +125,7 @@ impl Running {
         world.set_script(script).unwrap();
         let driver: Arc<dyn Driver> = Arc::new(sim);
         let observer = Observer::with_clock(Arc::clone(&driver), clock);
-        let ledger = Ledger::new(Store::open(&host.state().join("store")).unwrap());
+        let ledger = Ledger::new(Store::open(&host.state().join("store")).unwrap()).unwrap();
         let source = Arc::new(Repository::open(&source_of(&host)).unwrap());
         let loader = Loader::new(Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()]));
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused).await.unwrap();

@@ -1,9 +1,10 @@
 //! What the loop writes down as it goes: generations, failures and heals of each app, plans, revisions and events.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason};
 use setpoint_plan::render::reason_code;
 use setpoint_schema::app::DesiredApp;
@@ -16,6 +17,7 @@ use setpoint_state::{
 
 use crate::converge::execute::Outcome;
 use crate::converge::follow::Followed;
+use crate::converge::jobs::Ended;
 use crate::ledger::Ledger;
 
 type Result<T> = std::result::Result<T, StateError>;
@@ -33,14 +35,14 @@ pub struct Books {
     /// The revision that is being carried out, as it was written down last.
     revision: Option<RevisionRecord>,
     /// The actions of the plan that was noted last: the same work seen from a newer observation is not history.
-    noted_work: BTreeSet<(AppKey, String)>,
+    noted_work: BTreeMap<AppKey, ActionKind>,
 }
 
 impl Books {
     /// Writes through `ledger`.
     #[must_use]
     pub fn new(ledger: Ledger) -> Self {
-        Self { ledger, taken_in: None, revision: None, noted_work: BTreeSet::new() }
+        Self { ledger, taken_in: None, revision: None, noted_work: BTreeMap::new() }
     }
 
     /// Remembers each app's newest good declaration, and counts a generation for each change of its spec.
@@ -48,13 +50,9 @@ impl Books {
         if self.taken_in.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, followed)) {
             return Ok(());
         }
-        let good =
-            followed.desired.apps.values().filter(|app| !followed.desired.stalled.contains_key(&app.metadata.key));
-        let mut changed = Vec::new();
-        for app in good {
-            let known = self.ledger.app(&app.metadata.key).await?;
-            changed.extend(renewed(known, app));
-        }
+        let before = self.taken_in.as_ref().map(|taken| &taken.desired);
+        let good = followed.desired.apps.iter().filter(|(key, app)| is_good_news(before, &followed.desired, key, app));
+        let changed = good.filter_map(|(key, app)| renewed(self.ledger.app(key).as_deref(), app)).collect();
         self.ledger.put_apps(changed).await?;
         self.taken_in = Some(Arc::clone(followed));
         self.note_attempt(followed, now).await
@@ -93,13 +91,11 @@ impl Books {
 
     /// Keeps a plan in the history if it is about other work than the one before.
     pub async fn note_plan(&mut self, plan: &Plan, now: Timestamp) -> Result<()> {
-        let work: BTreeSet<_> =
-            plan.actions.iter().map(|action| (action.app.clone(), action.kind.to_string())).collect();
-        if work == self.noted_work {
-            return Ok(());
-        }
+        let work: BTreeMap<_, _> = plan.actions.iter().map(|action| (action.app.clone(), action.kind)).collect();
+        // What is left of the same work is not history either.
+        let is_known = work.iter().all(|(app, kind)| self.noted_work.get(app) == Some(kind));
         self.noted_work = work;
-        if plan.actions.is_empty() {
+        if is_known {
             return Ok(());
         }
         let record = plan_record(plan, now);
@@ -111,41 +107,38 @@ impl Books {
     pub async fn note_begin(&self, action: &Action, now: Timestamp) -> Result<()> {
         let Some(reason) = heal_reason(action) else { return Ok(()) };
         let event = NewEvent::new(EventKind::Exited, "VmDown", reason).app(&action.app).sandbox(&action.sandbox);
-        self.event(event).await?;
+        let app = action.app.clone();
         self.ledger
-            .update_app(&action.app, move |record| {
-                record.heals.push(now);
-                // One more than the breaker counts is all that it ever looks at.
-                let excess = record.heals.len().saturating_sub(FLAP_HEALS + 1);
-                record.heals.drain(..excess);
-            })
+            .note(vec![event], move |apps| apps.get(&app).map(|app| healed(app, now)).into_iter().collect())
             .await
     }
 
-    /// After an action: its outcome, and when it may be tried again.
-    pub async fn note_end(&self, action: &Action, outcome: &Outcome, now: Timestamp) -> Result<()> {
-        let app = &action.app;
-        match outcome {
-            Outcome::Superseded => Ok(()),
-            Outcome::Done => {
-                let (kind, message) = done(action);
-                tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
-                self.event(
-                    NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message)
-                        .app(app)
-                        .sandbox(&action.sandbox),
-                )
-                .await?;
-                self.ledger.update_app(app, |record| record.retry = Retry::default()).await
-            }
-            Outcome::Failed { step, reason } => {
-                tracing::warn!(%app, sandbox = %action.sandbox, step, error = %reason, "action failed");
-                let message = format!("{} failed at {step}: {reason}", action.kind);
-                let event = NewEvent::new(EventKind::Failed, *step, message.clone()).app(app).sandbox(&action.sandbox);
-                self.event(event).await?;
-                self.ledger.update_app(app, move |record| back_off(&mut record.retry, message, now)).await
-            }
+    /// After actions: their outcomes, and when each may be tried again.
+    pub(super) async fn note_ends(&self, ended: &[Ended], now: Timestamp) -> Result<()> {
+        let mut events = Vec::new();
+        let mut outcomes = Vec::new();
+        for Ended { action, outcome } in ended {
+            let app = &action.app;
+            let (event, error) = match outcome {
+                Outcome::Superseded => continue,
+                Outcome::Done => {
+                    let (kind, message) = done(action);
+                    tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
+                    (NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message), None)
+                }
+                Outcome::Failed { step, reason } => {
+                    tracing::warn!(%app, sandbox = %action.sandbox, step, error = %reason, "action failed");
+                    let message = format!("{} failed at {step}: {reason}", action.kind);
+                    (NewEvent::new(EventKind::Failed, *step, message.clone()), Some(message))
+                }
+            };
+            events.push(event.app(app).sandbox(&action.sandbox));
+            outcomes.push((app.clone(), error));
         }
+        let retried = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
+            outcomes.into_iter().filter_map(|(app, error)| retried(apps.get(&app)?, error, now)).collect()
+        };
+        self.ledger.note(events, retried).await
     }
 
     /// Marks the revision as applied once nothing of it is left to do.
@@ -164,10 +157,7 @@ impl Books {
 
     /// Forgets apps that are neither declared nor have anything left.
     pub async fn forget_gone(&self, gone: Vec<AppKey>) -> Result<()> {
-        for app in gone {
-            self.ledger.forget_app(&app).await?;
-        }
-        Ok(())
+        self.ledger.forget_apps(gone).await
     }
 
     /// Writes down what happened.
@@ -176,8 +166,18 @@ impl Books {
     }
 }
 
+/// Whether an app is declared without a mistake, and was not so declared before.
+fn is_good_news(before: Option<&Desired>, now: &Desired, key: &AppKey, app: &DesiredApp) -> bool {
+    let is_known = |before: &Desired| {
+        let same =
+            |known: &DesiredApp| known.spec == app.spec && known.metadata == app.metadata && known.path == app.path;
+        !before.stalled.contains_key(key) && before.apps.get(key).is_some_and(same)
+    };
+    !now.stalled.contains_key(key) && !before.is_some_and(is_known)
+}
+
 /// The record that `app` asks for, if it differs from the known one.
-fn renewed(known: Option<AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
+fn renewed(known: Option<&AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
     let digest = app.spec.digest();
     let key = app.metadata.key.clone();
     match known {
@@ -199,10 +199,30 @@ fn renewed(known: Option<AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
             heals: Vec::new(),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
-            Some(AppRecord { last_good: app.clone(), ..record })
+            Some(AppRecord { last_good: app.clone(), ..record.clone() })
         }
         Some(_) => None,
     }
+}
+
+/// The record of an app that is about to be healed.
+fn healed(app: &AppRecord, now: Timestamp) -> AppRecord {
+    let mut record = app.clone();
+    record.heals.push(now);
+    // One more than the breaker counts is all that it ever looks at.
+    let excess = record.heals.len().saturating_sub(FLAP_HEALS + 1);
+    record.heals.drain(..excess);
+    record
+}
+
+/// The record of an app after a try, unless that changes nothing.
+fn retried(app: &AppRecord, error: Option<String>, now: Timestamp) -> Option<AppRecord> {
+    let mut retry = app.retry.clone();
+    match error {
+        Some(error) => back_off(&mut retry, error, now),
+        None => retry = Retry::default(),
+    }
+    (retry != app.retry).then(|| AppRecord { retry, ..app.clone() })
 }
 
 /// Doubles the wait, give or take a quarter, so that apps that failed together do not try again together.

@@ -110,7 +110,7 @@ impl Follower {
         rewind: Rewind,
     ) -> Result<Self, StateError> {
         let accepted = accepted(&source, &ledger).await?;
-        let remembered = Followed::remembered(last_good(&ledger).await?, accepted.clone());
+        let remembered = Followed::remembered(last_good(&ledger), accepted.clone());
         let followed = watch::Sender::new(Arc::new(remembered));
         let mut follower = Self { source, loader: Some(loader), ledger, rewind, accepted: None, followed };
         if let Some(commit) = &accepted
@@ -180,7 +180,7 @@ impl Follower {
     }
 
     async fn load(&mut self, commit: &CommitId) -> Result<(), Refusal> {
-        let last_good = last_good(&self.ledger).await?;
+        let last_good = last_good(&self.ledger);
         let mut loader = self.loader.take().expect("the loader is put back after every load");
         let (source, wanted) = (Arc::clone(&self.source), commit.clone());
         let load = move || {
@@ -259,7 +259,6 @@ async fn accepted(source: &Repository, ledger: &Ledger) -> Result<Option<CommitI
     Ok(marker.filter(|marker| marker.url == source.place()).map(|marker| marker.commit))
 }
 
-async fn last_good(ledger: &Ledger) -> Result<BTreeMap<AppKey, DesiredApp>, StateError> {
-    let inventory = ledger.inventory().await?;
-    Ok(inventory.apps.into_iter().map(|record| (record.key, record.last_good)).collect())
+fn last_good(ledger: &Ledger) -> BTreeMap<AppKey, DesiredApp> {
+    ledger.apps().into_iter().map(|(key, record)| (key, record.last_good.clone())).collect()
 }

@@ -78,17 +78,16 @@ impl Hands {
 
     async fn is_needed(&self, step: &Step) -> Result<bool, StepError> {
         Ok(match step {
-            Step::Record(record) => self.ledger.sandbox(&record.id).await?.as_ref() != Some(record),
+            Step::Record(record) => self.ledger.sandbox(&record.id).as_deref() != Some(&**record),
             Step::EnsureTemplate { digest, .. } => !self.driver.has_template(digest).await?,
             Step::EnsureDisk { disk, app, size } => {
                 let wanted = DiskRecord { id: disk.clone(), app: app.clone(), size: *size, state: DiskState::InUse };
-                self.ledger.disk(disk).await?.as_ref() != Some(&wanted)
-                    || self.driver.disk_size(disk).await? < Some(*size)
+                self.ledger.disk(disk).as_deref() != Some(&wanted) || self.driver.disk_size(disk).await? < Some(*size)
             }
             Step::GrowDisk { sandbox, size } => self.agent_of(sandbox).await?.status().await?.disk < usable(*size),
             Step::Launch(machine) => !self.runs(&machine.sandbox, Some(machine)).await?,
             Step::AwaitAgent { sandbox, .. } => {
-                let record = self.record(sandbox).await?;
+                let record = self.record(sandbox)?;
                 self.observer.view(sandbox).answering(&record.machine.nonce).is_none()
             }
             Step::SyncFiles { sandbox, tree, .. } => {
@@ -102,12 +101,12 @@ impl Hands {
             Step::RemoveVm(sandbox) => self.driver.observe(sandbox).await? != VmState::Absent,
             Step::ReleaseDisk { disk, keep } => self.disk_is_held(disk, keep.as_ref()).await?,
             Step::RecordApplied { sandbox, spec, generation, revision } => {
-                let applied = self.record(sandbox).await?.applied;
-                applied.is_none_or(|applied| {
+                let record = self.record(sandbox)?;
+                record.applied.as_ref().is_none_or(|applied| {
                     applied.spec != **spec || applied.generation != *generation || applied.revision != *revision
                 })
             }
-            Step::Forget(sandbox) => self.ledger.sandbox(sandbox).await?.is_some(),
+            Step::Forget(sandbox) => self.ledger.sandbox(sandbox).is_some(),
         })
     }
 
@@ -155,7 +154,7 @@ impl Hands {
         let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
         self.ledger.put_disk(&record).await?;
         crash_point("ensure-disk", "halfway");
-        let user = self.ledger.user_of_disk(disk).await?;
+        let user = self.ledger.user_of_disk(disk);
         Ok(self.driver.ensure_disk(disk, size, user.as_ref()).await?)
     }
 
@@ -166,7 +165,7 @@ impl Hands {
     }
 
     async fn await_agent(&self, sandbox: &SandboxId, timeouts: &Timeouts) -> Result<(), StepError> {
-        let nonce = self.record(sandbox).await?.machine.nonce;
+        let nonce = self.record(sandbox)?.machine.nonce.clone();
         let answer = self.observer.answering(sandbox, &nonce, timeouts.boot.as_duration()).await;
         answer.map(drop).map_err(StepError::Agent)
     }
@@ -215,7 +214,7 @@ impl Hands {
     }
 
     async fn disk_is_held(&self, disk: &DiskId, keep: Option<&DiskState>) -> Result<bool, StepError> {
-        let record = self.ledger.disk(disk).await?;
+        let record = self.ledger.disk(disk);
         Ok(match keep {
             Some(state) => record.is_some_and(|record| record.state != *state),
             None => record.is_some() || self.driver.disk_size(disk).await?.is_some(),
@@ -223,9 +222,9 @@ impl Hands {
     }
 
     async fn release_disk(&self, disk: &DiskId, keep: Option<&DiskState>) -> Result<(), StepError> {
-        match (keep, self.ledger.disk(disk).await?) {
+        match (keep, self.ledger.disk(disk)) {
             (Some(state), Some(record)) => {
-                Ok(self.ledger.put_disk(&DiskRecord { state: state.clone(), ..record }).await?)
+                Ok(self.ledger.put_disk(&DiskRecord { state: state.clone(), ..DiskRecord::clone(&record) }).await?)
             }
             (Some(_), None) => Ok(()),
             // The row goes last: until the file is gone, something must remember it.
@@ -244,19 +243,19 @@ impl Hands {
         generation: Generation,
         revision: &CommitId,
     ) -> Result<(), StepError> {
-        let mut record = self.record(sandbox).await?;
+        let mut record = SandboxRecord::clone(&*self.record(sandbox)?);
         let (spec, revision) = (spec.clone(), revision.clone());
         record.applied = Some(Applied { spec, generation, revision, at: self.observer.now() });
         Ok(self.ledger.put_sandbox(&record).await?)
     }
 
-    async fn record(&self, sandbox: &SandboxId) -> Result<SandboxRecord, StepError> {
-        self.ledger.sandbox(sandbox).await?.ok_or_else(|| StepError::NoRecord(sandbox.clone()))
+    fn record(&self, sandbox: &SandboxId) -> Result<Arc<SandboxRecord>, StepError> {
+        self.ledger.sandbox(sandbox).ok_or_else(|| StepError::NoRecord(sandbox.clone()))
     }
 
     /// The agent of the boot that the inventory names.
     async fn agent_of(&self, sandbox: &SandboxId) -> Result<Arc<dyn Guest>, StepError> {
-        let nonce = self.record(sandbox).await?.machine.nonce;
+        let nonce = self.record(sandbox)?.machine.nonce.clone();
         self.observer.answering(sandbox, &nonce, ANSWER).await.map_err(StepError::Agent)
     }
 

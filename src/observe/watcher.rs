@@ -11,12 +11,14 @@ use setpoint_vmm::driver::{Driver, Guest};
 use setpoint_vmm::sim::Clock;
 use tokio::sync::{Notify, watch};
 
-use super::View;
+use super::{News, View};
 
 /// A status is asked for at least this often, so that a silent guest is told from an unchanged one.
 const HEARTBEAT: Span = Span::secs(3);
 /// An answer that takes this much longer than asked for is silence: a loaded host under emulation stalls for seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A driver that has not answered after this long is asked again.
+const OBSERVE: Duration = Duration::from_secs(20);
 /// Between two failed questions to a driver or an agent.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -26,7 +28,7 @@ pub(super) struct Task {
     pub sandbox: SandboxId,
     pub views: watch::Sender<View>,
     pub nudge: Arc<Notify>,
-    pub changed: Arc<Notify>,
+    pub news: Arc<News>,
 }
 
 /// Before anything was asked.
@@ -38,17 +40,18 @@ impl Task {
     /// Runs until it is dropped.
     pub async fn run(self) {
         loop {
-            match self.driver.observe(&self.sandbox).await {
-                Ok(VmState::Running { nonce, since }) => self.follow_running(nonce, since).await,
-                Ok(vm @ (VmState::Absent | VmState::Exited { .. })) => {
+            match tokio::time::timeout(OBSERVE, self.driver.observe(&self.sandbox)).await {
+                Ok(Ok(VmState::Running { nonce, since })) => self.follow_running(nonce, since).await,
+                Ok(Ok(vm @ (VmState::Absent | VmState::Exited { .. }))) => {
                     self.publish(View { vm: Some(vm), guest: GuestState::Absent, agent: None });
                     self.nudge.notified().await;
                 }
-                Err(error) => {
-                    // An error is not an absence: the last view stands.
+                // An error is not an absence, and neither is silence: the last view stands.
+                Ok(Err(error)) => {
                     tracing::warn!(sandbox = %self.sandbox, %error, "driver could not be asked");
                     tokio::time::sleep(RETRY).await;
                 }
+                Err(_) => tracing::warn!(sandbox = %self.sandbox, "driver does not answer"),
             }
         }
     }
@@ -72,9 +75,9 @@ impl Task {
     async fn nudged_away(&self, vm: &VmState) {
         loop {
             self.nudge.notified().await;
-            match self.driver.observe(&self.sandbox).await {
-                Ok(now) if now == *vm => {}
-                Ok(_) | Err(_) => return,
+            match tokio::time::timeout(OBSERVE, self.driver.observe(&self.sandbox)).await {
+                Ok(Ok(now)) if now == *vm => {}
+                Ok(Ok(_) | Err(_)) | Err(_) => return,
             }
         }
     }
@@ -122,7 +125,7 @@ impl Task {
         };
         self.views.send_replace(view);
         if news {
-            self.changed.notify_one();
+            self.news.tell(&self.sandbox);
         }
     }
 }

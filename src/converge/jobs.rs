@@ -1,0 +1,98 @@
+//! The actions on their way: which app each is for, what it leads to, and how it ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use setpoint_plan::desired::Desired;
+use setpoint_plan::model::{Action, PlanId};
+use setpoint_schema::id::SpecDigest;
+use setpoint_schema::name::AppKey;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::converge::execute::Outcome;
+use crate::converge::step::Hands;
+use crate::task::joined;
+
+/// Runs actions, at most one an app.
+pub(super) struct Jobs {
+    hands: Hands,
+    tasks: JoinSet<(AppKey, Outcome)>,
+    busy: BTreeMap<AppKey, Job>,
+}
+
+struct Job {
+    action: Action,
+    /// The spec that it leads to; absent for removals.
+    leads_to: Option<SpecDigest>,
+    superseded: CancellationToken,
+}
+
+/// An action that is on its way no more.
+pub(super) struct Ended {
+    pub action: Action,
+    pub outcome: Outcome,
+}
+
+impl Jobs {
+    pub fn new(hands: Hands) -> Self {
+        Self { hands, tasks: JoinSet::new(), busy: BTreeMap::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.busy.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.busy.is_empty()
+    }
+
+    pub fn is_busy(&self, app: &AppKey) -> bool {
+        self.busy.contains_key(app)
+    }
+
+    pub fn apps(&self) -> BTreeSet<AppKey> {
+        self.busy.keys().cloned().collect()
+    }
+
+    /// Starts an action of an app that is not busy.
+    pub fn start(&mut self, plan: PlanId, action: Action, leads_to: Option<SpecDigest>) {
+        let app = action.app.clone();
+        let superseded = CancellationToken::new();
+        let job = Job { action: action.clone(), leads_to, superseded: superseded.clone() };
+        self.busy.insert(app.clone(), job);
+        let hands = self.hands.clone();
+        self.tasks.spawn(async move {
+            let outcome = hands.execute(&plan, &action, &superseded).await;
+            (app, outcome)
+        });
+    }
+
+    /// Lets go of actions whose app is declared otherwise by now, so that a bad rollout cannot block its own fix.
+    pub fn supersede(&self, desired: &Desired) {
+        for (app, job) in &self.busy {
+            let wanted = desired.apps.get(app).map(|app| app.spec.digest());
+            if wanted != job.leads_to {
+                job.superseded.cancel();
+            }
+        }
+    }
+
+    /// Ends all waiting, so that every action ends after its present step.
+    pub fn supersede_all(&self) {
+        self.busy.values().for_each(|job| job.superseded.cancel());
+    }
+
+    /// The next actions that end, those that have ended by then together; none once nothing is on its way. Nothing is lost when
+    /// this is dropped.
+    pub async fn ended(&mut self) -> Vec<Ended> {
+        let first = self.tasks.join_next().await;
+        let more = std::iter::from_fn(|| self.tasks.try_join_next());
+        let finished: Vec<_> = first.into_iter().chain(more).collect();
+        finished.into_iter().filter_map(|finished| self.take(finished)).collect()
+    }
+
+    fn take(&mut self, finished: Result<(AppKey, Outcome), JoinError>) -> Option<Ended> {
+        let (app, outcome) = joined(finished);
+        self.busy.remove(&app).map(|job| Ended { action: job.action, outcome })
+    }
+}

@@ -1,0 +1,163 @@
+//! The inventory in memory, which rows of it have changed, and whose turn it is to write a row.
+//!
+//! Locks are held for a look or a change of a map, and [`Mirror::turn`] for one durable write on a blocking thread: never across
+//! an await.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
+use tokio::sync::Notify;
+
+use super::Inventory;
+
+/// Rows share a turn with one in this many others: enough that concurrent actions seldom meet, and still share their syncs.
+const TURNS: usize = 64;
+
+/// The keys of rows that were written or removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Of sandboxes.
+    pub sandboxes: BTreeSet<SandboxId>,
+    /// Of data disks.
+    pub disks: BTreeSet<DiskId>,
+    /// Of apps.
+    pub apps: BTreeSet<AppKey>,
+}
+
+pub(super) struct Mirror {
+    rows: Mutex<Rows>,
+    changed: Notify,
+    turns: [Mutex<()>; TURNS],
+    turn_of_apps: Mutex<()>,
+    hasher: RandomState,
+}
+
+/// Every row of the inventory.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub sandboxes: BTreeMap<SandboxId, Arc<SandboxRecord>>,
+    pub disks: BTreeMap<DiskId, Arc<DiskRecord>>,
+    pub apps: BTreeMap<AppKey, Arc<AppRecord>>,
+    /// Which sandboxes name which disk.
+    users: BTreeSet<(DiskId, SandboxId)>,
+    changes: Changes,
+}
+
+impl Mirror {
+    pub fn of(inventory: Inventory) -> Self {
+        let mut rows = Rows::default();
+        inventory.sandboxes.into_iter().for_each(|record| rows.put_sandbox(Arc::new(record)));
+        inventory.disks.into_iter().for_each(|record| rows.put_disk(Arc::new(record)));
+        inventory.apps.into_iter().for_each(|record| rows.put_app(record));
+        Self {
+            rows: Mutex::new(rows),
+            changed: Notify::new(),
+            turns: std::array::from_fn(|_| Mutex::default()),
+            turn_of_apps: Mutex::default(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub fn take_changes(&self) -> Changes {
+        std::mem::take(&mut self.rows().changes)
+    }
+
+    pub fn rows(&self) -> MutexGuard<'_, Rows> {
+        held(&self.rows)
+    }
+
+    /// The right to write the row of this key, for as long as it is held.
+    pub fn turn(&self, key: &impl Hash) -> MutexGuard<'_, ()> {
+        let hash = self.hasher.hash_one(key);
+        let index = usize::try_from(hash % TURNS as u64).unwrap_or_default();
+        held(&self.turns[index])
+    }
+
+    /// The right to write rows of apps. The loop writes nearly all of them, and several at once, so one right serves.
+    pub fn turn_of_apps(&self) -> MutexGuard<'_, ()> {
+        held(&self.turn_of_apps)
+    }
+
+    pub fn user_of_disk(&self, disk: &DiskId) -> Option<SandboxId> {
+        let first = (disk.clone(), SandboxId(String::new()));
+        let rows = self.rows();
+        let mut users = rows.users.range((Bound::Included(first), Bound::Unbounded));
+        users.next().filter(|(used, _)| used == disk).map(|(_, sandbox)| sandbox.clone())
+    }
+
+    pub fn put_sandbox(&self, record: Arc<SandboxRecord>) {
+        self.rows().put_sandbox(record);
+        self.changed.notify_one();
+    }
+
+    pub fn remove_sandbox(&self, id: &SandboxId) {
+        self.rows().remove_sandbox(id);
+        self.changed.notify_one();
+    }
+
+    pub fn put_disk(&self, record: Arc<DiskRecord>) {
+        self.rows().put_disk(record);
+        self.changed.notify_one();
+    }
+
+    pub fn remove_disk(&self, id: &DiskId) {
+        let mut rows = self.rows();
+        rows.disks.remove(id);
+        rows.changes.disks.insert(id.clone());
+        self.changed.notify_one();
+    }
+
+    pub fn put_apps(&self, records: Vec<AppRecord>) {
+        let mut rows = self.rows();
+        records.into_iter().for_each(|record| rows.put_app(record));
+        self.changed.notify_one();
+    }
+
+    pub fn remove_apps(&self, keys: &[AppKey]) {
+        let mut rows = self.rows();
+        for key in keys {
+            rows.apps.remove(key);
+            rows.changes.apps.insert(key.clone());
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Rows {
+    fn put_sandbox(&mut self, record: Arc<SandboxRecord>) {
+        self.remove_sandbox(&record.id);
+        self.users.insert((record.disk.clone(), record.id.clone()));
+        self.sandboxes.insert(record.id.clone(), record);
+    }
+
+    fn remove_sandbox(&mut self, id: &SandboxId) {
+        if let Some(record) = self.sandboxes.remove(id) {
+            self.users.remove(&(record.disk.clone(), id.clone()));
+        }
+        self.changes.sandboxes.insert(id.clone());
+    }
+
+    fn put_disk(&mut self, record: Arc<DiskRecord>) {
+        self.changes.disks.insert(record.id.clone());
+        self.disks.insert(record.id.clone(), record);
+    }
+
+    fn put_app(&mut self, record: AppRecord) {
+        self.changes.apps.insert(record.key.clone());
+        self.apps.insert(record.key.clone(), Arc::new(record));
+    }
+}
+
+/// A lock that nothing can leave half changed: every change is one call of a map, so a panic elsewhere does not poison it.
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
