@@ -166,11 +166,17 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
     };
     let waits = pass.plan.held.iter().any(|held| match held.reason {
         Hold::Unready(_) => !out_of_time(&held.app),
-        Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => false,
+        Hold::Suspended | Hold::SuspendedHere(_) | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => {
+            false
+        }
     });
     // A failure ends a one-time convergence once the rest is done; the daemon is who tries again.
     let gives_up = |block: &Block| match block {
-        Block::Backoff { .. } | Block::Capacity(_) | Block::Flapping(_) | Block::DiskShrink { .. } => true,
+        Block::Backoff { .. }
+        | Block::Capacity(_)
+        | Block::Flapping(_)
+        | Block::DiskShrink { .. }
+        | Block::Window { .. } => true,
         Block::Dependency { app, .. } => out_of_time(app) || pass.plan.actions.iter().any(|other| other.app == *app),
         Block::Unhealthy(_) | Block::Dependent(_) => false,
     };

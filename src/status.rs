@@ -93,6 +93,9 @@ impl Reporter {
             last_applied_revision: applied.map(|applied| applied.revision.clone()),
             blocked: facts.blocked().iter().map(ToString::to_string).collect(),
             held: facts.held.map(ToString::to_string),
+            overridden: record
+                .and_then(|record| Some(record.suspended.as_ref()?.into()))
+                .or_else(|| facts.overridden()),
             sandbox: facts.sandbox.map(|sandbox| sandbox.record.id.clone()),
             preview: facts.preview(),
             urls: naming(pass, &self.identity.domain).urls(facts.declared, self.identity.ingress_port),
@@ -193,6 +196,14 @@ impl AppFacts<'_> {
         self.action.map_or(&[], |action| &action.blocked)
     }
 
+    /// What somebody on this host has set over the declaration, if that is what holds it: maybe under an earlier name.
+    fn overridden(&self) -> Option<wire::Override> {
+        match self.held? {
+            Hold::SuspendedHere(suspension) => Some(suspension.into()),
+            Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) | Hold::Unready(_) => None,
+        }
+    }
+
     fn phase(&self) -> Phase {
         let deleting = self.action.is_some_and(|action| action.kind == ActionKind::Delete);
         match (self.busy, self.action, self.held) {
@@ -202,7 +213,7 @@ impl AppFacts<'_> {
             (false, Some(action), _) if !action.blocked.is_empty() => Phase::Blocked,
             (false, Some(action), _) if action.kind == ActionKind::Create => Phase::Pending,
             (false, Some(_), _) => Phase::Reconciling,
-            (false, None, Some(Hold::Suspended)) => Phase::Suspended,
+            (false, None, Some(Hold::Suspended | Hold::SuspendedHere(_))) => Phase::Suspended,
             (false, None, Some(Hold::Stalled(_))) => Phase::Stalled,
             (false, None, Some(Hold::Unready(_))) => Phase::Unready,
             (false, None, Some(Hold::PruneDisabled | Hold::PruneUnsafe(_)) | None) => self.settled_phase(),

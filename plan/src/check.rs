@@ -159,7 +159,8 @@ fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: 
     if action.kind == ActionKind::Delete && !has_begun(&action.sandbox) {
         out.push(Violation::RemovesDeclared(app.clone()));
     }
-    if declared.spec.app.suspend {
+    let suspended_here = observed.apps.get(app).is_some_and(|record| record.suspended.is_some());
+    if declared.spec.app.suspend || suspended_here {
         out.push(Violation::TouchesSuspended(app.clone()));
     }
     let launches = action.steps.iter().any(|step| matches!(step, Step::Launch(_)));

@@ -8,7 +8,7 @@ use setpoint_schema::app::{Power, SandboxSpec, Timeouts};
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{DiskState, Machine, SandboxRecord};
+use setpoint_schema::observed::{DiskState, Machine, SandboxRecord, Suspension};
 use setpoint_schema::quantity::ByteSize;
 
 use crate::desired::DesiredTemplateRoot;
@@ -153,6 +153,11 @@ pub enum Block {
     Unhealthy(String),
     /// Removals wait until another app's removal is done.
     Dependent(AppKey),
+    /// It would disturb the app outside its maintenance windows.
+    Window {
+        /// When a window opens next; absent where none does in the foreseeable future.
+        opens: Option<jiff::Timestamp>,
+    },
 }
 
 /// An object that is held as it is, so that the plan does nothing for it.
@@ -170,6 +175,8 @@ pub struct Held {
 pub enum Hold {
     /// Its declaration says `suspend: true`.
     Suspended,
+    /// Somebody on this host has suspended it.
+    SuspendedHere(Suspension),
     /// It is not declared any more and its last declaration said `prune: disabled`.
     PruneDisabled,
     /// It is not declared any more, and the declarations could not be read in full: why.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
+use setpoint_schema::observed::Suspension;
 
 use crate::model::{Action, ActionKind, Block, Hold, Reason, Step};
 
@@ -97,6 +98,12 @@ impl fmt::Display for Block {
             }
             Self::Unhealthy(why) => write!(f, "removals wait for {why}"),
             Self::Dependent(app) => write!(f, "{app} depends on it"),
+            Self::Window { opens: Some(opens) } => {
+                write!(f, "waits for its maintenance window, which opens at {opens:.0}")
+            }
+            Self::Window { opens: None } => {
+                f.write_str("waits for a maintenance window, and its windows leave no time open")
+            }
         }
     }
 }
@@ -105,6 +112,7 @@ impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Suspended => f.write_str("suspended by its declaration"),
+            Self::SuspendedHere(Suspension { since, by }) => write!(f, "suspended here since {since:.0} by {by}"),
             Self::PruneDisabled => f.write_str("not declared any more, and kept by `prune: disabled`"),
             Self::PruneUnsafe(why) => write!(f, "not removed, because {why}"),
             Self::Stalled(why) => write!(f, "its declaration has mistakes: {why}"),

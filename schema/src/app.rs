@@ -11,6 +11,7 @@ use crate::id::{CommitId, SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
+use crate::window::Windows;
 
 declared! {
     /// The `spec` of an App.
@@ -39,6 +40,8 @@ declared! {
         live retain: Retain = Retain::For(Span::secs(7 * 24 * 3600)) => check::retain,
         /// How long each wait may last.
         nested timeouts: Timeouts = Timeouts::default(),
+        /// When changes may restart processes, boot, replace, stop or remove the app; without any, always.
+        live windows: Windows = Windows::default() => check::windows,
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::app::{DiskSize, Retain};
 use crate::name::{EnvName, HostName, TemplateName, WorkerName};
 use crate::quantity::{ByteSize, Span};
+use crate::window::{Day, Windows};
 
 type Verdict = Result<(), &'static str>;
 
@@ -114,4 +115,14 @@ pub(crate) fn health_path(path: &impl AsRef<str>) -> Verdict {
 
 pub(crate) fn template_name(name: &TemplateName) -> Verdict {
     rule(*name != TemplateName::minimal(), "is built in, so a template must have another name")
+}
+
+/// Each is looked at in every pass while a change waits.
+pub(crate) fn windows(windows: &Windows) -> Verdict {
+    rule(windows.0.len() <= 16, "must be at most 16 windows")
+}
+
+/// Every day is what leaving the field out means; an empty list may as well mean none.
+pub(crate) fn days(days: &BTreeSet<Day>) -> Verdict {
+    rule(!days.is_empty(), "must name a day; leave it out for every day")
 }

@@ -21,6 +21,7 @@ pub mod sandbox;
 pub mod set;
 pub mod template;
 pub mod toml;
+pub mod window;
 pub mod wire;
 pub mod yaml;
 

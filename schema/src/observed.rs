@@ -119,6 +119,18 @@ pub struct AppRecord {
     pub retry: Retry,
     /// When the sandbox was last healed, newest last, for the flap breaker.
     pub heals: Vec<Timestamp>,
+    /// Whether somebody on this host has frozen it, whatever its declaration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Suspension>,
+}
+
+/// A freeze that somebody on this host asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// Since when.
+    pub since: Timestamp,
+    /// Who asked, as `uid 1000`.
+    pub by: String,
 }
 
 /// How often and how long an app has failed.

@@ -17,7 +17,8 @@ mod sandbox;
 mod template;
 
 pub use app::{
-    App, Build, Condition, ConditionKind, ConditionStatus, Phase, Preview, Process, Resources, Web, WebHealth, Worker,
+    App, Build, Condition, ConditionKind, ConditionStatus, Override, Phase, Preview, Process, Resources, Web,
+    WebHealth, Worker,
 };
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
 pub use sandbox::{Disk, Sandbox, Vm};

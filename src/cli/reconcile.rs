@@ -108,7 +108,9 @@ fn conclude(pass: &Pass) -> Result<ExitCode, Failure> {
     });
     let unready = pass.plan.held.iter().filter_map(|held| match &held.reason {
         Hold::Unready(reason) => Some(format!("{} is not ready: {reason}", held.app)),
-        Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => None,
+        Hold::Suspended | Hold::SuspendedHere(_) | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => {
+            None
+        }
     });
     let problems: Vec<_> = trouble.chain(mistakes).chain(undone).chain(unready).collect();
     for problem in &problems {

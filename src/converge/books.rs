@@ -188,6 +188,7 @@ fn renewed(known: Option<&AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
             last_good: app.clone(),
             retry: Retry::default(),
             heals: Vec::new(),
+            suspended: None,
         }),
         // A changed spec is a new chance: earlier failures and heals say nothing about it.
         Some(record) if record.digest != digest => Some(AppRecord {
@@ -197,6 +198,8 @@ fn renewed(known: Option<&AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
             last_good: app.clone(),
             retry: Retry::default(),
             heals: Vec::new(),
+            // Only whoever suspended it here ends that.
+            suspended: record.suspended.clone(),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
             Some(AppRecord { last_good: app.clone(), ..record.clone() })

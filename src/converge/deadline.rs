@@ -21,6 +21,7 @@ pub(super) fn next(plan: &Plan, desired: &Desired, world: &World, now: Timestamp
             let heals = &world.observed().apps.get(&action.app)?.heals;
             heals.iter().map(|heal| later(*heal, FLAP_WINDOW)).filter(|at| *at > now).min()
         }
+        Block::Window { opens } => *opens,
         Block::Dependency { .. }
         | Block::Capacity(_)
         | Block::DiskShrink { .. }

@@ -28,6 +28,9 @@ pub(super) fn decide<'a>(world: &'a World<'a>, key: &'a AppKey, app: &'a Desired
     if app.spec.app.suspend {
         return Verdict::Hold(Hold::Suspended);
     }
+    if let Some(suspension) = world.suspension(key) {
+        return Verdict::Hold(Hold::SuspendedHere(suspension.clone()));
+    }
     if let Some(adoption) = adopt(world, key) {
         return Verdict::Act(Box::new(adoption));
     }

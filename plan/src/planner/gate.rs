@@ -1,4 +1,5 @@
-//! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the flap breaker.
+//! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the flap breaker, maintenance
+//! windows.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +7,12 @@ use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{FLAP_HEALS, FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
+use setpoint_schema::window::Opening;
 
 use super::order::Ranks;
 use super::world::{World, later};
 use super::{Verdict, Verdicts};
-use crate::model::{Action, ActionKind, Block, Reason};
+use crate::model::{Action, ActionKind, Block, Hold, Reason};
 
 /// Blocks what has to wait.
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
@@ -24,6 +26,7 @@ pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdict
         let Verdict::Act(action) = verdict else { continue };
         action.blocked.extend(backoff(world, key));
         action.blocked.extend(flapping(world, key, action));
+        action.blocked.extend(window(world, key, action));
         if disturbs(action.kind) {
             action.blocked.extend(dependencies(world, ranks, key, &unready));
         }
@@ -59,7 +62,7 @@ fn unready(world: &World<'_>, key: &AppKey, verdict: &Verdict) -> Option<String>
     match verdict {
         Verdict::Unchanged if app.spec.app.power == Power::Stopped => Some("it is stopped".to_owned()),
         Verdict::Unchanged => None,
-        Verdict::Hold(_) if app.spec.app.suspend => {
+        Verdict::Hold(Hold::Suspended | Hold::SuspendedHere(_)) => {
             let answers = world.sandboxes(key).iter().any(|sandbox| is_well(sandbox));
             (!answers).then(|| "it is suspended and not ready".to_owned())
         }
@@ -82,6 +85,42 @@ fn backoff(world: &World<'_>, key: &AppKey) -> Option<Block> {
     let retry = &world.memory(key)?.retry;
     let until = retry.not_before.filter(|until| *until > world.now)?;
     Some(Block::Backoff { until, reason: retry.last_error.clone().unwrap_or_default() })
+}
+
+/// What would interrupt an app that runs waits for its maintenance window. What brings an app back never does, and neither does
+/// what is new: there is nothing to interrupt.
+fn window(world: &World<'_>, key: &AppKey, action: &Action) -> Option<Block> {
+    let heals = action.reasons.iter().any(|reason| match reason {
+        Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_) => true,
+        Reason::NotCreated
+        | Reason::Unfinished
+        | Reason::SpecChanged
+        | Reason::NotDeclared
+        | Reason::Renamed(_)
+        | Reason::PowerChanged(_)
+        | Reason::RetentionOver
+        | Reason::Unrecorded
+        | Reason::DiskReturns(_) => false,
+    });
+    if heals || !interrupts(world, key, action.kind) {
+        return None;
+    }
+    match world.last_spec(key)?.app.windows.at(world.now) {
+        Opening::Open => None,
+        Opening::Closed { until } => Some(Block::Window { opens: until }),
+    }
+}
+
+/// Whether the action takes something away from whoever uses the app.
+fn interrupts(world: &World<'_>, key: &AppKey, kind: ActionKind) -> bool {
+    let runs = || world.sandboxes(key).iter().any(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
+    match kind {
+        ActionKind::Update(disruption) => disruption > Disruption::Files,
+        ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop => runs(),
+        // What has begun is finished: half a removal helps nobody.
+        ActionKind::Delete => !world.is_leaving(key),
+        ActionKind::Create | ActionKind::Adopt | ActionKind::ExpireDisk => false,
+    }
 }
 
 /// Healing again and again is given up. A new declaration is always tried: it may be the fix.

@@ -24,6 +24,9 @@ pub(super) fn decide(world: &World<'_>, key: &AppKey) -> Verdict {
     if world.is_leaving(key) {
         return finish(world, key);
     }
+    if let Some(suspension) = world.suspension(key) {
+        return Verdict::Hold(Hold::SuspendedHere(suspension.clone()));
+    }
     match (unsafe_to_prune(world, key), world.last_spec(key)) {
         (_, Some(spec)) if spec.app.suspend => Verdict::Hold(Hold::Suspended),
         (Some(reason), _) => Verdict::Hold(Hold::PruneUnsafe(reason)),
@@ -152,7 +155,7 @@ fn first_unwell(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &Verdicts<'_>) -
     let mut waiting_for_room = BTreeSet::new();
     for (key, verdict) in declared {
         let trouble = match verdict {
-            Verdict::Unchanged | Verdict::Hold(Hold::Suspended) => None,
+            Verdict::Unchanged | Verdict::Hold(Hold::Suspended | Hold::SuspendedHere(_)) => None,
             Verdict::Hold(hold) => Some(hold.to_string()),
             Verdict::Act(action) if waits_for_room(action, &waiting_for_room) => {
                 waiting_for_room.insert(*key);
@@ -177,6 +180,7 @@ fn waits_for_room(action: &Action, waiting: &BTreeSet<&AppKey>) -> bool {
         | Block::Flapping(_)
         | Block::DiskShrink { .. }
         | Block::Unhealthy(_)
-        | Block::Dependent(_) => false,
+        | Block::Dependent(_)
+        | Block::Window { .. } => false,
     })
 }

@@ -6,7 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
 use setpoint_schema::id::{DiskId, Generation, SandboxId};
 use setpoint_schema::name::{AppKey, Uid};
-use setpoint_schema::observed::{AppRecord, DiskRecord, DiskState, Intent, Machine, Observed, ObservedSandbox};
+use setpoint_schema::observed::{
+    AppRecord, DiskRecord, DiskState, Intent, Machine, Observed, ObservedSandbox, Suspension,
+};
 use setpoint_schema::quantity::Span;
 
 use super::{Entropy, Inputs};
@@ -94,6 +96,12 @@ impl<'a> World<'a> {
     /// What is remembered of an app.
     pub fn memory(&self, app: &AppKey) -> Option<&'a AppRecord> {
         self.observed.apps.get(app)
+    }
+
+    /// Whether somebody on this host has frozen the app, also under the name that its sandbox had before a rename.
+    pub fn suspension(&self, app: &AppKey) -> Option<&'a Suspension> {
+        let of = |key: &AppKey| self.memory(key)?.suspended.as_ref();
+        of(app).or_else(|| self.sandboxes(app).iter().find_map(|sandbox| of(&sandbox.record.app)))
     }
 
     /// The newest spec that is known of an app: declared, remembered, or applied.

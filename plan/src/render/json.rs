@@ -119,6 +119,7 @@ fn block(block: &Block) -> Value {
         Block::DiskShrink { .. } => "disk_shrink",
         Block::Unhealthy(_) => "unhealthy",
         Block::Dependent(_) => "dependent",
+        Block::Window { .. } => "window",
     };
     json!({ "reason": code, "message": block.to_string() })
 }
@@ -126,6 +127,7 @@ fn block(block: &Block) -> Value {
 fn hold_code(hold: &Hold) -> &'static str {
     match hold {
         Hold::Suspended => "suspended",
+        Hold::SuspendedHere(_) => "suspended_here",
         Hold::PruneDisabled => "prune_disabled",
         Hold::PruneUnsafe(_) => "prune_unsafe",
         Hold::Stalled(_) => "stalled",

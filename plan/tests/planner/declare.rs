@@ -56,6 +56,10 @@ pub trait Declare: Sized {
     fn depends_on(self, apps: &[&str]) -> Self {
         self.spec(|spec| spec.depends_on = apps.iter().map(|app| key(app)).collect())
     }
+    /// Windows as declarations write them, in JSON.
+    fn windows(self, windows: &str) -> Self {
+        self.spec(|spec| spec.windows = serde_json::from_str(windows).unwrap())
+    }
     fn retain(self, retain: Retain) -> Self {
         self.spec(|spec| spec.retain = retain)
     }

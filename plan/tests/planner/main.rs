@@ -7,4 +7,5 @@ mod declare;
 mod looks;
 mod properties;
 mod removal;
+mod waiting;
 mod world;

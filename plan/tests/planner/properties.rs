@@ -17,6 +17,16 @@ use crate::world::{Fault, World};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
+/// Most apps may be disturbed at any time.
+const WINDOWS: [&str; 6] = [
+    "[]",
+    "[]",
+    "[]",
+    "[]",
+    r#"[{"kind": "allow", "from": "02:00", "to": "04:00"}]"#,
+    r#"[{"kind": "deny", "from": "22:00", "to": "01:00", "timezone": "Europe/Berlin"}]"#,
+];
+
 /// Something that happens to the host.
 #[derive(Clone)]
 enum Happening {
@@ -48,10 +58,11 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
     let machine = (1..=2_u64, 1..=2_u64, prop::bool::weighted(0.2), 1..=2_u32);
     let content = (1..=3_u32, 1..=2_u32, 1..=2_u32, 1..=2_u32);
     let policy = (0..=9_u32, 0..=9_u32, prop::bool::ANY, prop::bool::ANY, any::<u8>());
+    let policy = (policy, prop::sample::select(WINDOWS.to_vec()));
     (machine, content, policy).prop_map(move |(machine, content, policy)| {
         let (memory, disk, other_template, vcpus) = machine;
         let (files, command, health, build) = content;
-        let (power, prune, shrinks, retains, dependencies) = policy;
+        let ((power, prune, shrinks, retains, dependencies), windows) = policy;
         // Dependencies point to earlier names only, so there are no circles.
         let earlier = NAMES.iter().enumerate().take_while(|(_, other)| **other != name);
         let depends_on: Vec<_> =
@@ -67,6 +78,7 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
             .power(if power == 0 { Power::Stopped } else { Power::Running })
             .retain(if retains { days(1) } else { Retain::None })
             .depends_on(&depends_on)
+            .windows(windows)
             .spec(|spec| {
                 spec.resources.vcpus = vcpus;
                 spec.prune = if prune == 0 { Prune::Disabled } else { Prune::Enabled };
@@ -191,7 +203,7 @@ fn assert_explained(world: &World) {
         let explained = action.blocked.iter().any(|block| match block {
             Block::DiskShrink { .. } | Block::Dependency { .. } | Block::Unhealthy(_) | Block::Capacity(_) => true,
             Block::Dependent(_) => true,
-            Block::Backoff { .. } | Block::Flapping(_) => false,
+            Block::Backoff { .. } | Block::Flapping(_) | Block::Window { .. } => false,
         });
         assert!(explained, "{action:#?}");
     }

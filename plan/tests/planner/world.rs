@@ -11,14 +11,16 @@ use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
 use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
+use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Limits,
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent, Limits,
     Observed, ObservedSandbox, ProcessState, Retry, VmState, WebStatus, WorkerStatus,
 };
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::runtime::ProcessSet;
+use setpoint_schema::window::Opening;
 
 use crate::declare::{desired, key};
 
@@ -102,7 +104,9 @@ impl World {
                 Some(known) => (known.generation.next(), Retry::default(), known.heals.clone()),
                 None => (Generation(1), Retry::default(), Vec::new()),
             };
-            let record = AppRecord { key: key.clone(), generation, digest, last_good: app.clone(), retry, heals };
+            let suspended = known.and_then(|known| known.suspended.clone());
+            let record =
+                AppRecord { key: key.clone(), generation, digest, last_good: app.clone(), retry, heals, suspended };
             self.observed.apps.insert(key.clone(), record);
         }
     }
@@ -120,7 +124,28 @@ impl World {
         let made = plan(&inputs);
         assert_eq!(made, plan(&inputs), "planning is a function");
         assert_eq!(check(&made, &self.desired, &self.observed), [], "{made:#?}");
+        made.actions.iter().for_each(|action| self.assert_in_window(action));
         made
+    }
+
+    /// What runs well is disturbed while its windows are open alone.
+    fn assert_in_window(&self, action: &Action) {
+        let declared = self.desired.apps.get(&action.app);
+        let app = declared.or_else(|| self.observed.apps.get(&action.app).map(|record| &record.last_good));
+        let closed = app.is_some_and(|app| app.spec.app.windows.at(self.now) != Opening::Open);
+        let sandbox = self.observed.sandboxes.get(&action.sandbox);
+        // What a replacement stops is another sandbox than the one that it leads to.
+        let old = || self.observed.sandboxes.values().find(|sandbox| sandbox.record.app == action.app);
+        let Some(sandbox) = sandbox.or_else(old).filter(|_| closed && action.blocked.is_empty()) else { return };
+        let ails = |reason: &Reason| matches!(reason, Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_));
+        let well = matches!(sandbox.vm, VmState::Running { .. }) && !action.reasons.iter().any(ails);
+        let disturbs = match action.kind {
+            ActionKind::Update(disruption) => disruption > Disruption::Files,
+            ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop => true,
+            ActionKind::Delete => sandbox.record.intent == Intent::Keep,
+            ActionKind::Create | ActionKind::Adopt | ActionKind::ExpireDisk => false,
+        };
+        assert!(!(well && disturbs), "{action:#?} at {}", self.now);
     }
 
     /// One pass, in which something may go wrong. Time goes on by a minute.
@@ -153,6 +178,7 @@ impl World {
             if plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits_for_time(plan) {
                 return;
             }
+            self.now = self.now.max(next_opening(plan).unwrap_or(self.now));
         }
         panic!("no end after {} passes: {:#?}", self.rounds, self.plan());
     }
@@ -177,6 +203,10 @@ impl World {
             GuestState::Answering(status) => status,
             other => panic!("{app} does not answer: {other:?}"),
         }
+    }
+
+    pub fn is_running(&mut self, app: &str) -> bool {
+        matches!(self.sandbox(app).vm, VmState::Running { .. })
     }
 
     pub fn kill(&mut self, app: &str, reason: ExitReason) {
@@ -376,8 +406,19 @@ impl World {
 fn waits_for_time(plan: &Plan) -> bool {
     let mut blocks = plan.actions.iter().flat_map(|action| &action.blocked);
     // Guests here are well as soon as they answer, so one that is held as not ready is silent, and found hung in time.
-    blocks.any(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_)))
+    blocks.any(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_) | Block::Window { opens: Some(_) }))
         || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
+}
+
+/// When the first window opens, for a plan in which nothing can begin before.
+fn next_opening(plan: &Plan) -> Option<Timestamp> {
+    let idle = plan.actions.iter().all(|action| !action.blocked.is_empty());
+    let blocks = plan.actions.iter().flat_map(|action| &action.blocked).filter(|_| idle);
+    let openings = blocks.filter_map(|block| match block {
+        Block::Window { opens } => *opens,
+        _ => None,
+    });
+    openings.min()
 }
 
 /// Every declared process comes up, and the build succeeds.

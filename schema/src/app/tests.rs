@@ -77,6 +77,7 @@ fn every_field_has_its_class() {
         ("{}", "{suspend: true}", "suspend", Disruption::Live),
         ("{}", "{retain: none}", "retain", Disruption::Live),
         ("{}", "{timeouts: {stop: 1s}}", "timeouts.stop", Disruption::Live),
+        ("{}", "{windows: [{kind: deny}]}", "windows", Disruption::Live),
     ];
     for (before, after, path, class) in table {
         let found = changes(before, after);

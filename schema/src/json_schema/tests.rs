@@ -7,6 +7,7 @@ use crate::app::{Expose, Resources, Source, Timeouts};
 use crate::document::{APP_METADATA_FIELDS, DOCUMENT_FIELDS};
 use crate::project::Project;
 use crate::runtime::{Build, Web, Worker};
+use crate::window::Window;
 
 /// `UPDATE=1` writes them anew.
 #[test]
@@ -33,6 +34,7 @@ fn schemas_have_the_fields_that_the_decoder_reads() {
     assert_fields(&app, "/definitions/Expose", Expose::FIELDS);
     assert_fields(&app, "/definitions/Timeouts", Timeouts::FIELDS);
     assert_fields(&app, "/definitions/Runtime", Runtime::FIELDS);
+    assert_fields(&app, "/definitions/Window", Window::FIELDS);
     let sandbox = json_schema(SchemaKind::Sandbox);
     assert_fields(&sandbox, "", Runtime::FIELDS);
     assert_fields(&sandbox, "/definitions/Web", Web::FIELDS);

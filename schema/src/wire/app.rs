@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::Power;
 use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
-use crate::observed::{BuildState, Health, ProcessState, WebStatus, WorkerStatus};
+use crate::observed::{BuildState, Health, ProcessState, Suspension, WebStatus, WorkerStatus};
 use crate::quantity::ByteSize;
 
 /// One app: what it is to be, what it is, and why the two differ.
@@ -39,6 +39,9 @@ pub struct App {
     pub blocked: Vec<String>,
     /// What holds the app as it is, as `suspended`; null when nothing does.
     pub held: Option<String>,
+    /// What somebody on the daemon's host has set over the declaration; null when nothing is.
+    #[serde(rename = "override")]
+    pub overridden: Option<Override>,
     /// The app's microVM; null while there is none.
     pub sandbox: Option<SandboxId>,
     /// What there is to look at in a browser.
@@ -71,6 +74,23 @@ impl App {
     }
 }
 
+/// What somebody on the daemon's host has set over the declaration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Override {
+    /// Since when the app is suspended there.
+    pub suspended_since: Timestamp,
+    /// Who asked for it, as `uid 1000`.
+    pub by: String,
+}
+
+impl From<&Suspension> for Override {
+    fn from(suspension: &Suspension) -> Self {
+        let Suspension { since, by } = suspension;
+        Self { suspended_since: *since, by: by.clone() }
+    }
+}
+
 /// An app's state in one word, for tables; the conditions say more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -87,7 +107,7 @@ pub enum Phase {
     Unready,
     /// Shut down, by declaration.
     Stopped,
-    /// Frozen, by declaration.
+    /// Frozen, by declaration or on this host.
     Suspended,
     /// Its declaration has mistakes, and retrying will not help.
     Stalled,

@@ -165,5 +165,6 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         last_good: DesiredApp { metadata, spec, path, revision: CommitId("c".repeat(40)) },
         retry: Retry::default(),
         heals: Vec::new(),
+        suspended: None,
     }
 }
