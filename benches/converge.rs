@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use by_hand::{ByHand, Start};
-use figures::{Millis, Samples, load, ratio};
+use figures::{Millis, Samples, Table, ratio};
 use host::{Host, PATIENCE};
 use stages::Stages;
 
@@ -69,23 +69,26 @@ fn print_cold_starts(first: &Stages, ours: &[Stages], floor: &[Start]) -> f64 {
     let floor_samples = |of: fn(&Start) -> Duration| floor.iter().map(of).collect::<Samples>();
     let median = |of: fn(&Stages) -> Duration| samples(of).median();
     let floor_median = |of: fn(&Start) -> Duration| floor_samples(of).median();
-    println!("cold start of one app, median of {COLD_STARTS} (load {})", load());
-    println!("  {:<42}{:>12}{:>12}{:>8}", "", "setpoint", "by hand", "ratio");
-    let alone = |name: &str, of: fn(&Stages) -> Duration| println!("  {name:<42}{:>12}", Millis(median(of)));
-    let beside = |name: &str, ours: Duration, floor: Duration| {
-        println!("  {name:<42}{:>12}{:>12}{:>8.2}", Millis(ours), Millis(floor), ratio(ours, floor));
+    let title = format!("Cold start of one app, median of {COLD_STARTS}");
+    let mut table = Table::new("cold-start", title, &["", "setpoint", "by hand", "ratio"]);
+    let alone = |table: &mut Table, name: &str, of: fn(&Stages) -> Duration| {
+        table.row(&[&name, &Millis(median(of)), &"", &""]);
     };
-    alone("git commit → commit noticed", |stages| stages.noticed);
-    alone("  → first step", |stages| stages.planned);
-    alone("  → QEMU started (disk made)", |stages| stages.launched);
-    beside("QEMU started → agent answers", median(|s| s.agent), floor_median(|s| s.agent));
-    alone("  → files in place", |stages| stages.synced);
-    alone("  → processes accepted", |stages| stages.applied);
-    alone("  → HTTP 200 through the ingress", |stages| stages.served);
-    beside("agent answers → HTTP 200", median(Stages::agent_to_served), floor_median(|s| s.served));
+    let beside = |table: &mut Table, name: &str, ours: Duration, floor: Duration| {
+        table.row(&[&name, &Millis(ours), &Millis(floor), &format_args!("{:.2}", ratio(ours, floor))]);
+    };
+    alone(&mut table, "`git commit` begins → commit noticed", |stages| stages.noticed);
+    alone(&mut table, "→ first step begins", |stages| stages.planned);
+    alone(&mut table, "→ QEMU started (disk made)", |stages| stages.launched);
+    beside(&mut table, "QEMU started → agent answers", median(|s| s.agent), floor_median(|s| s.agent));
+    alone(&mut table, "→ files in place", |stages| stages.synced);
+    alone(&mut table, "→ processes accepted", |stages| stages.applied);
+    alone(&mut table, "→ HTTP 200 through the ingress", |stages| stages.served);
+    beside(&mut table, "agent answers → HTTP 200", median(Stages::agent_to_served), floor_median(|s| s.served));
     let (whole, by_hand) = (median(Stages::whole), floor_median(Start::whole));
-    beside("git commit → HTTP 200 | QEMU → HTTP 200", whole, by_hand);
-    beside("QEMU's processor time for that", median(|s| s.processor), floor_median(|s| s.processor));
+    beside(&mut table, "`git commit` → HTTP 200, by hand QEMU → HTTP 200", whole, by_hand);
+    beside(&mut table, "QEMU's processor time for that", median(|s| s.processor), floor_median(|s| s.processor));
+    table.print();
     let between = |(least, most)| format!("{} to {}", Millis(least), Millis(most));
     let (range, floor_range) = (samples(Stages::whole).range(), floor_samples(Start::whole).range());
     println!("  (setpoint {}, by hand {})", between(range), between(floor_range));
@@ -130,12 +133,14 @@ fn file_changes(host: &Host) {
         settled.push(begun.elapsed());
     }
     remove(host, "blog");
+    let title = format!("`git commit` → new content through the ingress, {} changes of a file", changes.count());
+    let mut table = Table::new("file-change", title, &["", "time"]);
+    table.row(&[&"median", &Millis(changes.median())]);
+    table.row(&[&"95th percentile", &Millis(changes.percentile(95))]);
+    table.row(&[&"until the web process has been restarted and is ready, median", &Millis(settled.median())]);
     let floor = commits.median() + requests.median();
-    println!("git commit → new content served, {} changes of a file (load {})", changes.count(), load());
-    println!("  median {}, 95th percentile {}", Millis(changes.median()), Millis(changes.percentile(95)));
-    println!("  until the web process has been restarted and is ready: median {}", Millis(settled.median()));
-    println!("  floor {}: git commit {}", Millis(floor), Millis(commits.median()));
-    println!("  and one request through the ingress {}", Millis(requests.median()));
+    table.row(&[&"floor: `git commit` itself and one request through the ingress", &Millis(floor)]);
+    table.print();
 }
 
 /// Waits until the ingress serves a page with `text` in it. While the answer is that the microVM boots, it looks less often: what

@@ -1,9 +1,64 @@
-//! Samples of durations, and what is printed of them.
+//! Samples of durations, and the tables that are printed of them and kept for docs/performance.md.
 #![allow(dead_code, reason = "each measurement uses its own part of this")]
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
+
+/// One table of figures: printed for whoever waits for it, and kept as Markdown, which `scripts/bench` puts between the marks of that
+/// name in docs/performance.md.
+pub struct Table {
+    name: &'static str,
+    title: String,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// The table `name`, under a title that says what was measured and how often; the load is added to it.
+    pub fn new(name: &'static str, title: impl Display, columns: &[&str]) -> Self {
+        let columns = columns.iter().map(|&column| column.to_owned()).collect();
+        Self { name, title: format!("{title} (load {})", load()), rows: vec![columns] }
+    }
+
+    /// One more row.
+    pub fn row(&mut self, cells: &[&dyn Display]) {
+        self.rows.push(cells.iter().map(ToString::to_string).collect());
+    }
+
+    /// Prints and keeps it.
+    pub fn print(self) {
+        println!("{}", self.title);
+        let columns = self.rows[0].len();
+        let wide = |column: usize| self.rows.iter().map(|row| width(row, column)).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(wide).collect();
+        for row in &self.rows {
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(n, (cell, &width))| match n {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            });
+            println!("  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+        println!();
+        self.keep();
+    }
+
+    fn keep(&self) {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures");
+        let line = |row: &Vec<String>| format!("| {} |\n", row.join(" | "));
+        let rule = format!("|{}\n", "---|".repeat(self.rows[0].len()));
+        let (head, body) = self.rows.split_first().expect("the columns have names");
+        let body: String = body.iter().map(line).collect();
+        let text = format!("{}:\n\n{}{rule}{body}", self.title, line(head));
+        fs::create_dir_all(&directory).expect("the target directory is ours");
+        fs::write(directory.join(format!("{}.md", self.name)), text).expect("the target directory is ours");
+    }
+}
+
+fn width(row: &[String], column: usize) -> usize {
+    row.get(column).map_or(0, |cell| cell.chars().count())
+}
 
 /// Durations of one thing, measured several times.
 #[derive(Debug, Clone, Default)]

@@ -158,7 +158,7 @@ impl Window {
 /// When clocks show this time: twice where they are put back, and nearly where they are put forward.
 fn moments(zone: &TimeZone, shown: DateTime) -> impl Iterator<Item = Timestamp> {
     let moment = zone.to_ambiguous_timestamp(shown);
-    [moment.clone().earlier(), moment.later()].into_iter().flatten()
+    [moment.earlier(), moment.later()].into_iter().flatten()
 }
 
 impl Day {

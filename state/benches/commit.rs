@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made ends there")]
 
+#[path = "../../benches/support/figures.rs"]
+mod figures;
+
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,10 +17,14 @@ use setpoint_schema::observed::{DiskRecord, DiskState};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_state::{Disks, EventKind, NewEvent, Store};
 
+use figures::Table;
+
 const LASTING: Duration = Duration::from_secs(2);
 
 fn main() {
     let dir = tempfile::tempdir().unwrap();
+    let columns = ["", "operations a second", "floor", "ratio", "on disk"];
+    let mut table = Table::new("writes", "Durable writes, against a loop of write and fdatasync", &columns);
     for writers in [1, 4, 16] {
         let floor = measure(1, |_| floor_write(dir.path()));
         let store = Store::open(&dir.path().join(format!("puts-{writers}"))).unwrap();
@@ -25,7 +32,7 @@ fn main() {
             let store = store.clone();
             move |n| put(&store, writer, n)
         });
-        report(&format!("put, {writers} writers"), rate, floor, &store);
+        row(&mut table, &format!("put, {writers} writers"), rate, floor, &store);
     }
     let floor = measure(1, |_| floor_write(dir.path()));
     let store = Store::open(&dir.path().join("events")).unwrap();
@@ -33,7 +40,8 @@ fn main() {
         let store = store.clone();
         move |n| drop(store.append_event(NewEvent::new(EventKind::Ready, "bench", n.to_string())).unwrap())
     });
-    report("append_event, 1 writer", rate, floor, &store);
+    row(&mut table, "append an event, 1 writer", rate, floor, &store);
+    table.print();
     drop(store);
     let begun = Instant::now();
     let store = Store::open(&dir.path().join("events")).unwrap();
@@ -41,13 +49,15 @@ fn main() {
     println!("open and check {count} events in {:.0?}", begun.elapsed());
 }
 
-fn report(name: &str, rate: f64, floor: f64, store: &Store) {
-    let bytes = store.stats().unwrap().bytes;
-    println!(
-        "{name:<34}{rate:>10.0} op/s  {:>5.1} of a floor of {floor:.0}, {} KiB on disk",
-        rate / floor,
-        bytes >> 10
-    );
+fn row(table: &mut Table, name: &str, rate: f64, floor: f64, store: &Store) {
+    let kib = store.stats().unwrap().bytes >> 10;
+    table.row(&[
+        &name,
+        &format_args!("{rate:.0}"),
+        &format_args!("{floor:.0}"),
+        &format_args!("{:.1}", rate / floor),
+        &format_args!("{kib} KiB"),
+    ]);
 }
 
 /// Operations a second, over all writers.
