@@ -14,19 +14,22 @@ mod git;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use git2::{ObjectType, TreeWalkMode, TreeWalkResult};
 use jiff::Timestamp;
 use setpoint::desired::{Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
+use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Entropy, Inputs, plan};
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::HostId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{Limits, Observed};
+use setpoint_schema::observed::{LastGood, Limits, Observed};
 use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::shared::SharedMap;
 
 use figures::{Millis, Samples, load, ratio};
 use git::Git;
@@ -34,7 +37,7 @@ use git::Git;
 const SIZES: [usize; 3] = [100, 1_000, 10_000];
 const ROUNDS: usize = 5;
 
-type LastGood = BTreeMap<AppKey, DesiredApp>;
+type Known = BTreeMap<AppKey, LastGood>;
 
 fn main() {
     println!("cold load and plan, median of {ROUNDS}, taken in turn with the floor (load {})", load());
@@ -76,18 +79,24 @@ fn measure(apps: usize) {
 fn one_app_changed(git: &Git) -> Duration {
     let mut loader = loader();
     let repository = git.open();
-    let mut load = |last_good: &LastGood| {
+    let mut load = |last_good: &Known| {
         let tip = repository.tip().unwrap();
         loader.load(&repository, &tip, last_good).unwrap()
     };
-    let mut last_good = load(&LastGood::new()).desired.apps;
+    let mut last_good = known(&load(&Known::new()).desired);
     let change = |n| {
         commit(git, &format!("M 644 inline apps/team-0/app-0/index.html\n{}", data(&format!("edition {n}"))));
         let (loaded, time) = timed(|| load(&last_good));
-        last_good = loaded.desired.apps;
+        last_good = known(&loaded.desired);
         time
     };
     (0..ROUNDS).map(change).collect::<Samples>().median()
+}
+
+/// What a daemon remembers of these apps.
+fn known(desired: &Desired) -> Known {
+    let known = |app: &Arc<DesiredApp>| LastGood { app: Arc::clone(app), revision: desired.revision.clone() };
+    desired.apps.iter().map(|(key, app)| (key.clone(), known(app))).collect()
 }
 
 fn loader() -> Loader {
@@ -98,7 +107,7 @@ fn loader() -> Loader {
 fn cold_load(git: &Git) -> Loaded {
     let repository = git.open();
     let tip = repository.tip().unwrap();
-    loader().load(&repository, &tip, &LastGood::new()).unwrap()
+    loader().load(&repository, &tip, &Known::new()).unwrap()
 }
 
 /// The plan on a host where nothing exists and everything fits.
@@ -107,10 +116,10 @@ fn plan_of(loaded: &Loaded) -> Plan {
     let observed = Observed {
         host: HostId("bench".to_owned()),
         limits: Limits { memory: plenty, vcpus: u32::MAX, disk: plenty, sandboxes: u32::MAX },
-        sandboxes: BTreeMap::new(),
+        sandboxes: SharedMap::new(),
         unrecorded: Vec::new(),
-        disks: BTreeMap::new(),
-        apps: BTreeMap::new(),
+        disks: SharedMap::new(),
+        apps: SharedMap::new(),
     };
     let (desired, now) = (&loaded.desired, Timestamp::UNIX_EPOCH);
     plan(&Inputs { desired, observed: &observed, parent: None, now, entropy: Entropy([0; 16]) })

@@ -82,10 +82,10 @@ struct Ready {
 }
 
 impl Ready {
-    fn next(&mut self) -> Option<(PlanId, Action, Arc<Followed>)> {
+    fn next(&mut self) -> Option<(PlanId, Arc<Action>, Arc<Followed>)> {
         let (plan, followed) = self.newest.as_ref()?;
         let action = plan.actions.get(self.waiting.pop_front()?)?;
-        Some((plan.id.clone(), action.clone(), Arc::clone(followed)))
+        Some((plan.id.clone(), Arc::clone(action), Arc::clone(followed)))
     }
 }
 
@@ -178,7 +178,7 @@ impl Reconciler {
             && let Some((plan, action, followed)) = self.ready.next()
         {
             self.books.note_begin(&action, self.hands.observer.now()).await?;
-            let leads_to = followed.desired.apps.get(&action.app).map(|app| app.spec.digest());
+            let leads_to = followed.desired.apps.get(&action.app).map(|app| app.spec.digest().clone());
             if let Some(record) = recorded_first(&action) {
                 self.world.expect(record);
             }

@@ -19,8 +19,10 @@ use setpoint_schema::diagnostic::{self, Diagnostic};
 use setpoint_schema::document::{Coverage, Parsed};
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::observed::LastGood;
 use setpoint_schema::project::Project;
 use setpoint_schema::set;
+use setpoint_schema::shared::SharedMap;
 
 use crate::render::Renderer;
 use crate::source::{Files, Repository, SourceError};
@@ -69,7 +71,7 @@ impl Loader {
         &mut self,
         repository: &Repository,
         commit: &CommitId,
-        last_good: &BTreeMap<AppKey, DesiredApp>,
+        last_good: &BTreeMap<AppKey, LastGood>,
     ) -> Result<Loaded, SourceError> {
         let mut loaded = self.load_files(&repository.snapshot(commit)?, commit, last_good)?;
         self.recover_templates(repository, &mut loaded);
@@ -84,7 +86,7 @@ impl Loader {
         &mut self,
         files: &dyn Files,
         revision: &CommitId,
-        last_good: &BTreeMap<AppKey, DesiredApp>,
+        last_good: &BTreeMap<AppKey, LastGood>,
     ) -> Result<Loaded, SourceError> {
         let scan = Scan::of(files.root());
         let settings = self.settings(files, &scan)?;
@@ -99,9 +101,9 @@ impl Loader {
         outcome.diagnostics.extend(set::check(settings.project(), declarations.iter().map(|(_, file)| &**file)));
         let templates = self.pins.templates(files, revision, declarations.iter().map(|(_, file)| &**file))?;
         outcome.diagnostics.extend(templates.mistakes());
-        for app in self.resolve(files, revision, &declarations, settings.project(), &templates)? {
+        for app in self.resolve(files, &declarations, settings.project(), &templates)? {
             match app {
-                Ok(app) => drop(outcome.apps.insert(app.metadata.key.clone(), app)),
+                Ok(app) => drop(outcome.apps.insert(app.metadata.key.clone(), Arc::new(app))),
                 Err(mistakes) => outcome.diagnostics.extend(mistakes),
             }
         }
@@ -124,7 +126,6 @@ impl Loader {
     fn resolve(
         &mut self,
         files: &dyn Files,
-        revision: &CommitId,
         declarations: &Declarations,
         project: &Project,
         templates: &PinnedTemplates,
@@ -137,7 +138,7 @@ impl Loader {
         let broken_paths: Vec<_> = broken.iter().map(|(path, _)| path).collect();
         let (runtimes, beside) = self.parser.runtimes(files, &documents, &broken_paths, project)?;
         let apps = documents.into_iter().zip(runtimes);
-        let apps = apps.map(|(document, runtime)| self.pins.app(files, revision, document, runtime, templates));
+        let apps = apps.map(|(document, runtime)| self.pins.app(files, document, runtime, templates));
         let mut apps: Vec<_> = apps.collect::<Result<_, _>>()?;
         for ((_, file), runtime) in broken.into_iter().zip(beside) {
             apps.extend(mistakes_in(&runtime, file).map(Err));
@@ -153,7 +154,7 @@ impl Loader {
             .apps
             .values()
             .filter(|app| !desired.templates.contains_key(&app.spec.template))
-            .map(|app| (app.spec.template.clone(), app.revision.clone()))
+            .map(|app| (app.spec.template.clone(), desired.revision_of(&app.metadata.key).clone()))
             .collect();
         for (digest, revision) in wanted {
             let known = self.pins.known_template(&digest).or_else(|| {
@@ -214,14 +215,14 @@ impl Settings {
 
 /// Gives the mistakes of files that cannot be made out to the apps that were declared there before and nowhere now, so that
 /// those count as broken and not as gone.
-fn attribute(declarations: &mut Declarations, last_good: &BTreeMap<AppKey, DesiredApp>) {
+fn attribute(declarations: &mut Declarations, last_good: &BTreeMap<AppKey, LastGood>) {
     let declared: BTreeSet<AppKey> = declarations.iter().flat_map(|(_, file)| declared_in(file).cloned()).collect();
     for (path, file) in declarations {
         match file.coverage {
             Coverage::Whole => {}
             Coverage::Partial => {
                 let was_here =
-                    |(key, app): &(&AppKey, &DesiredApp)| is_at_or_below(&app.path, path) && !declared.contains(*key);
+                    |(key, app): &(&AppKey, &LastGood)| is_at_or_below(&app.path, path) && !declared.contains(*key);
                 let lost: Vec<&AppKey> = last_good.iter().filter(was_here).map(|(key, _)| key).collect();
                 give_to(Arc::make_mut(file), &lost);
             }
@@ -249,7 +250,7 @@ fn declared_in(file: &Parsed) -> impl Iterator<Item = &AppKey> {
 #[derive(Default)]
 struct Outcome {
     /// The apps that can be used.
-    apps: BTreeMap<AppKey, DesiredApp>,
+    apps: SharedMap<AppKey, Arc<DesiredApp>>,
     /// Every app that is declared somewhere, with or without mistakes.
     declared: BTreeSet<AppKey>,
     diagnostics: Vec<Diagnostic>,
@@ -279,7 +280,7 @@ impl Outcome {
         settings: Settings,
         templates: PinnedTemplates,
         revision: &CommitId,
-        last_good: &BTreeMap<AppKey, DesiredApp>,
+        last_good: &BTreeMap<AppKey, LastGood>,
     ) -> Loaded {
         let mut stalled: BTreeMap<AppKey, String> = diagnostic::by_app(&self.diagnostics)
             .into_iter()
@@ -299,9 +300,13 @@ impl Outcome {
                 assumed
             }
         };
+        let mut kept = BTreeMap::new();
         for key in stalled.keys() {
             self.apps.remove(key);
-            self.apps.extend(last_good.get(key).map(|app| (key.clone(), app.clone())));
+            if let Some(known) = last_good.get(key) {
+                self.apps.insert(key.clone(), Arc::clone(&known.app));
+                kept.insert(key.clone(), known.revision.clone());
+            }
         }
         let completeness = match self.trouble {
             Some(reason) => Completeness::Partial(reason),
@@ -312,7 +317,7 @@ impl Outcome {
         self.diagnostics.dedup();
         let templates = templates.used_by(&self.apps);
         let (revision, moved) = (revision.clone(), project.moved.clone());
-        let desired = Desired { revision, apps: self.apps, stalled, templates, moved, completeness };
+        let desired = Desired { revision, apps: self.apps, kept, stalled, templates, moved, completeness };
         Loaded { desired, diagnostics: self.diagnostics, project }
     }
 

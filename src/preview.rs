@@ -10,11 +10,10 @@ use jiff::Timestamp;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Entropy, Inputs, plan};
-use setpoint_schema::app::DesiredApp;
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::{AppKey, RepoPath};
-use setpoint_schema::observed::Observed;
+use setpoint_schema::observed::{LastGood, Observed};
 use setpoint_state::StateError;
 
 use crate::config::Config;
@@ -115,7 +114,7 @@ fn load(
     declarations: &Declarations,
     path: Option<RepoPath>,
     mirror: &Path,
-    last_good: &BTreeMap<AppKey, DesiredApp>,
+    last_good: &BTreeMap<AppKey, LastGood>,
 ) -> Result<Loaded, SourceError> {
     let mut loader = loader();
     match declarations {

@@ -89,7 +89,7 @@ impl Reporter {
             conditions: conditions(facts, phase, ready, before, pass.at),
             generation: record.map(|record| record.generation).unwrap_or_default(),
             observed_generation: applied.map(|applied| applied.generation),
-            last_attempted_revision: Some(facts.declared.revision.clone()),
+            last_attempted_revision: Some(facts.revision.clone()),
             last_applied_revision: applied.map(|applied| applied.revision.clone()),
             blocked: facts.blocked().iter().map(ToString::to_string).collect(),
             held: facts.held.map(ToString::to_string),
@@ -149,6 +149,8 @@ struct Facts<'a> {
 /// Everything that a pass knows of one app.
 struct AppFacts<'a> {
     declared: &'a DesiredApp,
+    /// The revision that declares it so.
+    revision: &'a CommitId,
     stalled: Option<&'a str>,
     sandbox: Option<&'a ObservedSandbox>,
     action: Option<&'a Action>,
@@ -160,8 +162,8 @@ impl<'a> Facts<'a> {
     fn gather(pass: &'a Pass) -> Self {
         Self {
             pass,
-            sandboxes: pass.observed.sandboxes.values().map(|sandbox| (&sandbox.record.app, sandbox)).collect(),
-            actions: pass.plan.actions.iter().map(|action| (&action.app, action)).collect(),
+            sandboxes: pass.observed.sandboxes.values().map(|sandbox| (&sandbox.record.app, &**sandbox)).collect(),
+            actions: pass.plan.actions.iter().map(|action| (&action.app, &**action)).collect(),
             held: pass.plan.held.iter().map(|held| (&held.app, &held.reason)).collect(),
         }
     }
@@ -172,10 +174,15 @@ impl<'a> Facts<'a> {
     }
 
     fn of(&self, key: &AppKey) -> Option<AppFacts<'a>> {
-        let remembered = || self.pass.observed.apps.get(key).map(|record| &record.last_good);
+        let desired = &self.pass.followed.desired;
+        let declared = desired.apps.get(key).map(|app| (app, desired.revision_of(key)));
+        let remembered =
+            || self.pass.observed.apps.get(key).map(|record| (&record.last_good.app, &record.last_good.revision));
+        let (declared, revision) = declared.or_else(remembered)?;
         Some(AppFacts {
-            declared: self.pass.followed.desired.apps.get(key).or_else(remembered)?,
-            stalled: self.pass.followed.desired.stalled.get(key).map(String::as_str),
+            declared,
+            revision,
+            stalled: desired.stalled.get(key).map(String::as_str),
             sandbox: self.sandboxes.get(key).copied(),
             action: self.actions.get(key).copied(),
             held: self.held.get(key).copied(),
@@ -327,7 +334,7 @@ fn sandboxes(pass: &Pass) -> BTreeMap<SandboxId, wire::Sandbox> {
         vm: (&sandbox.vm).into(),
         vcpus: sandbox.record.machine.vcpus,
         memory: ByteSize::mib(sandbox.record.machine.memory_mib),
-        disk: pass.observed.disks.get(&sandbox.record.disk).map(Into::into),
+        disk: pass.observed.disks.get(&sandbox.record.disk).map(|disk| (&**disk).into()),
         created_at: sandbox.record.created_at,
     };
     pass.observed.sandboxes.iter().map(|(id, sandbox)| (id.clone(), describe(sandbox))).collect()
@@ -337,13 +344,13 @@ fn sandboxes(pass: &Pass) -> BTreeMap<SandboxId, wire::Sandbox> {
 fn templates(pass: &Pass) -> BTreeMap<TemplateName, wire::Template> {
     let desired = &pass.followed.desired;
     let mut templates = BTreeMap::new();
-    for app in desired.apps.values() {
+    for (key, app) in &desired.apps {
         let (name, digest) = (&app.spec.app.template, &app.spec.template);
         let describe = || wire::Template { name: name.clone(), digest: digest.clone(), root: None, apps: 0 };
         let template: &mut wire::Template = templates.entry(name.clone()).or_insert_with(describe);
         template.apps += 1;
         // An app with mistakes is kept as it last was, and its template with it.
-        if template.root.is_none() || app.revision == desired.revision {
+        if template.root.is_none() || !desired.kept.contains_key(key) {
             template.digest = digest.clone();
             template.root = desired.templates.get(digest).map(|template| (&template.root).into());
         }

@@ -3,14 +3,16 @@
 //! The loop keeps one [`World`] and brings it up to date by what has changed; a preview looks once, with [`assemble`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
-    AppRecord, DiskRecord, DiskState, GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState,
+    DiskRecord, DiskState, GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState,
 };
+use setpoint_schema::shared::SharedMap;
 use setpoint_vmm::driver::{Driver, VmmError};
 
 use crate::host;
@@ -71,12 +73,11 @@ impl World {
         }
         sandboxes.iter().for_each(|id| self.look_at(id));
         for id in disks {
-            let record = self.ledger.disk(&id).map(|record| DiskRecord::clone(&record));
-            self.put_disk(&id, record);
+            self.put_disk(&id, self.ledger.disk(&id));
         }
         for key in apps {
             match self.ledger.app(&key) {
-                Some(record) => drop(self.observed.apps.insert(key, AppRecord::clone(&record))),
+                Some(record) => drop(self.observed.apps.insert(key, record)),
                 None => drop(self.observed.apps.remove(&key)),
             }
         }
@@ -101,7 +102,7 @@ impl World {
 
     /// The sandboxes whose agent does not answer.
     pub fn quiet(&self) -> impl Iterator<Item = &ObservedSandbox> {
-        self.quiet.keys().filter_map(|id| self.observed.sandboxes.get(id))
+        self.quiet.keys().filter_map(|id| self.observed.sandboxes.get(id)).map(|sandbox| &**sandbox)
     }
 
     /// The apps whose agent does not answer.
@@ -176,7 +177,7 @@ impl World {
             self.count(&sandbox.record.app.clone(), 1);
         }
         let before = match sandbox {
-            Some(sandbox) => self.observed.sandboxes.insert(id.clone(), sandbox),
+            Some(sandbox) => self.observed.sandboxes.insert(id.clone(), Arc::new(sandbox)),
             None => self.observed.sandboxes.remove(id),
         };
         if let Some(before) = before {
@@ -184,12 +185,12 @@ impl World {
         }
     }
 
-    fn put_disk(&mut self, id: &setpoint_schema::id::DiskId, disk: Option<DiskRecord>) {
+    fn put_disk(&mut self, id: &setpoint_schema::id::DiskId, disk: Option<Arc<DiskRecord>>) {
         match disk.as_ref().map(|disk| &disk.state) {
             Some(DiskState::Retained { until }) => drop(self.retained.insert(id.clone(), *until)),
             Some(DiskState::InUse) | None => drop(self.retained.remove(id)),
         }
-        let is_used = |disk: &DiskRecord| disk.state == DiskState::InUse;
+        let is_used = |disk: &Arc<DiskRecord>| disk.state == DiskState::InUse;
         if let Some(disk) = disk.as_ref().filter(|disk| is_used(disk)) {
             self.count(&disk.app.clone(), 1);
         }
@@ -237,13 +238,13 @@ pub async fn assemble(observer: &Observer, inventory: Inventory, unrecorded: &[M
     let views = futures_util::future::join_all(views).await;
     let sandboxes = sandboxes.into_iter().zip(views).map(|(record, view)| {
         let (sandbox, _) = observed(record, view, observer.now());
-        (sandbox.record.id.clone(), sandbox)
+        (sandbox.record.id.clone(), Arc::new(sandbox))
     });
     Observed {
         sandboxes: sandboxes.collect(),
         unrecorded: unrecorded.iter().filter(|machine| !recorded.contains(&machine.sandbox)).cloned().collect(),
-        disks: disks.into_iter().map(|disk| (disk.id.clone(), disk)).collect(),
-        apps: apps.into_iter().map(|app| (app.key.clone(), app)).collect(),
+        disks: disks.into_iter().map(|disk| (disk.id.clone(), Arc::new(disk))).collect(),
+        apps: apps.into_iter().map(|app| (app.key.clone(), Arc::new(app))).collect(),
         ..nothing(limits)
     }
 }
@@ -254,10 +255,10 @@ pub fn nothing(limits: Limits) -> Observed {
     Observed {
         host: host::id(),
         limits,
-        sandboxes: BTreeMap::new(),
+        sandboxes: SharedMap::new(),
         unrecorded: Vec::new(),
-        disks: BTreeMap::new(),
-        apps: BTreeMap::new(),
+        disks: SharedMap::new(),
+        apps: SharedMap::new(),
     }
 }
 

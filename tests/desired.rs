@@ -7,6 +7,7 @@ mod git;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use git::Git;
@@ -14,9 +15,9 @@ use setpoint::desired::{Loaded, Loader, WORKTREE};
 use setpoint::render::{CHILD_COMMAND, Renderer};
 use setpoint::source::{Repository, SourceLimits, Worktree};
 use setpoint_plan::desired::Completeness;
-use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::LastGood;
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::template::TemplateRoot;
 
@@ -47,7 +48,7 @@ struct World {
     git: Git,
     repository: Repository,
     loader: Loader,
-    last_good: BTreeMap<AppKey, DesiredApp>,
+    last_good: BTreeMap<AppKey, LastGood>,
 }
 
 impl World {
@@ -79,7 +80,8 @@ impl World {
         let loaded = self.loader.load(&self.repository, &tip, &self.last_good).unwrap();
         for (key, app) in &loaded.desired.apps {
             if !loaded.desired.stalled.contains_key(key) {
-                self.last_good.insert(key.clone(), app.clone());
+                let revision = loaded.desired.revision_of(key).clone();
+                self.last_good.insert(key.clone(), LastGood { app: Arc::clone(app), revision });
             }
         }
         loaded
@@ -118,7 +120,7 @@ fn an_app_is_loaded_with_its_sandbox_and_workspace() {
     let blog = &loaded.desired.apps[&key("blog")];
     assert_eq!(blog.spec.runtime().web.as_ref().unwrap().command, "httpd -f -p 3000");
     assert_eq!(blog.path.as_str(), "apps/blog/app.yaml");
-    assert_eq!(blog.revision.as_str(), world.git.head());
+    assert_eq!(loaded.desired.revision_of(&key("blog")).as_str(), world.git.head());
     assert_eq!(loaded.desired.templates[&blog.spec.template].root, TemplateRoot::Minimal);
     assert_ne!(blog.spec.files, loaded.desired.apps[&key("shop")].spec.files);
     let tip = world.repository.tip().unwrap();
@@ -391,7 +393,7 @@ fn the_template_of_a_kept_app_is_found_in_its_revision_after_a_restart() {
     let kept = world.last_good[&key("blog")].clone();
     world.loader = loader();
     let loaded = world.commit(&[("apps/blog/app.yaml", "broken: ["), ("templates/tools/tool", "2")]);
-    assert_eq!(loaded.desired.apps[&key("blog")], kept);
+    assert_eq!(loaded.desired.apps[&key("blog")], kept.app);
     assert_eq!(loaded.desired.templates[&kept.spec.template].revision, kept.revision);
 }
 

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use setpoint::http::Limits;
 use setpoint::ingress::{Ingress, Naming, Patience, Routes, Upstream, routes};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
-use setpoint_schema::id::{CommitId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::{HostName, RepoPath};
 use setpoint_schema::runtime::{Runtime, Web};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -77,9 +77,9 @@ fn routes_to(port: u16, upstream: Upstream) -> Routes {
             app: AppSpec { runtime, ..AppSpec::default() },
             template: TemplateDigest("t".to_owned()),
             files: TreeDigest("f".to_owned()),
-        },
+        }
+        .into(),
         path: RepoPath::new("apps/blog/app.yaml").unwrap(),
-        revision: CommitId("c0ffee".to_owned()),
     };
     let naming = Naming { domain: HostName::new("localhost").unwrap(), pattern: Default::default() };
     routes([(&app, upstream)], &naming)

@@ -171,7 +171,7 @@ fn limits() -> Limits {
     Limits { memory: ByteSize::gib(64), vcpus: 64, disk: ByteSize::gib(64), sandboxes: 100 }
 }
 
-fn memory(pass: &Pass, app: &str) -> Option<AppRecord> {
+fn memory(pass: &Pass, app: &str) -> Option<std::sync::Arc<AppRecord>> {
     let key: AppKey = format!("default/{app}").parse().unwrap();
     pass.observed.apps.get(&key).cloned()
 }

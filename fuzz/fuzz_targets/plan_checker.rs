@@ -12,6 +12,8 @@ mod declare;
 #[expect(dead_code, reason = "the planner's tests use the rest")]
 mod world;
 
+use std::sync::Arc;
+
 use arbitrary::{Result, Unstructured};
 use jiff::SignedDuration;
 use libfuzzer_sys::fuzz_target;
@@ -97,7 +99,7 @@ fn one_of<'a>(
         return Ok(None);
     }
     let which = input.choose_index(count)?;
-    Ok(world.observed.sandboxes.values_mut().nth(which))
+    Ok(world.observed.sandboxes.values_mut().nth(which).map(Arc::make_mut))
 }
 
 fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
@@ -149,12 +151,12 @@ fn damage(mut plan: Plan, input: &mut Unstructured<'_>) -> Result<Plan> {
         0 => drop(plan.actions.remove(which)),
         1 => plan.actions.push(plan.actions[which].clone()),
         2 => plan.actions.reverse(),
-        3 => plan.actions[which].steps.reverse(),
-        4 => plan.actions[which].blocked.clear(),
+        3 => Arc::make_mut(&mut plan.actions[which]).steps.reverse(),
+        4 => Arc::make_mut(&mut plan.actions[which]).blocked.clear(),
         _ => {
             let other = input.choose_index(plan.actions.len())?;
             let steps = plan.actions[other].steps.clone();
-            plan.actions[which].steps.extend(steps);
+            Arc::make_mut(&mut plan.actions[which]).steps.extend(steps);
         }
     }
     Ok(plan)

@@ -106,7 +106,7 @@ fn each_app_once(plan: &Plan, desired: &Desired, out: &mut Vec<Violation>) {
     let acted = plan.actions.iter().map(|action| &action.app);
     let held = plan.held.iter().map(|held| &held.app);
     let mut seen = BTreeSet::new();
-    for app in acted.chain(held).chain(&plan.unchanged) {
+    for app in acted.chain(held).chain(plan.unchanged.iter()) {
         if !seen.insert(app) {
             out.push(Violation::SpokenOfTwice(app.clone()));
         }

@@ -1,10 +1,12 @@
 //! What one revision of the declarations wants, as the planner reads it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::AppKey;
+use setpoint_schema::shared::SharedMap;
 use setpoint_schema::template::TemplateRoot;
 
 /// The desired state: what to converge on, and what of it could not be read.
@@ -12,8 +14,11 @@ use setpoint_schema::template::TemplateRoot;
 pub struct Desired {
     /// The revision that was read.
     pub revision: CommitId,
-    /// The apps; a broken one stands here with its last good spec, if it has one.
-    pub apps: BTreeMap<AppKey, DesiredApp>,
+    /// The apps; a broken one stands here with its last good spec, if it has one. One that a commit did not change is best the
+    /// same `Arc` as before it: so the planner knows that there is nothing new to see.
+    pub apps: SharedMap<AppKey, Arc<DesiredApp>>,
+    /// Of these, the ones that are kept as an earlier revision declares them, and which revision that is.
+    pub kept: BTreeMap<AppKey, CommitId>,
     /// Apps whose newest declaration has mistakes, with the mistakes in a sentence.
     pub stalled: BTreeMap<AppKey, String>,
     /// How each template in use comes to be.
@@ -22,6 +27,14 @@ pub struct Desired {
     pub moved: BTreeMap<AppKey, AppKey>,
     /// Whether the set of apps is the whole truth.
     pub completeness: Completeness,
+}
+
+impl Desired {
+    /// The revision that has an app as it stands here.
+    #[must_use]
+    pub fn revision_of(&self, app: &AppKey) -> &CommitId {
+        self.kept.get(app).unwrap_or(&self.revision)
+    }
 }
 
 /// How a template's root comes to be, and the revision to read it from.

@@ -3,13 +3,16 @@
 //! A step says all that its executor needs: ids, sizes, digests and deadlines are chosen here, so that a plan can be shown
 //! before it runs and runs as it was shown.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
-use setpoint_schema::app::{Power, SandboxSpec, Timeouts};
+use setpoint_schema::app::{PinnedSpec, Power, Timeouts};
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{DiskState, Machine, SandboxRecord, Suspension};
 use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::shared::SharedSet;
 
 use crate::desired::DesiredTemplateRoot;
 
@@ -29,11 +32,11 @@ pub struct Plan {
     /// The hash of the observation that it was made from.
     pub observation: SpecDigest,
     /// What to do, in order: by `dependsOn`, removals last.
-    pub actions: Vec<Action>,
+    pub actions: Vec<Arc<Action>>,
     /// Objects that something holds as they are.
     pub held: Vec<Held>,
     /// Apps that are as declared.
-    pub unchanged: Vec<AppKey>,
+    pub unchanged: SharedSet<AppKey>,
 }
 
 impl Plan {
@@ -268,7 +271,7 @@ pub enum Step {
         /// Which sandbox.
         sandbox: SandboxId,
         /// The spec.
-        spec: Box<SandboxSpec>,
+        spec: PinnedSpec,
         /// Its generation.
         generation: Generation,
         /// The revision that it came from.

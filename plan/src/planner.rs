@@ -15,6 +15,7 @@ mod prune;
 mod world;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use setpoint_schema::name::AppKey;
@@ -75,10 +76,10 @@ fn decide<'a>(world: &World<'a>) -> Verdicts<'a> {
 
 /// Puts the actions in order and names the plan by its content.
 fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>) -> Plan {
-    let (mut actions, mut held, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut actions, mut held, mut unchanged): (Vec<Arc<Action>>, _, Vec<_>) = (Vec::new(), Vec::new(), Vec::new());
     for (key, verdict) in verdicts {
         match verdict {
-            Verdict::Act(action) => actions.push(*action),
+            Verdict::Act(action) => actions.push(Arc::from(action)),
             Verdict::Hold(reason) => held.push(Held { app: key.clone(), reason }),
             // An undeclared app is never unchanged: there would be nothing to say of it.
             Verdict::Unchanged => unchanged.push(key.clone()),
@@ -93,7 +94,7 @@ fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>) -
         observation,
         actions,
         held,
-        unchanged,
+        unchanged: unchanged.into_iter().collect(),
     };
     plan.id = PlanId(mint::digest(&plan).0);
     plan

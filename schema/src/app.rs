@@ -1,13 +1,16 @@
 //! `kind: App`: what a team declares to run, and the spec that is left once defaults and `sandbox.yaml` are filled in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use crate::check;
 use crate::declared;
 use crate::disruption::{ClassByValue, Disruption};
-use crate::id::{CommitId, SpecDigest, TemplateDigest, TreeDigest};
+use crate::id::{SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
@@ -213,25 +216,96 @@ impl SandboxSpec {
     pub fn processes(&self) -> ProcessSet {
         ProcessSet { runtime: self.runtime().clone(), env: self.app.env.clone(), tree: self.files.clone() }
     }
+}
+
+/// A spec that nobody changes any more: copies share it, and its hashes are made once.
+#[derive(Clone)]
+pub struct PinnedSpec(Arc<Pinned>);
+
+struct Pinned {
+    spec: SandboxSpec,
+    digest: OnceLock<SpecDigest>,
+    processes: OnceLock<SpecDigest>,
+}
+
+impl PinnedSpec {
+    /// Pins a spec.
+    #[must_use]
+    pub fn new(spec: SandboxSpec) -> Self {
+        Self(Arc::new(Pinned { spec, digest: OnceLock::new(), processes: OnceLock::new() }))
+    }
 
     /// The content hash that a generation counts changes of.
     #[must_use]
-    pub fn digest(&self) -> SpecDigest {
-        SpecDigest::of(self)
+    pub fn digest(&self) -> &SpecDigest {
+        self.0.digest.get_or_init(|| SpecDigest::of(&self.0.spec))
+    }
+
+    /// The hash of what the agent is to run, as [`SandboxSpec::processes`] has it.
+    #[must_use]
+    pub fn processes_digest(&self) -> &SpecDigest {
+        self.0.processes.get_or_init(|| self.0.spec.processes().digest())
+    }
+
+    /// A spec that differs in what `change` does.
+    #[must_use]
+    pub fn with(&self, change: impl FnOnce(&mut SandboxSpec)) -> Self {
+        let mut spec = self.0.spec.clone();
+        change(&mut spec);
+        Self::new(spec)
     }
 }
 
-/// One App as a revision declares it, ready to plan with.
+impl Deref for PinnedSpec {
+    type Target = SandboxSpec;
+
+    fn deref(&self) -> &SandboxSpec {
+        &self.0.spec
+    }
+}
+
+impl From<SandboxSpec> for PinnedSpec {
+    fn from(spec: SandboxSpec) -> Self {
+        Self::new(spec)
+    }
+}
+
+impl PartialEq for PinnedSpec {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.spec == other.0.spec
+    }
+}
+
+impl Eq for PinnedSpec {}
+
+impl fmt::Debug for PinnedSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.spec.fmt(f)
+    }
+}
+
+impl Serialize for PinnedSpec {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.spec.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for PinnedSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        SandboxSpec::deserialize(deserializer).map(Self::new)
+    }
+}
+
+/// One App as a revision declares it, ready to plan with. It does not name the revision: most commits leave most apps as they
+/// are, and an app that is as it was is the same value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredApp {
     /// Who it is.
     pub metadata: AppMetadata,
     /// What its sandbox is made from.
-    pub spec: SandboxSpec,
+    pub spec: PinnedSpec,
     /// The file that declares it.
     pub path: RepoPath,
-    /// The revision in which this spec was read.
-    pub revision: CommitId,
 }
 
 #[cfg(test)]

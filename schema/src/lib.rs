@@ -19,6 +19,7 @@ pub mod quantity;
 pub mod runtime;
 pub mod sandbox;
 pub mod set;
+pub mod shared;
 pub mod template;
 pub mod toml;
 pub mod window;

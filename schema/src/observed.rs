@@ -1,15 +1,17 @@
 //! What exists and what is known about it: the records that `state` keeps, and what drivers and agents answered, as `plan`
 //! reads them. Times are wall-clock; nothing here reads the clock.
 
-use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::app::{DesiredApp, SandboxSpec};
+use crate::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
 use crate::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
-use crate::name::{AppKey, Uid, WorkerName};
+use crate::name::{AppKey, RepoPath, Uid, WorkerName};
 use crate::quantity::{ByteSize, Span};
+use crate::shared::SharedMap;
 
 /// The inventory row of one sandbox: written before anything of it exists, removed after nothing of it is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +61,7 @@ pub struct Machine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// The spec.
-    pub spec: SandboxSpec,
+    pub spec: PinnedSpec,
     /// Its generation.
     pub generation: Generation,
     /// The revision that it came from.
@@ -114,7 +116,7 @@ pub struct AppRecord {
     /// The spec that the generation belongs to.
     pub digest: SpecDigest,
     /// The newest declaration without a mistake; it goes on running while a newer one has one.
-    pub last_good: DesiredApp,
+    pub last_good: LastGood,
     /// Failures since the last success or the last new revision.
     pub retry: Retry,
     /// When the sandbox was last healed, newest last, for the flap breaker.
@@ -131,6 +133,48 @@ pub struct Suspension {
     pub since: Timestamp,
     /// Who asked, as `uid 1000`.
     pub by: String,
+}
+
+/// A declaration without a mistake, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredApp", into = "StoredApp")]
+pub struct LastGood {
+    /// The declaration.
+    pub app: Arc<DesiredApp>,
+    /// The revision that it was read in.
+    pub revision: CommitId,
+}
+
+impl Deref for LastGood {
+    type Target = DesiredApp;
+
+    fn deref(&self) -> &DesiredApp {
+        &self.app
+    }
+}
+
+/// How [`LastGood`] is written: the revision stands among the declaration's own fields.
+#[derive(Serialize, Deserialize)]
+struct StoredApp {
+    metadata: AppMetadata,
+    spec: PinnedSpec,
+    path: RepoPath,
+    revision: CommitId,
+}
+
+impl From<StoredApp> for LastGood {
+    fn from(stored: StoredApp) -> Self {
+        let StoredApp { metadata, spec, path, revision } = stored;
+        Self { app: Arc::new(DesiredApp { metadata, spec, path }), revision }
+    }
+}
+
+impl From<LastGood> for StoredApp {
+    fn from(known: LastGood) -> Self {
+        let LastGood { app, revision } = known;
+        let DesiredApp { metadata, spec, path } = Arc::unwrap_or_clone(app);
+        Self { metadata, spec, path, revision }
+    }
 }
 
 /// How often and how long an app has failed.
@@ -152,13 +196,13 @@ pub struct Observed {
     /// The limits on what may run.
     pub limits: Limits,
     /// Sandboxes in the inventory, with what their driver and agent answered.
-    pub sandboxes: BTreeMap<SandboxId, ObservedSandbox>,
+    pub sandboxes: SharedMap<SandboxId, Arc<ObservedSandbox>>,
     /// MicroVMs that the driver knows and the inventory does not.
     pub unrecorded: Vec<Machine>,
     /// Data disks in the inventory.
-    pub disks: BTreeMap<DiskId, DiskRecord>,
+    pub disks: SharedMap<DiskId, Arc<DiskRecord>>,
     /// What is remembered of apps.
-    pub apps: BTreeMap<AppKey, AppRecord>,
+    pub apps: SharedMap<AppKey, Arc<AppRecord>>,
 }
 
 /// One sandbox with what was asked and answered.
@@ -331,11 +375,11 @@ pub enum ProcessState {
 impl GuestStatus {
     /// Why this guest does not count as ready for `spec`, or `None` when it runs just that and all of it is up.
     #[must_use]
-    pub fn unready_for(&self, spec: &SandboxSpec) -> Option<String> {
+    pub fn unready_for(&self, spec: &PinnedSpec) -> Option<String> {
         if self.tree.as_ref() != Some(&spec.files) {
             return Some("its workspace is not up to date yet".to_owned());
         }
-        if self.processes != Some(spec.processes().digest()) {
+        if self.processes.as_ref() != Some(spec.processes_digest()) {
             return Some("its processes are not up to date yet".to_owned());
         }
         self.unready()

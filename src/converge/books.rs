@@ -8,9 +8,9 @@ use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason};
 use setpoint_plan::render::reason_code;
 use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::Generation;
+use setpoint_schema::id::{CommitId, Generation};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, FLAP_HEALS, Retry};
+use setpoint_schema::observed::{AppRecord, FLAP_HEALS, LastGood, Retry};
 use setpoint_state::{
     EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, StateError,
 };
@@ -52,7 +52,9 @@ impl Books {
         }
         let before = self.taken_in.as_ref().map(|taken| &taken.desired);
         let good = followed.desired.apps.iter().filter(|(key, app)| is_good_news(before, &followed.desired, key, app));
-        let changed = good.filter_map(|(key, app)| renewed(self.ledger.app(key).as_deref(), app)).collect();
+        let changed = good
+            .filter_map(|(key, app)| renewed(self.ledger.app(key).as_deref(), app, &followed.desired.revision))
+            .collect();
         self.ledger.put_apps(changed).await?;
         self.taken_in = Some(Arc::clone(followed));
         self.note_attempt(followed, now).await
@@ -167,25 +169,22 @@ impl Books {
 }
 
 /// Whether an app is declared without a mistake, and was not so declared before.
-fn is_good_news(before: Option<&Desired>, now: &Desired, key: &AppKey, app: &DesiredApp) -> bool {
-    let is_known = |before: &Desired| {
-        let same =
-            |known: &DesiredApp| known.spec == app.spec && known.metadata == app.metadata && known.path == app.path;
-        !before.stalled.contains_key(key) && before.apps.get(key).is_some_and(same)
-    };
+fn is_good_news(before: Option<&Desired>, now: &Desired, key: &AppKey, app: &Arc<DesiredApp>) -> bool {
+    let is_known = |before: &Desired| !before.stalled.contains_key(key) && before.apps.get(key) == Some(app);
     !now.stalled.contains_key(key) && !before.is_some_and(is_known)
 }
 
 /// The record that `app` asks for, if it differs from the known one.
-fn renewed(known: Option<&AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
-    let digest = app.spec.digest();
+fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId) -> Option<AppRecord> {
+    let digest = app.spec.digest().clone();
+    let last_good = || LastGood { app: Arc::clone(app), revision: revision.clone() };
     let key = app.metadata.key.clone();
     match known {
         None => Some(AppRecord {
             key,
             generation: Generation::default().next(),
             digest,
-            last_good: app.clone(),
+            last_good: last_good(),
             retry: Retry::default(),
             heals: Vec::new(),
             suspended: None,
@@ -195,14 +194,14 @@ fn renewed(known: Option<&AppRecord>, app: &DesiredApp) -> Option<AppRecord> {
             key,
             generation: record.generation.next(),
             digest,
-            last_good: app.clone(),
+            last_good: last_good(),
             retry: Retry::default(),
             heals: Vec::new(),
             // Only whoever suspended it here ends that.
             suspended: record.suspended.clone(),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
-            Some(AppRecord { last_good: app.clone(), ..record.clone() })
+            Some(AppRecord { last_good: last_good(), ..record.clone() })
         }
         Some(_) => None,
     }
@@ -284,7 +283,7 @@ fn plan_record(plan: &Plan, now: Timestamp) -> PlanRecord {
         parent: plan.parent.as_ref().map(reference),
         revision: plan.revision.clone(),
         made_at: now,
-        actions: plan.actions.iter().take(PlanRecord::ACTIONS).map(short).collect(),
+        actions: plan.actions.iter().take(PlanRecord::ACTIONS).map(|action| short(action)).collect(),
         total_actions: plan.actions.len(),
     }
 }

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
-use setpoint_schema::app::DesiredApp;
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::LastGood;
 use setpoint_schema::project::Project;
 use setpoint_state::{SourceMarker, StateError};
 use tokio::sync::watch;
@@ -227,11 +227,13 @@ impl Follower {
 
 impl Followed {
     /// What is desired while no revision can be read: each app as it was last declared without a mistake.
-    fn remembered(apps: BTreeMap<AppKey, DesiredApp>, accepted: Option<CommitId>) -> Self {
+    fn remembered(last_good: BTreeMap<AppKey, LastGood>, accepted: Option<CommitId>) -> Self {
         let reason = "no revision of the declarations could be read yet".to_owned();
+        let kept = last_good.iter().map(|(key, known)| (key.clone(), known.revision.clone())).collect();
         let desired = Desired {
             revision: accepted.unwrap_or_else(|| CommitId("0".repeat(40))),
-            apps,
+            apps: last_good.into_iter().map(|(key, known)| (key, known.app)).collect(),
+            kept,
             stalled: BTreeMap::new(),
             templates: BTreeMap::new(),
             moved: BTreeMap::new(),
@@ -259,6 +261,6 @@ async fn accepted(source: &Repository, ledger: &Ledger) -> Result<Option<CommitI
     Ok(marker.filter(|marker| marker.url == source.place()).map(|marker| marker.commit))
 }
 
-fn last_good(ledger: &Ledger) -> BTreeMap<AppKey, DesiredApp> {
+fn last_good(ledger: &Ledger) -> BTreeMap<AppKey, LastGood> {
     ledger.apps().into_iter().map(|(key, record)| (key, record.last_good.clone())).collect()
 }

@@ -1,6 +1,7 @@
 //! The actions on their way: which app each is for, what it leads to, and how it ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, PlanId};
@@ -21,7 +22,7 @@ pub(super) struct Jobs {
 }
 
 struct Job {
-    action: Action,
+    action: Arc<Action>,
     /// The spec that it leads to; absent for removals.
     leads_to: Option<SpecDigest>,
     superseded: CancellationToken,
@@ -29,7 +30,7 @@ struct Job {
 
 /// An action that is on its way no more.
 pub(super) struct Ended {
-    pub action: Action,
+    pub action: Arc<Action>,
     pub outcome: Outcome,
 }
 
@@ -55,10 +56,10 @@ impl Jobs {
     }
 
     /// Starts an action of an app that is not busy.
-    pub fn start(&mut self, plan: PlanId, action: Action, leads_to: Option<SpecDigest>) {
+    pub fn start(&mut self, plan: PlanId, action: Arc<Action>, leads_to: Option<SpecDigest>) {
         let app = action.app.clone();
         let superseded = CancellationToken::new();
-        let job = Job { action: action.clone(), leads_to, superseded: superseded.clone() };
+        let job = Job { action: Arc::clone(&action), leads_to, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
         let hands = self.hands.clone();
         self.tasks.spawn(async move {
@@ -71,7 +72,7 @@ impl Jobs {
     pub fn supersede(&self, desired: &Desired) {
         for (app, job) in &self.busy {
             let wanted = desired.apps.get(app).map(|app| app.spec.digest());
-            if wanted != job.leads_to {
+            if wanted != job.leads_to.as_ref() {
                 job.superseded.cancel();
             }
         }

@@ -103,7 +103,7 @@ impl Hands {
             Step::RecordApplied { sandbox, spec, generation, revision } => {
                 let record = self.record(sandbox)?;
                 record.applied.as_ref().is_none_or(|applied| {
-                    applied.spec != **spec || applied.generation != *generation || applied.revision != *revision
+                    applied.spec != *spec || applied.generation != *generation || applied.revision != *revision
                 })
             }
             Step::Forget(sandbox) => self.ledger.sandbox(sandbox).is_some(),
@@ -239,7 +239,7 @@ impl Hands {
     async fn record_applied(
         &self,
         sandbox: &SandboxId,
-        spec: &setpoint_schema::app::SandboxSpec,
+        spec: &setpoint_schema::app::PinnedSpec,
         generation: Generation,
         revision: &CommitId,
     ) -> Result<(), StepError> {

@@ -128,8 +128,8 @@ fn routes_of(pass: &Pass, domain: &HostName) -> Routes {
     };
     let declared = &pass.followed.desired.apps;
     let kept = sandboxes.keys().filter(|key| !declared.contains_key(*key));
-    let kept = kept.filter_map(|key| Some(&pass.observed.apps.get(*key)?.last_good));
-    ingress::routes(declared.values().chain(kept).map(|app| (app, upstream(app))), &naming)
+    let kept = kept.filter_map(|key| Some(&pass.observed.apps.get(*key)?.last_good.app));
+    ingress::routes(declared.values().chain(kept).map(|app| (&**app, upstream(app))), &naming)
 }
 
 async fn listen(address: SocketAddr, what: &'static str) -> Result<(TcpListener, SocketAddr), DaemonError> {

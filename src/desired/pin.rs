@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use setpoint_plan::desired::DesiredTemplateRoot;
-use setpoint_schema::app::{DesiredApp, SandboxSpec};
+use setpoint_schema::app::{DesiredApp, PinnedSpec, SandboxSpec};
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::{AppDocument, Parsed, TemplateDocument};
 use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest, sha256_hex};
 use setpoint_schema::name::{AppKey, RepoPath, TemplateName};
 use setpoint_schema::runtime::Runtime;
+use setpoint_schema::shared::SharedMap;
 use setpoint_schema::template::TemplateRoot;
 use setpoint_vmm::driver::FileKind;
 
@@ -71,7 +73,6 @@ impl Pins {
     pub fn app(
         &mut self,
         files: &dyn Files,
-        revision: &CommitId,
         document: &AppDocument,
         runtime: RuntimeOf,
         templates: &PinnedTemplates,
@@ -88,9 +89,8 @@ impl Pins {
         app.runtime = Some(runtime);
         Ok(Ok(DesiredApp {
             metadata: document.metadata.clone(),
-            spec: SandboxSpec { app, template, files: workspace },
+            spec: PinnedSpec::new(SandboxSpec { app, template, files: workspace }),
             path: document.path.clone(),
-            revision: revision.clone(),
         }))
     }
 
@@ -178,7 +178,7 @@ impl PinnedTemplates {
     }
 
     /// The templates that these apps start from.
-    pub fn used_by(self, apps: &BTreeMap<AppKey, DesiredApp>) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
+    pub fn used_by(self, apps: &SharedMap<AppKey, Arc<DesiredApp>>) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
         let used: BTreeSet<_> = apps.values().map(|app| &app.spec.template).collect();
         self.by_name.into_values().flatten().filter(|(digest, _)| used.contains(digest)).collect()
     }

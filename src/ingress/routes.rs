@@ -129,7 +129,7 @@ fn web_port(app: &DesiredApp) -> Option<u16> {
 #[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use setpoint_schema::app::{AppMetadata, AppSpec, Expose, SandboxSpec};
-    use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
+    use setpoint_schema::id::{TemplateDigest, TreeDigest};
     use setpoint_schema::name::RepoPath;
     use setpoint_schema::runtime::{Runtime, Web};
 
@@ -148,9 +148,9 @@ mod tests {
                 app: AppSpec { runtime, expose, ..AppSpec::default() },
                 template: TemplateDigest(String::new()),
                 files: TreeDigest(String::new()),
-            },
+            }
+            .into(),
             path: RepoPath::new("app.yaml").unwrap(),
-            revision: CommitId(String::new()),
         }
     }
 

@@ -9,7 +9,8 @@ use super::Violation;
 use crate::model::{Action, Plan, Step};
 
 pub(super) fn check(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>) {
-    let begins: Vec<_> = plan.actions.iter().filter(|action| action.blocked.is_empty()).collect();
+    let begins: Vec<&Action> =
+        plan.actions.iter().map(|action| &**action).filter(|action| action.blocked.is_empty()).collect();
     let limits = &observed.limits;
     let mib = |machine: &Machine| u128::from(machine.memory_mib) << 20;
     let sums = [

@@ -2,7 +2,7 @@
 //!
 //! Every step is derived from what was observed, so that a pass which was cut short anywhere is finished by the next one.
 
-use setpoint_schema::app::{DesiredApp, Power, SandboxSpec};
+use setpoint_schema::app::{DesiredApp, PinnedSpec, Power, SandboxSpec};
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, GuestStatus, Intent, ObservedSandbox, SandboxRecord, VmState};
@@ -173,7 +173,7 @@ impl<'a> Case<'a> {
         &self.app.metadata.key
     }
 
-    pub fn spec(&self) -> &'a SandboxSpec {
+    pub fn spec(&self) -> &'a PinnedSpec {
         &self.app.spec
     }
 
@@ -186,7 +186,7 @@ impl<'a> Case<'a> {
     }
 
     pub fn disk(&self) -> Option<&'a DiskRecord> {
-        self.world.observed.disks.get(&self.kept.record.disk)
+        self.world.disk(&self.kept.record.disk)
     }
 
     /// The size that the disk is to have. A disk that was accepted as larger stays so.
@@ -251,15 +251,14 @@ impl<'a> Case<'a> {
         let Some(applied) = self.applied().filter(|applied| applied.spec.app.power == Power::Running) else {
             return (None, Vec::new());
         };
-        let mut spec = applied.spec.clone();
-        spec.app.power = Power::Stopped;
+        let spec = applied.spec.with(|spec| spec.app.power = Power::Stopped);
         let changes = applied.spec.diff(&spec);
         if spec == *self.spec() {
             return (self.record_applied(), changes);
         }
         let step = Step::RecordApplied {
             sandbox: self.record().id.clone(),
-            spec: Box::new(spec),
+            spec,
             generation: applied.generation,
             revision: applied.revision.clone(),
         };
@@ -276,9 +275,9 @@ pub(super) fn recorded(
 ) -> Step {
     Step::RecordApplied {
         sandbox,
-        spec: Box::new(app.spec.clone()),
+        spec: app.spec.clone(),
         generation: world.generation(app, previous),
-        revision: app.revision.clone(),
+        revision: world.desired.revision_of(&app.metadata.key).clone(),
     }
 }
 
@@ -287,7 +286,7 @@ pub(super) fn recorded(
 fn worth<'a>(world: &World<'_>, sandbox: &'a ObservedSandbox, spec: &SandboxSpec) -> impl Ord + use<'a> {
     let record = &sandbox.record;
     let runs = matches!(sandbox.vm, VmState::Running { .. });
-    let disk = world.observed.disks.get(&record.disk);
+    let disk = world.disk(&record.disk);
     let fits = disk.is_some_and(|disk| disk.size <= spec.app.resources.disk.0);
     let has_template = record.machine.template == spec.template;
     (runs, runs && record.applied.is_some(), has_template, fits, record.created_at, &record.id)

@@ -130,7 +130,7 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp) -> Actio
     if fitting.is_some_and(|disk| disk.size < resources.disk.0) {
         action.steps.push(Step::GrowDisk { sandbox: sandbox.clone(), size: resources.disk.0 });
     }
-    action.steps.extend(fill(app, &sandbox));
+    action.steps.extend(fill(world, app, &sandbox));
     action.steps.push(recorded(world, app, sandbox, None));
     action
 }
@@ -155,7 +155,7 @@ pub(super) fn again(case: &Case<'_>, cause: &Cause) -> Action {
     if grows(case) {
         steps.push(grow_disk(case, sandbox));
     }
-    steps.extend(fill(case.app, sandbox));
+    steps.extend(fill(case.world, case.app, sandbox));
     steps.extend(case.record_applied());
     case.action(kind(case, ActionKind::Reboot), why(case, cause), steps)
 }
@@ -186,7 +186,7 @@ pub(super) fn anew(case: &Case<'_>) -> Action {
     if new_disk.is_none() && grows(case) {
         steps.push(grow_disk(case, &sandbox));
     }
-    steps.extend(fill(case.app, &sandbox));
+    steps.extend(fill(world, case.app, &sandbox));
     steps.push(recorded(world, case.app, sandbox.clone(), Some(&old.app)));
     Action { sandbox, ..case.action(kind(case, ActionKind::Replace), None, steps) }
 }
@@ -273,8 +273,8 @@ fn await_agent(app: &DesiredApp, sandbox: SandboxId) -> Step {
 
 /// Brings files and processes into a guest that has just booted. The build runs again, because nothing tells whether it had
 /// finished before.
-fn fill(app: &DesiredApp, sandbox: &SandboxId) -> [Step; 2] {
-    [sync_files(app, sandbox.clone()), apply_processes(app, sandbox.clone(), BuildStep::Run, Restart::All)]
+fn fill(world: &World<'_>, app: &DesiredApp, sandbox: &SandboxId) -> [Step; 2] {
+    [sync_files(world, app, sandbox.clone()), apply_processes(app, sandbox.clone(), BuildStep::Run, Restart::All)]
 }
 
 pub(super) fn ensure_disk(case: &Case<'_>) -> Step {
@@ -285,9 +285,14 @@ pub(super) fn grow_disk(case: &Case<'_>, sandbox: &SandboxId) -> Step {
     Step::GrowDisk { sandbox: sandbox.clone(), size: case.disk_size() }
 }
 
-pub(super) fn sync_files(app: &DesiredApp, sandbox: SandboxId) -> Step {
+pub(super) fn sync_files(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId) -> Step {
     let path = app.spec.app.source.path.clone().unwrap_or_else(|| folder(&app.path));
-    Step::SyncFiles { sandbox, tree: app.spec.files.clone(), revision: app.revision.clone(), path }
+    Step::SyncFiles {
+        sandbox,
+        tree: app.spec.files.clone(),
+        revision: world.desired.revision_of(&app.metadata.key).clone(),
+        path,
+    }
 }
 
 /// The folder of a file. A file at the top has none, so it stands for itself.

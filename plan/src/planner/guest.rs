@@ -1,5 +1,6 @@
 //! What a guest that answers still needs: files, processes, the size of its disk.
 
+use setpoint_schema::app::PinnedSpec;
 use setpoint_schema::disruption::{Declared as _, Disruption};
 use setpoint_schema::observed::{DiskState, GuestStatus};
 use setpoint_schema::quantity::ByteSize;
@@ -40,7 +41,7 @@ impl Needs {
             steps.push(boot::grow_disk(case, &case.record().id));
         }
         if self.sync {
-            steps.push(boot::sync_files(case.app, case.record().id.clone()));
+            steps.push(boot::sync_files(case.world, case.app, case.record().id.clone()));
         }
         if let Some((build, restart)) = self.apply {
             steps.push(boot::apply_processes(case.app, case.record().id.clone(), build, restart));
@@ -90,13 +91,12 @@ fn usable(size: ByteSize) -> ByteSize {
 }
 
 fn apply(case: &Case<'_>, status: &GuestStatus) -> Option<(BuildStep, Restart)> {
-    let wanted = case.spec().processes();
-    if status.processes.as_ref() == Some(&wanted.digest()) {
+    let runs = |spec: &PinnedSpec| status.processes.as_ref() == Some(spec.processes_digest());
+    if runs(case.spec()) {
         return None;
     }
-    let applied = case.applied().map(|applied| applied.spec.processes());
-    match applied.filter(|applied| status.processes.as_ref() == Some(&applied.digest())) {
-        Some(running) => Some(between(&running, &wanted)),
+    match case.applied().filter(|applied| runs(&applied.spec)) {
+        Some(applied) => Some(between(&applied.spec.processes(), &case.spec().processes())),
         None => Some((BuildStep::Run, Restart::All)),
     }
 }

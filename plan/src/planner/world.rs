@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
+use setpoint_schema::app::{DesiredApp, PinnedSpec, Retain};
 use setpoint_schema::id::{DiskId, Generation, SandboxId};
 use setpoint_schema::name::{AppKey, Uid};
 use setpoint_schema::observed::{
@@ -37,7 +37,7 @@ impl<'a> World<'a> {
         let mut users: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for sandbox in observed.sandboxes.values() {
             let record = &sandbox.record;
-            sandboxes.entry(renames.owner(&record.app, record.uid.as_ref())).or_default().push(sandbox);
+            sandboxes.entry(renames.owner(&record.app, record.uid.as_ref())).or_default().push(&**sandbox);
             users.entry(&record.disk).or_default().push(&record.id);
         }
         let mut strays: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -46,7 +46,7 @@ impl<'a> World<'a> {
             users.entry(&machine.disk).or_default().push(&machine.sandbox);
         }
         let mut spare_disks: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for disk in observed.disks.values().filter(|disk| !users.contains_key(&disk.id)) {
+        for disk in observed.disks.values().map(|disk| &**disk).filter(|disk| !users.contains_key(&disk.id)) {
             spare_disks.entry(renames.owner(&disk.app, None)).or_default().push(disk);
         }
         Self { desired, observed, now, entropy, sandboxes, strays, users, spare_disks }
@@ -93,9 +93,14 @@ impl<'a> World<'a> {
         self.users.get(disk).is_some_and(|users| users.iter().any(|user| !these.contains(user)))
     }
 
+    /// A disk of the inventory.
+    pub fn disk(&self, id: &DiskId) -> Option<&'a DiskRecord> {
+        self.observed.disks.get(id).map(|disk| &**disk)
+    }
+
     /// What is remembered of an app.
     pub fn memory(&self, app: &AppKey) -> Option<&'a AppRecord> {
-        self.observed.apps.get(app)
+        self.observed.apps.get(app).map(|record| &**record)
     }
 
     /// Whether somebody on this host has frozen the app, also under the name that its sandbox had before a rename.
@@ -105,7 +110,7 @@ impl<'a> World<'a> {
     }
 
     /// The newest spec that is known of an app: declared, remembered, or applied.
-    pub fn last_spec(&self, app: &AppKey) -> Option<&'a SandboxSpec> {
+    pub fn last_spec(&self, app: &AppKey) -> Option<&'a PinnedSpec> {
         let declared = self.desired.apps.get(app).map(|app| &app.spec);
         let remembered = || self.memory(app).map(|memory| &memory.last_good.spec);
         let applied = || {
@@ -120,7 +125,7 @@ impl<'a> World<'a> {
         let memory = self.memory(&app.metadata.key).or_else(|| previous.and_then(|key| self.memory(key)));
         match memory {
             None => Generation(1),
-            Some(memory) if memory.digest == app.spec.digest() => memory.generation,
+            Some(memory) if memory.digest == *app.spec.digest() => memory.generation,
             Some(memory) => memory.generation.next(),
         }
     }

@@ -23,8 +23,8 @@ pub fn json(plan: &Plan) -> Value {
         "revision": plan.revision,
         "observation": plan.observation,
         "summary": Summary::of(plan),
-        "actions": plan.actions.iter().map(action).collect::<Vec<_>>(),
-        "drift": plan.actions.iter().flat_map(drift).collect::<Vec<_>>(),
+        "actions": plan.actions.iter().map(|of| action(of)).collect::<Vec<_>>(),
+        "drift": plan.actions.iter().flat_map(|of| drift(of)).collect::<Vec<_>>(),
         "held": plan.held.iter().map(|held| reasoned(&held.app, hold_code(&held.reason), &held.reason)).collect::<Vec<_>>(),
         "unchanged": plan.unchanged,
     })

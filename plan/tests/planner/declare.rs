@@ -1,6 +1,7 @@
 //! Declarations in a few words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, DiskSize, Power, Retain, SandboxSpec};
@@ -8,6 +9,7 @@ use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Build, Runtime, Web};
+use setpoint_schema::shared::SharedMap;
 use setpoint_schema::template::TemplateRoot;
 
 pub fn key(name: &str) -> AppKey {
@@ -21,9 +23,8 @@ pub fn app(name: &str) -> DesiredApp {
     let spec = AppSpec { runtime: Some(runtime), ..AppSpec::default() };
     DesiredApp {
         metadata: AppMetadata { key: key(name), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
-        spec: SandboxSpec { app: spec, template: TemplateDigest("t1".into()), files: TreeDigest("f1".into()) },
+        spec: SandboxSpec { app: spec, template: TemplateDigest("t1".into()), files: TreeDigest("f1".into()) }.into(),
         path: format!("apps/{name}/app.yaml").parse().unwrap(),
-        revision: CommitId("1".repeat(40)),
     }
 }
 
@@ -67,15 +68,15 @@ pub trait Declare: Sized {
 
 impl Declare for DesiredApp {
     fn spec(mut self, change: impl FnOnce(&mut AppSpec)) -> Self {
-        change(&mut self.spec.app);
+        self.spec = self.spec.with(|spec| change(&mut spec.app));
         self
     }
     fn files(mut self, tree: &str) -> Self {
-        self.spec.files = TreeDigest(tree.to_owned());
+        self.spec = self.spec.with(|spec| spec.files = TreeDigest(tree.to_owned()));
         self
     }
     fn template(mut self, digest: &str) -> Self {
-        self.spec.template = TemplateDigest(digest.to_owned());
+        self.spec = self.spec.with(|spec| spec.template = TemplateDigest(digest.to_owned()));
         self
     }
     fn uid(mut self, uid: &str) -> Self {
@@ -87,12 +88,13 @@ impl Declare for DesiredApp {
 /// The desired state that declares these apps and nothing else.
 pub fn desired(apps: impl IntoIterator<Item = DesiredApp>) -> Desired {
     let revision = CommitId("1".repeat(40));
-    let apps: BTreeMap<_, _> = apps.into_iter().map(|app| (app.metadata.key.clone(), app)).collect();
+    let apps: SharedMap<_, _> = apps.into_iter().map(|app| (app.metadata.key.clone(), Arc::new(app))).collect();
     let root = DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: revision.clone() };
     let templates = apps.values().map(|app| (app.spec.template.clone(), root.clone())).collect();
     Desired {
         revision,
         apps,
+        kept: BTreeMap::new(),
         stalled: BTreeMap::new(),
         templates,
         moved: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use setpoint_plan::desired::Completeness;
@@ -95,7 +96,7 @@ fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
         let mut apps: Vec<_> = apps.into_iter().flatten().collect();
         let declared: BTreeSet<AppKey> = apps.iter().map(|app| app.metadata.key.clone()).collect();
         for app in &mut apps {
-            app.spec.app.depends_on.retain(|dependency| declared.contains(dependency));
+            app.spec = app.spec.with(|spec| spec.app.depends_on.retain(|dependency| declared.contains(dependency)));
         }
         apps
     })
@@ -138,7 +139,7 @@ fn happen(world: &mut World, happening: Happening) {
         Happening::LoseRecord(which) => {
             if let Some(id) = nth_running(world, which).map(|sandbox| sandbox.record.id.clone()) {
                 let lost = world.observed.sandboxes.remove(&id).unwrap();
-                world.observed.unrecorded.push(lost.record.machine);
+                world.observed.unrecorded.push(lost.record.machine.clone());
             }
         }
         Happening::Pass(fault) => careful_pass(world, fault),
@@ -149,13 +150,15 @@ fn happen(world: &mut World, happening: Happening) {
 }
 
 fn nth_running(world: &mut World, which: usize) -> Option<&mut setpoint_schema::observed::ObservedSandbox> {
-    let running = |sandbox: &&mut setpoint_schema::observed::ObservedSandbox| match &sandbox.vm {
+    let running = |sandbox: &&Arc<setpoint_schema::observed::ObservedSandbox>| match &sandbox.vm {
         // A boot that is not the recorded one cannot be lost: the driver names the machine that it runs.
         VmState::Running { nonce, .. } => *nonce == sandbox.record.machine.nonce,
         VmState::Absent | VmState::Exited { .. } => false,
     };
-    let count = world.observed.sandboxes.values_mut().filter(running).count();
-    world.observed.sandboxes.values_mut().filter(running).nth(which.checked_rem(count)?)
+    let found: Vec<_> =
+        world.observed.sandboxes.values().filter(running).map(|sandbox| sandbox.record.id.clone()).collect();
+    let id = found.get(which.checked_rem(found.len())?)?;
+    world.observed.sandboxes.get_mut(id).map(Arc::make_mut)
 }
 
 /// A pass, with everything that must hold of any pass.
@@ -208,7 +211,7 @@ fn assert_explained(world: &World) {
         assert!(explained, "{action:#?}");
     }
     let stuck = plan.actions.iter().any(|action| action.blocked.iter().any(|b| matches!(b, Block::DiskShrink { .. })));
-    let unmet = |app: &DesiredApp| app.spec.app.power == Power::Stopped || app.spec.app.suspend;
+    let unmet = |app: &Arc<DesiredApp>| app.spec.app.power == Power::Stopped || app.spec.app.suspend;
     if !stuck
         && !world.desired.apps.values().any(unmet)
         && plan.held.iter().all(|held| held.reason == Hold::PruneDisabled)

@@ -4,22 +4,24 @@
 //! microVMs on one disk, a microVM without a row, data deleted before its time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::check::check;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
-use setpoint_schema::app::{DesiredApp, Retain, SandboxSpec};
+use setpoint_schema::app::{DesiredApp, Retain};
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent, Limits,
-    Observed, ObservedSandbox, ProcessState, Retry, VmState, WebStatus, WorkerStatus,
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent,
+    LastGood, Limits, Observed, ObservedSandbox, ProcessState, Retry, VmState, WebStatus, WorkerStatus,
 };
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::runtime::ProcessSet;
+use setpoint_schema::shared::SharedMap;
 use setpoint_schema::window::Opening;
 
 use crate::declare::{desired, key};
@@ -63,10 +65,10 @@ impl World {
         let observed = Observed {
             host: HostId("host".into()),
             limits,
-            sandboxes: BTreeMap::new(),
+            sandboxes: SharedMap::new(),
             unrecorded: Vec::new(),
-            disks: BTreeMap::new(),
-            apps: BTreeMap::new(),
+            disks: SharedMap::new(),
+            apps: SharedMap::new(),
         };
         Self {
             desired: desired([]),
@@ -97,7 +99,7 @@ impl World {
     /// What the daemon remembers of apps from revision to revision.
     pub fn remember(&mut self) {
         for (key, app) in &self.desired.apps {
-            let digest = app.spec.digest();
+            let digest = app.spec.digest().clone();
             let known = self.observed.apps.get(key);
             let (generation, retry, heals) = match known {
                 Some(known) if known.digest == digest => (known.generation, known.retry.clone(), known.heals.clone()),
@@ -105,9 +107,9 @@ impl World {
                 None => (Generation(1), Retry::default(), Vec::new()),
             };
             let suspended = known.and_then(|known| known.suspended.clone());
-            let record =
-                AppRecord { key: key.clone(), generation, digest, last_good: app.clone(), retry, heals, suspended };
-            self.observed.apps.insert(key.clone(), record);
+            let last_good = LastGood { app: Arc::clone(app), revision: self.desired.revision_of(key).clone() };
+            let record = AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, suspended };
+            self.observed.apps.insert(key.clone(), Arc::new(record));
         }
     }
 
@@ -131,7 +133,7 @@ impl World {
     /// What runs well is disturbed while its windows are open alone.
     fn assert_in_window(&self, action: &Action) {
         let declared = self.desired.apps.get(&action.app);
-        let app = declared.or_else(|| self.observed.apps.get(&action.app).map(|record| &record.last_good));
+        let app = declared.or_else(|| self.observed.apps.get(&action.app).map(|record| &record.last_good.app));
         let closed = app.is_some_and(|app| app.spec.app.windows.at(self.now) != Opening::Open);
         let sandbox = self.observed.sandboxes.get(&action.sandbox);
         // What a replacement stops is another sandbox than the one that it leads to.
@@ -187,15 +189,16 @@ impl World {
     pub fn action(&self, app: &str) -> Action {
         let actions = self.plan().actions;
         let found = actions.iter().find(|action| action.app == key(app));
-        found.unwrap_or_else(|| panic!("nothing is done for {app}: {actions:#?}")).clone()
+        let found = found.unwrap_or_else(|| panic!("nothing is done for {app}: {actions:#?}"));
+        Action::clone(found)
     }
 
     /// The only sandbox of an app.
     pub fn sandbox(&mut self, app: &str) -> &mut ObservedSandbox {
-        let mut found = self.observed.sandboxes.values_mut().filter(|sandbox| sandbox.record.app == key(app));
-        let sandbox = found.next().unwrap_or_else(|| panic!("{app} has no sandbox"));
-        assert!(found.next().is_none(), "{app} has two sandboxes");
-        sandbox
+        let of_app = self.observed.sandboxes.iter().filter(|(_, sandbox)| sandbox.record.app == key(app));
+        let found: Vec<_> = of_app.map(|(id, _)| id.clone()).collect();
+        let [id] = &found[..] else { panic!("{app} has not one sandbox but {found:?}") };
+        Arc::make_mut(self.observed.sandboxes.get_mut(id).unwrap())
     }
 
     pub fn status(&mut self, app: &str) -> &mut GuestStatus {
@@ -216,12 +219,12 @@ impl World {
     }
 
     pub fn memory(&mut self, app: &AppKey) -> &mut AppRecord {
-        self.observed.apps.get_mut(app).unwrap()
+        Arc::make_mut(self.observed.apps.get_mut(app).unwrap())
     }
 
     fn back_off(&mut self, app: &AppKey) {
         let until = self.now.checked_add(SignedDuration::from_secs(90)).unwrap();
-        if let Some(memory) = self.observed.apps.get_mut(app) {
+        if let Some(memory) = self.observed.apps.get_mut(app).map(Arc::make_mut) {
             memory.retry = Retry {
                 failures: memory.retry.failures + 1,
                 not_before: Some(until),
@@ -257,12 +260,16 @@ impl World {
                     let (nonce, since) = (record.machine.nonce.clone(), self.now);
                     let vm = VmState::Running { nonce, since };
                     let guest = GuestState::Connecting { since };
-                    self.observed.sandboxes.insert(id, ObservedSandbox { record: (**record).clone(), vm, guest });
+                    let adopted = ObservedSandbox { record: (**record).clone(), vm, guest };
+                    self.observed.sandboxes.insert(id, Arc::new(adopted));
                     return;
                 }
                 let new =
                     ObservedSandbox { record: (**record).clone(), vm: VmState::Absent, guest: GuestState::Absent };
-                self.observed.sandboxes.entry(id).or_insert(new).record = (**record).clone();
+                match self.observed.sandboxes.get_mut(&id) {
+                    Some(known) => Arc::make_mut(known).record = (**record).clone(),
+                    None => drop(self.observed.sandboxes.insert(id, Arc::new(new))),
+                }
             }
             Step::EnsureTemplate { digest, .. } => {
                 self.templates.insert(digest.clone());
@@ -278,24 +285,21 @@ impl World {
             }
             Step::ApplyProcesses { sandbox, set, .. } => start(self.guest(sandbox), set),
             Step::Stop { sandbox, .. } => {
-                let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
                 sandbox.vm = VmState::Exited { reason: ExitReason::Shutdown };
                 sandbox.guest = GuestState::Absent;
             }
             Step::RemoveVm(sandbox) => {
-                let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
                 assert!(!matches!(sandbox.vm, VmState::Running { .. }), "a running microVM is removed");
                 sandbox.vm = VmState::Absent;
             }
             Step::ReleaseDisk { disk, keep } => self.release(disk, keep.as_ref()),
             Step::RecordApplied { sandbox, spec, generation, revision } => {
-                let applied = Applied {
-                    spec: SandboxSpec::clone(spec),
-                    generation: *generation,
-                    revision: revision.clone(),
-                    at: self.now,
-                };
-                self.observed.sandboxes.get_mut(sandbox).unwrap().record.applied = Some(applied);
+                let (spec, revision) = (spec.clone(), revision.clone());
+                let applied = Applied { spec, generation: *generation, revision, at: self.now };
+                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
+                sandbox.record.applied = Some(applied);
             }
             Step::Forget(sandbox) => {
                 let gone = self.observed.sandboxes.remove(sandbox);
@@ -308,7 +312,7 @@ impl World {
         let present = self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default();
         assert!(size >= present, "a disk shrinks");
         let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
-        self.observed.disks.insert(disk.clone(), record);
+        self.observed.disks.insert(disk.clone(), Arc::new(record));
     }
 
     fn launch(&mut self, machine: &setpoint_schema::observed::Machine) {
@@ -319,13 +323,14 @@ impl World {
             assert!(!matches!(other.vm, VmState::Running { .. }), "two microVMs on one disk, or two boots of one");
         }
         let sandbox = self.observed.sandboxes.get_mut(&machine.sandbox).expect("a row before the microVM");
+        let sandbox = Arc::make_mut(sandbox);
         assert_eq!(sandbox.record.machine, *machine);
         sandbox.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
         sandbox.guest = GuestState::Connecting { since: self.now };
     }
 
     fn answer(&mut self, sandbox: &SandboxId) {
-        let sandbox = self.observed.sandboxes.get_mut(sandbox).unwrap();
+        let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
         let VmState::Running { nonce, .. } = &sandbox.vm else { panic!("nothing runs that could answer") };
         let disk = &sandbox.record.disk;
         let status = GuestStatus {
@@ -353,7 +358,7 @@ impl World {
     }
 
     fn guest(&mut self, sandbox: &SandboxId) -> &mut GuestStatus {
-        match &mut self.observed.sandboxes.get_mut(sandbox).unwrap().guest {
+        match &mut Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap()).guest {
             GuestState::Answering(status) => status,
             other => panic!("{sandbox} does not answer: {other:?}"),
         }
@@ -364,7 +369,7 @@ impl World {
         for user in users {
             assert_eq!(user.vm, VmState::Absent, "a disk is released under its microVM");
         }
-        let Some(record) = self.observed.disks.get_mut(disk) else { return };
+        let Some(record) = self.observed.disks.get_mut(disk).map(Arc::make_mut) else { return };
         match keep {
             Some(state) => record.state = state.clone(),
             None => {
@@ -386,7 +391,7 @@ impl World {
         let id = self.sandbox(app).record.id.clone();
         let lost = self.observed.sandboxes.remove(&id).unwrap();
         assert!(matches!(lost.vm, VmState::Running { .. }));
-        self.observed.unrecorded.push(lost.record.machine);
+        self.observed.unrecorded.push(lost.record.machine.clone());
     }
 
     /// The source cannot be read.

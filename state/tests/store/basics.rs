@@ -1,11 +1,12 @@
 //! Records, batches, the lock, and what the store refuses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
 use setpoint_schema::id::{CommitId, DiskId, Generation, SpecDigest, TemplateDigest, TreeDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
-use setpoint_schema::observed::{AppRecord, DiskRecord, Retry};
+use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, Retry};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_state::{Apps, Batch, Disks, EventKind, NewEvent, StateError, Store, VALUE_LIMIT};
 
@@ -162,7 +163,10 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         key: key.clone(),
         generation: Generation(1),
         digest: SpecDigest(digest("s")),
-        last_good: DesiredApp { metadata, spec, path, revision: CommitId("c".repeat(40)) },
+        last_good: LastGood {
+            app: Arc::new(DesiredApp { metadata, spec: spec.into(), path }),
+            revision: CommitId("c".repeat(40)),
+        },
         retry: Retry::default(),
         heals: Vec::new(),
         suspended: None,
