@@ -16,6 +16,7 @@ pub mod execute;
 pub mod files;
 pub mod follow;
 mod jobs;
+mod revisions;
 pub mod step;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, Hold, Plan, PlanId, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Limits, Observed, SandboxRecord};
 use setpoint_state::{Outcome as StepEnd, StateError};
@@ -37,6 +39,7 @@ use crate::config::Converge;
 use crate::converge::books::Books;
 use crate::converge::follow::Followed;
 use crate::converge::jobs::{Ended, Jobs};
+use crate::converge::revisions::Idle;
 use crate::converge::step::Hands;
 use crate::world::World;
 
@@ -56,6 +59,8 @@ pub struct Pass {
     pub plan: Arc<Plan>,
     /// The apps that are being worked on.
     pub busy: BTreeSet<AppKey>,
+    /// The newest revision that was carried out in full.
+    pub last_applied: Option<CommitId>,
     /// When the pass was made.
     pub at: Timestamp,
 }
@@ -117,6 +122,7 @@ impl Reconciler {
     /// # Errors
     /// Only when the store fails: without it nothing can be done safely.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StateError> {
+        self.books.resume().await?;
         self.note_unfinished().await?;
         self.look_for_unrecorded().await;
         let mut full_look = tokio::time::interval(self.pace.interval.as_duration());
@@ -145,11 +151,13 @@ impl Reconciler {
         let gone = self.gone(&desired);
         drop(desired);
         self.begin_ready().await?;
-        let idle = self.jobs.is_empty() && !self.awaits_guests(&plan);
+        let idle = if self.jobs.is_empty() && !self.awaits_guests(&plan) { Idle::Yes } else { Idle::No };
         self.books.note_progress(&followed, &plan, idle, now).await?;
         self.books.forget_gone(gone).await?;
         self.parent = Some(plan.id.clone());
-        let pass = Pass { followed, observed: self.world.observed().clone(), plan, busy: self.jobs.apps(), at: now };
+        let (observed, busy) = (self.world.observed().clone(), self.jobs.apps());
+        let last_applied = self.books.last_applied().cloned();
+        let pass = Pass { followed, observed, plan, busy, last_applied, at: now };
         self.passes.send_replace(Some(Arc::new(pass)));
         Ok(deadline)
     }

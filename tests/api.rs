@@ -144,7 +144,8 @@ fn app(key: &AppKey) -> wire::App {
             "type": "Ready", "status": "True", "reason": "Healthy", "message": "web answers", "since": "2026-01-01T00:00:00Z"
         }],
         "generation": 2, "observedGeneration": 2, "lastAttemptedRevision": "c0ffee", "lastAppliedRevision": "c0ffee",
-        "blocked": [], "held": null, "sandbox": "blog-00000002", "preview": "up", "urls": ["http://blog.localhost:8080/"],
+        "blocked": [], "held": null, "dependsOn": [], "sandbox": "blog-00000002", "preview": "up",
+        "urls": ["http://blog.localhost:8080/"], "urlsMissing": [],
         "build": {"state": "skipped"},
         "web": {"process": {"state": "running", "restarts": 1}, "health": {"state": "healthy"}},
         "workers": [], "restarts": 1, "power": "running", "template": "minimal",
@@ -179,7 +180,7 @@ fn event(id: u32) -> wire::Event {
 fn revision() -> wire::Revision {
     serde_json::from_value(json!({
         "commit": "c0ffee", "state": "applied", "message": "4 apps", "attemptedAt": "2026-01-01T00:00:00Z",
-        "appliedAt": "2026-01-01T00:00:09Z"
+        "appliedAt": "2026-01-01T00:00:09Z", "durationMs": 9000, "actions": {"created": 4}
     }))
     .unwrap()
 }

@@ -331,7 +331,7 @@ fn an_app_that_goes_while_another_file_cannot_be_made_out_is_kept() {
         host.write("apps/shop/app.yaml", "kind: [App\n");
     });
     scene.assert_unharmed();
-    let held = scene.host.app("blog")["held"].as_str().unwrap().to_owned();
+    let held = scene.host.app("blog")["held"]["message"].as_str().unwrap().to_owned();
     assert!(held.contains("apps/shop/app.yaml:2:"), "{held}");
     scene.assert_mends();
 }
@@ -341,7 +341,7 @@ fn an_empty_tree_removes_nothing() {
     let scene = Scene::new();
     scene.commit(|host| drop(host.git(&["rm", "-r", "-q", "."])));
     scene.assert_unharmed();
-    let held = scene.host.app("blog")["held"].as_str().unwrap().to_owned();
+    let held = scene.host.app("blog")["held"]["message"].as_str().unwrap().to_owned();
     assert!(held.contains("allow_empty"), "{held}");
     scene.assert_mends();
 }

@@ -4,6 +4,8 @@
 //! shape without breaking those who read the API. Field names are camelCase, times RFC 3339 in UTC, sizes as in declarations
 //! (`512Mi`). Readers must tolerate fields that they do not know.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,14 +14,16 @@ use crate::id::{CommitId, SandboxId};
 use crate::name::AppKey;
 
 mod app;
+mod blocker;
 mod daemon;
 mod sandbox;
 mod template;
 
 pub use app::{
-    App, Build, Condition, ConditionKind, ConditionStatus, Override, Phase, Preview, Process, Resources, Web,
-    WebHealth, Worker,
+    App, Build, Condition, ConditionKind, ConditionStatus, MissingUrl, Override, Phase, Preview, Process, Resources,
+    Web, WebHealth, Worker,
 };
+pub use blocker::{Blocker, BlockerReason};
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
 pub use sandbox::{Disk, Sandbox, Vm};
 pub use template::{Template, TemplateRoot};
@@ -48,6 +52,10 @@ pub struct Revision {
     pub attempted_at: Timestamp,
     /// When it was carried out in full; null before that.
     pub applied_at: Option<Timestamp>,
+    /// How long it took from the first try to its end; null while it has not ended.
+    pub duration_ms: Option<u64>,
+    /// How many actions ended while it was the newest, by the word of their event, as `created`.
+    pub actions: BTreeMap<String, u32>,
 }
 
 /// How far a revision came.
@@ -58,8 +66,10 @@ pub enum RevisionState {
     Attempted,
     /// Carried out in full.
     Applied,
-    /// It could not be read, or something of it cannot be carried out.
+    /// Something of it could not be carried out. It is tried again until a newer one takes its place.
     Failed,
+    /// All that could be carried out is; the rest has mistakes, and runs on as it was.
+    Stalled,
     /// A newer revision took its place first.
     Superseded,
 }

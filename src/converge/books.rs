@@ -11,13 +11,12 @@ use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{CommitId, Generation};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, FLAP_HEALS, LastGood, Retry};
-use setpoint_state::{
-    EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, StateError,
-};
+use setpoint_state::{EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, StateError};
 
 use crate::converge::execute::Outcome;
 use crate::converge::follow::Followed;
 use crate::converge::jobs::Ended;
+use crate::converge::revisions::{Idle, Revisions};
 use crate::ledger::Ledger;
 
 type Result<T> = std::result::Result<T, StateError>;
@@ -32,8 +31,7 @@ pub struct Books {
     ledger: Ledger,
     /// What was taken in last, so that a pass without news writes nothing.
     taken_in: Option<Arc<Followed>>,
-    /// The revision that is being carried out, as it was written down last.
-    revision: Option<RevisionRecord>,
+    revisions: Revisions,
     /// The actions of the plan that was noted last: the same work seen from a newer observation is not history.
     noted_work: BTreeMap<AppKey, ActionKind>,
 }
@@ -42,7 +40,18 @@ impl Books {
     /// Writes through `ledger`.
     #[must_use]
     pub fn new(ledger: Ledger) -> Self {
-        Self { ledger, taken_in: None, revision: None, noted_work: BTreeMap::new() }
+        Self { revisions: Revisions::new(ledger.clone()), ledger, taken_in: None, noted_work: BTreeMap::new() }
+    }
+
+    /// Goes on where an earlier daemon left off.
+    pub async fn resume(&mut self) -> Result<()> {
+        self.revisions.resume().await
+    }
+
+    /// The newest revision that was carried out in full.
+    #[must_use]
+    pub fn last_applied(&self) -> Option<&CommitId> {
+        self.revisions.last_applied()
     }
 
     /// Remembers each app's newest good declaration, and counts a generation for each change of its spec.
@@ -57,38 +66,7 @@ impl Books {
             .collect();
         self.ledger.put_apps(changed).await?;
         self.taken_in = Some(Arc::clone(followed));
-        self.note_attempt(followed, now).await
-    }
-
-    /// A newer revision ends the history of the one before it, however far that came.
-    async fn note_attempt(&mut self, followed: &Followed, now: Timestamp) -> Result<()> {
-        let current = self.revision.as_ref().map(|record| &record.commit);
-        let Some(commit) = followed.attempted.clone().filter(|commit| current != Some(commit)) else { return Ok(()) };
-        if let Some(record) = self.revision.take().filter(|record| record.outcome == RevisionOutcome::Applying) {
-            let outcome = RevisionOutcome::Superseded(commit.clone());
-            self.write_revision(RevisionRecord { outcome, ..record }).await?;
-        }
-        let summary = match followed.diagnostics.len() {
-            0 => format!("{} apps", followed.desired.apps.len()),
-            mistakes => format!("{} apps, {mistakes} mistakes", followed.desired.apps.len()),
-        };
-        let event =
-            NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));
-        self.event(event).await?;
-        self.write_revision(RevisionRecord {
-            commit,
-            attempted_at: now,
-            applied_at: None,
-            outcome: RevisionOutcome::Applying,
-            duration_ms: 0,
-            summary,
-        })
-        .await
-    }
-
-    async fn write_revision(&mut self, record: RevisionRecord) -> Result<()> {
-        self.revision = Some(record.clone());
-        self.ledger.with(move |store| store.record_revision(&record)).await
+        self.revisions.note_attempt(followed, now).await
     }
 
     /// Keeps a plan in the history if it is about other work than the one before.
@@ -116,7 +94,7 @@ impl Books {
     }
 
     /// After actions: their outcomes, and when each may be tried again.
-    pub(super) async fn note_ends(&self, ended: &[Ended], now: Timestamp) -> Result<()> {
+    pub(super) async fn note_ends(&mut self, ended: &[Ended], now: Timestamp) -> Result<()> {
         let mut events = Vec::new();
         let mut outcomes = Vec::new();
         for Ended { action, outcome } in ended {
@@ -126,11 +104,13 @@ impl Books {
                 Outcome::Done => {
                     let (kind, message) = done(action);
                     tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
+                    self.revisions.count(kind);
                     (NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message), None)
                 }
                 Outcome::Failed { step, reason } => {
                     tracing::warn!(%app, sandbox = %action.sandbox, step, error = %reason, "action failed");
                     let message = format!("{} failed at {step}: {reason}", action.kind);
+                    self.revisions.count(EventKind::Failed);
                     (NewEvent::new(EventKind::Failed, *step, message.clone()), Some(message))
                 }
             };
@@ -143,28 +123,20 @@ impl Books {
         self.ledger.note(events, retried).await
     }
 
-    /// Marks the revision as applied once nothing of it is left to do.
-    pub async fn note_progress(&mut self, followed: &Followed, plan: &Plan, idle: bool, now: Timestamp) -> Result<()> {
-        let done = plan.actions.is_empty() && idle && followed.trouble.is_none() && followed.diagnostics.is_empty();
-        let Some(record) = self.revision.clone().filter(|record| done && record.outcome == RevisionOutcome::Applying)
-        else {
-            return Ok(());
-        };
-        let duration_ms = u64::try_from(now.duration_since(record.attempted_at).as_millis()).unwrap_or(0);
-        let message = format!("{}: carried out in {duration_ms} ms", record.commit.short());
-        self.event(NewEvent::new(EventKind::RevisionApplied, "Converged", message)).await?;
-        let (applied_at, outcome) = (Some(now), RevisionOutcome::Applied);
-        self.write_revision(RevisionRecord { applied_at, outcome, duration_ms, ..record }).await
+    /// Notes that the revision came to an end, if it has.
+    pub(super) async fn note_progress(
+        &mut self,
+        followed: &Followed,
+        plan: &Plan,
+        idle: Idle,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.revisions.note_progress(followed, plan, idle, now).await
     }
 
     /// Forgets apps that are neither declared nor have anything left.
     pub async fn forget_gone(&self, gone: Vec<AppKey>) -> Result<()> {
         self.ledger.forget_apps(gone).await
-    }
-
-    /// Writes down what happened.
-    pub async fn event(&self, event: NewEvent) -> Result<()> {
-        self.ledger.with(move |store| store.append_event(event).map(drop)).await
     }
 }
 

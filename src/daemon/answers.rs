@@ -116,17 +116,18 @@ fn failed(operation: &'static str, error: impl std::error::Error + Send + Sync +
 fn event(record: EventRecord) -> wire::Event {
     let EventRecord { id, at, app, sandbox, kind, reason, message } = record;
     // The kind is written as it is stored, so that both forms are one list of words.
-    let kind = serde_json::to_value(kind).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
-    wire::Event { id: id.to_string(), at, kind, app, sandbox, reason, message }
+    wire::Event { id: id.to_string(), at, kind: kind.word(), app, sandbox, reason, message }
 }
 
 fn revision(record: RevisionRecord) -> wire::Revision {
-    let RevisionRecord { commit, attempted_at, applied_at, outcome, duration_ms: _, summary } = record;
+    let RevisionRecord { commit, attempted_at, applied_at, outcome, duration_ms, summary, done } = record;
+    let duration_ms = (outcome != RevisionOutcome::Applying).then_some(duration_ms);
     let (state, message) = match outcome {
         RevisionOutcome::Applying => (wire::RevisionState::Attempted, summary),
         RevisionOutcome::Applied => (wire::RevisionState::Applied, summary),
+        RevisionOutcome::Stalled(why) => (wire::RevisionState::Stalled, why),
         RevisionOutcome::Failed(why) | RevisionOutcome::Refused(why) => (wire::RevisionState::Failed, why),
         RevisionOutcome::Superseded(by) => (wire::RevisionState::Superseded, format!("{} took its place", by.short())),
     };
-    wire::Revision { commit, state, message, attempted_at, applied_at }
+    wire::Revision { commit, state, message, attempted_at, applied_at, duration_ms, actions: done }
 }

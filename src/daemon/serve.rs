@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use setpoint_schema::app::DesiredApp;
@@ -20,7 +21,10 @@ use crate::daemon::DaemonError;
 use crate::daemon::answers::Answers;
 use crate::ingress::{self, Routes, Upstream};
 use crate::ledger::Ledger;
-use crate::status::{self, Identity, Reporter};
+use crate::status::{self, Identity, Report, Reporter};
+
+/// How many events are looked through for how things were before this daemon: all that the store keeps.
+const EARLIER: usize = 10_000;
 
 /// The bound addresses, and all that is served on them.
 pub(super) struct Servers {
@@ -66,7 +70,9 @@ impl Servers {
         let Self { api: (api_listener, _), ingress: (ingress_listener, _), identity, hands, passes } = self;
         let answers = Arc::new(Answers::new(&hands, passes.clone()));
         let domain = identity.domain.clone();
-        let reporter = Reporter::new(identity);
+        // Without them, conditions begin anew; whether the store can be read at all shows elsewhere.
+        let earlier = hands.ledger.with(|store| store.latest_events(EARLIER)).await.unwrap_or_default();
+        let reporter = Reporter::new(identity, &earlier);
         let snapshots = watch::Sender::new(None);
         let routes = watch::Sender::new(Arc::new(Routes::default()));
         let api = api::serve(api_listener, snapshots.subscribe(), answers.clone(), shutdown.clone());
@@ -87,24 +93,44 @@ struct Publisher {
 
 impl Publisher {
     async fn run(mut self, mut passes: watch::Receiver<Option<Arc<Pass>>>, shutdown: CancellationToken) {
-        while let Some(Ok(())) = shutdown.run_until_cancelled(passes.changed()).await {
+        let mut until = None;
+        loop {
+            // Either way the newest pass is told; a pass that time alone changes the report of is told again.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = passes.changed() => if changed.is_err() { return },
+                () = sleep_until(until) => {}
+            }
             let pass = passes.borrow_and_update().clone();
             if let Some(pass) = pass {
-                self.publish(&pass).await;
+                until = self.publish(&pass).await;
             }
         }
     }
 
-    async fn publish(&mut self, pass: &Pass) {
-        let meta = self.ledger.with(|store| store.meta()).await;
-        let (snapshot, events) = self.reporter.report(pass, meta.ok().and_then(|meta| meta.last_applied));
-        self.routes.send_replace(Arc::new(routes_of(pass, &self.domain)));
+    async fn publish(&mut self, pass: &Pass) -> Option<Timestamp> {
+        let routes = Arc::new(routes_of(pass, &self.domain));
+        let now = pass.at.max(Timestamp::now());
+        let Report { snapshot, events, until } = self.reporter.report(pass, &routes, now);
+        self.routes.send_replace(routes);
         self.snapshots.send_replace(Some(snapshot));
-        for event in events {
-            if let Err(error) = self.ledger.with(move |store| store.append_event(event).map(drop)).await {
-                tracing::error!(error = %crate::report::chain(&error), "event could not be recorded");
-            }
+        if !events.is_empty()
+            && let Err(error) = self.ledger.note(events, |_| Vec::new()).await
+        {
+            tracing::error!(error = %crate::report::chain(&error), "events could not be recorded");
         }
+        until
+    }
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        // The report asks whether the time is over, so it is made just after it.
+        Some(at) => {
+            let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            tokio::time::sleep(left + Duration::from_millis(1)).await;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the logs hold: events, journal entries, revisions and plans. The inventory's records are `schema`'s.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -155,12 +156,25 @@ pub enum EventKind {
     RevisionAttempted,
     /// A revision was carried out in full.
     RevisionApplied,
+    /// A revision was carried out but for what has mistakes.
+    RevisionStalled,
+    /// Something of a revision could not be carried out.
+    RevisionFailed,
     /// A data disk is kept after its app was removed.
     DiskRetained,
     /// A retained disk was deleted.
     DiskExpired,
     /// The state was made anew from what was running.
     StateRebuilt,
+}
+
+impl EventKind {
+    /// The kind in one camelCase word, as it is stored.
+    #[must_use]
+    pub fn word(self) -> String {
+        let word = serde_json::to_value(self).ok();
+        word.and_then(|word| word.as_str().map(str::to_owned)).expect("a kind without data is stored as a word")
+    }
 }
 
 /// Which plan: the plan's own hash.
@@ -253,6 +267,9 @@ pub struct RevisionRecord {
     pub duration_ms: u64,
     /// What it did, in a line.
     pub summary: String,
+    /// How many actions were carried out while it was the newest, by the word of their event.
+    #[serde(default)]
+    pub done: BTreeMap<String, u32>,
 }
 
 /// How a revision stands.
@@ -265,6 +282,8 @@ pub enum RevisionOutcome {
     Applied,
     /// Something in it failed: what.
     Failed(String),
+    /// All of it is carried out but for what has mistakes: the first of them.
+    Stalled(String),
     /// A newer revision took its place before it was done.
     Superseded(CommitId),
     /// It was not begun: why.

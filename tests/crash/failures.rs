@@ -208,7 +208,7 @@ fn is_newest(host: &Host, app: &Value) -> bool {
 fn wait_blocked(host: &Host, app: &str, words: &str) {
     host.wait_for(&format!("{app} to be blocked by {words:?}"), |host| {
         let blocked = host.app(app)["blocked"].clone();
-        let blocks = blocked.as_array()?.iter().filter_map(Value::as_str);
+        let blocks = blocked.as_array()?.iter().filter_map(|block| block["message"].as_str());
         blocks.into_iter().any(|block| block.contains(words)).then_some(())
     });
 }

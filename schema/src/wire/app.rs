@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::blocker::Blocker;
 use crate::app::Power;
 use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
@@ -31,23 +32,27 @@ pub struct App {
     pub generation: Generation,
     /// The generation that the sandbox was last brought to; null before the first time.
     pub observed_generation: Option<Generation>,
-    /// The newest revision that was planned for this app.
+    /// The revision that last declared it otherwise than before; the newest one, while that has mistakes in it.
     pub last_attempted_revision: Option<CommitId>,
     /// The revision that was last carried out in full.
     pub last_applied_revision: Option<CommitId>,
     /// Why the next change cannot begin; empty when nothing is in its way.
-    pub blocked: Vec<String>,
-    /// What holds the app as it is, as `suspended`; null when nothing does.
-    pub held: Option<String>,
+    pub blocked: Vec<Blocker>,
+    /// What holds the app as it is; null when nothing does.
+    pub held: Option<Blocker>,
     /// What somebody on the daemon's host has set over the declaration; null when nothing is.
     #[serde(rename = "override")]
     pub overridden: Option<Override>,
+    /// The apps that must be ready before it starts or changes.
+    pub depends_on: Vec<AppKey>,
     /// The app's microVM; null while there is none.
     pub sandbox: Option<SandboxId>,
     /// What there is to look at in a browser.
     pub preview: Preview,
     /// Where the ingress serves it, the main address first.
     pub urls: Vec<String>,
+    /// The host names that it asks for and does not have, and why.
+    pub urls_missing: Vec<MissingUrl>,
     /// How the last build went.
     pub build: Build,
     /// The web process; null for an app without one.
@@ -64,6 +69,16 @@ pub struct App {
     pub resources: Resources,
     /// The declared labels.
     pub labels: BTreeMap<String, String>,
+}
+
+/// A host name that an app asks for and does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingUrl {
+    /// The name.
+    pub host: String,
+    /// Why not, in a sentence.
+    pub reason: String,
 }
 
 impl App {

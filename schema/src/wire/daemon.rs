@@ -114,18 +114,31 @@ impl AppCounts {
     #[must_use]
     pub fn of<'a>(apps: impl IntoIterator<Item = &'a App>) -> Self {
         let mut counts = Self::default();
-        for app in apps {
-            counts.total += 1;
-            *match app.phase {
-                Phase::Ready => &mut counts.ready,
-                Phase::Pending | Phase::Reconciling | Phase::Deleting => &mut counts.reconciling,
-                Phase::Unready => &mut counts.unready,
-                Phase::Blocked => &mut counts.blocked,
-                Phase::Stalled => &mut counts.stalled,
-                Phase::Stopped | Phase::Suspended => &mut counts.resting,
-            } += 1;
-        }
+        apps.into_iter().for_each(|app| counts.move_app(None, Some(app.phase)));
         counts
+    }
+
+    /// Counts one app in another phase than before. One that comes has no phase before, one that goes none after.
+    pub fn move_app(&mut self, before: Option<Phase>, after: Option<Phase>) {
+        if let Some(before) = before {
+            self.total -= 1;
+            *self.of_phase(before) -= 1;
+        }
+        if let Some(after) = after {
+            self.total += 1;
+            *self.of_phase(after) += 1;
+        }
+    }
+
+    fn of_phase(&mut self, phase: Phase) -> &mut u32 {
+        match phase {
+            Phase::Ready => &mut self.ready,
+            Phase::Pending | Phase::Reconciling | Phase::Deleting => &mut self.reconciling,
+            Phase::Unready => &mut self.unready,
+            Phase::Blocked => &mut self.blocked,
+            Phase::Stalled => &mut self.stalled,
+            Phase::Stopped | Phase::Suspended => &mut self.resting,
+        }
     }
 }
 

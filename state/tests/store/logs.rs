@@ -189,6 +189,7 @@ fn revision(name: &str, second: i64) -> RevisionRecord {
         outcome: RevisionOutcome::Applying,
         duration_ms: 0,
         summary: String::new(),
+        done: std::collections::BTreeMap::new(),
     }
 }
 

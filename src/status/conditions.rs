@@ -1,0 +1,134 @@
+//! The conditions of an app, what is in its way, and since when: a time stands as long as what it belongs to does.
+
+use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::model::{Block, Hold};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::wire::{self, Blocker, BlockerReason, Condition, ConditionKind, ConditionStatus, Phase};
+
+use super::facts::{AppFacts, Busy};
+use super::news::Known;
+
+/// What was said of an app before: by the pass before, or, right after a start, by the events of earlier daemons.
+#[derive(Clone, Copy)]
+pub(super) struct Earlier<'a> {
+    pub app: Option<&'a wire::App>,
+    pub known: Option<&'a Known>,
+}
+
+impl Earlier<'_> {
+    /// Since when a condition has this status, if it had it before.
+    fn since(&self, kind: ConditionKind, status: ConditionStatus) -> Option<Timestamp> {
+        let conditions = self.app.into_iter().flat_map(|app| &app.conditions);
+        let said = conditions.filter(|condition| condition.kind == kind).find(|condition| condition.status == status);
+        said.map(|condition| condition.since).or_else(|| self.known?.since(kind, status))
+    }
+
+    fn blocker(&self, reason: BlockerReason, on: Option<&AppKey>) -> Option<Timestamp> {
+        let app = self.app?;
+        let mut said = app.blocked.iter().chain(&app.held);
+        said.find(|blocker| blocker.reason == reason && blocker.on.as_ref() == on).map(|blocker| blocker.since)
+    }
+}
+
+/// `Ready`, `Reconciling` and `Stalled`.
+pub(super) fn conditions(
+    facts: &AppFacts<'_>,
+    phase: Phase,
+    earlier: Earlier<'_>,
+    blocked: &[Blocker],
+    now: Timestamp,
+) -> Vec<Condition> {
+    let condition = |kind, status, (reason, message): (&str, String)| {
+        let since = earlier.since(kind, status).unwrap_or(now);
+        Condition { kind, status, reason: reason.to_owned(), message, since }
+    };
+    let nothing = || ("Settled", "nothing is left to do".to_owned());
+    let (status, why) = readiness(facts, earlier);
+    let ready = condition(ConditionKind::Ready, status, why);
+    let reconciling = matches!(phase, Phase::Pending | Phase::Reconciling | Phase::Blocked | Phase::Deleting);
+    let work = match facts.action.map(|action| (action, blocked.first())) {
+        Some((_, Some(blocker))) => ("Blocked", blocker.message.clone()),
+        Some((action, None)) => ("Progressing", action.kind.to_string()),
+        // What is under way was planned by an earlier pass.
+        None if facts.busy == Busy::Yes => ("Progressing", "its steps are being carried out".to_owned()),
+        None => nothing(),
+    };
+    let stalled = stalled_reason(facts, &ready, now);
+    let is_stalled = stalled.is_some();
+    vec![
+        ready,
+        condition(ConditionKind::Reconciling, holds(reconciling), work),
+        condition(ConditionKind::Stalled, holds(is_stalled), stalled.unwrap_or_else(nothing)),
+    ]
+}
+
+fn readiness(facts: &AppFacts<'_>, earlier: Earlier<'_>) -> (ConditionStatus, (&'static str, String)) {
+    if facts.is_ready() {
+        return (ConditionStatus::True, ("Healthy", "as declared and healthy".to_owned()));
+    }
+    // A new daemon has to ask first; before it has, what was known is neither true nor false.
+    if earlier.known.is_some_and(Known::is_unconfirmed) && facts.is_unasked() {
+        return (
+            ConditionStatus::Unknown,
+            ("NotAsked", "its agent has not been asked since the daemon started".to_owned()),
+        );
+    }
+    (ConditionStatus::False, facts.unready())
+}
+
+fn holds(holds: bool) -> ConditionStatus {
+    if holds { ConditionStatus::True } else { ConditionStatus::False }
+}
+
+/// Why only a change of the declaration can help, if that is so.
+fn stalled_reason(facts: &AppFacts<'_>, ready: &Condition, now: Timestamp) -> Option<(&'static str, String)> {
+    if let Some(mistakes) = facts.stalled {
+        return Some(("InvalidDeclaration", mistakes.to_owned()));
+    }
+    let limit = facts.declared.spec.app.timeouts.ready;
+    let is_over = ready_timeout(facts, ready.since)? < now;
+    is_over.then(|| ("ReadyTimeout", format!("not ready within {limit}: {}", ready.message)))
+}
+
+/// When an app that is not ready counts as stalled, if it is one that only waits.
+pub(super) fn ready_timeout(facts: &AppFacts<'_>, unready_since: Timestamp) -> Option<Timestamp> {
+    let waits = facts.stalled.is_none() && matches!(facts.held, Some(Hold::Unready(_)));
+    let limit = SignedDuration::try_from(facts.declared.spec.app.timeouts.ready.as_duration()).ok()?;
+    waits.then(|| unready_since.checked_add(limit).ok()).flatten()
+}
+
+/// Why the next change cannot begin.
+pub(super) fn blocked(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp) -> Vec<Blocker> {
+    let describe = |block: &Block| {
+        let (reason, on, until) = match block {
+            Block::Dependency { app, reason: _ } => (BlockerReason::Dependency, Some(app), None),
+            Block::Capacity(_) => (BlockerReason::Capacity, None, None),
+            Block::Backoff { until, reason: _ } => (BlockerReason::Backoff, None, Some(*until)),
+            Block::Flapping(_) => (BlockerReason::Flapping, None, None),
+            Block::DiskShrink { .. } => (BlockerReason::DiskShrink, None, None),
+            Block::Unhealthy(_) => (BlockerReason::Unhealthy, None, None),
+            Block::Dependent(app) => (BlockerReason::Dependent, Some(app), None),
+            Block::Window { opens } => (BlockerReason::Window, None, *opens),
+        };
+        let since = earlier.blocker(reason, on).unwrap_or(now);
+        Blocker { reason, on: on.cloned(), since, until, message: block.to_string() }
+    };
+    facts.blocked().iter().map(describe).collect()
+}
+
+/// What holds the app as it is.
+pub(super) fn held(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp) -> Option<Blocker> {
+    let hold = facts.held?;
+    let reason = match hold {
+        Hold::Suspended => BlockerReason::Suspended,
+        Hold::SuspendedHere(_) => BlockerReason::SuspendedHere,
+        Hold::PruneDisabled => BlockerReason::PruneDisabled,
+        Hold::PruneUnsafe(_) => BlockerReason::PruneUnsafe,
+        Hold::Stalled(_) => BlockerReason::Stalled,
+        Hold::Unready(_) => BlockerReason::Unready,
+    };
+    let suspended = facts.overridden().filter(|_| reason == BlockerReason::SuspendedHere);
+    let suspended = suspended.map(|suspension| suspension.suspended_since);
+    let since = suspended.or_else(|| earlier.blocker(reason, None)).unwrap_or(now);
+    Some(Blocker { reason, on: None, since, until: None, message: hold.to_string() })
+}

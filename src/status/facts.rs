@@ -1,0 +1,140 @@
+//! What a pass knows of one app, and what follows from that: its phase, whether it is ready, why not.
+
+use setpoint_plan::model::{Action, ActionKind, Block, Hold};
+use setpoint_schema::app::{DesiredApp, Power};
+use setpoint_schema::id::CommitId;
+use setpoint_schema::observed::{AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, VmState};
+use setpoint_schema::runtime;
+use setpoint_schema::wire::{self, Phase};
+
+/// Everything that a pass knows of one app.
+pub(super) struct AppFacts<'a> {
+    /// As it is declared, or was last.
+    pub declared: &'a DesiredApp,
+    /// The mistakes in its newest declaration.
+    pub stalled: Option<&'a str>,
+    pub record: Option<&'a AppRecord>,
+    pub sandbox: Option<&'a ObservedSandbox>,
+    pub action: Option<&'a Action>,
+    pub held: Option<&'a Hold>,
+    pub busy: Busy,
+    /// The newest revision that was tried.
+    pub attempted: Option<&'a CommitId>,
+}
+
+/// Whether an app is being worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Busy {
+    Yes,
+    No,
+}
+
+impl<'a> AppFacts<'a> {
+    pub fn guest(&self) -> Option<&'a GuestStatus> {
+        match &self.sandbox?.guest {
+            GuestState::Answering(status) => Some(status),
+            GuestState::Absent | GuestState::Connecting { .. } | GuestState::Silent { .. } => None,
+        }
+    }
+
+    pub fn blocked(&self) -> &'a [Block] {
+        self.action.map_or(&[], |action| &action.blocked)
+    }
+
+    /// What somebody on this host has set over the declaration, maybe under an earlier name.
+    pub fn overridden(&self) -> Option<wire::Override> {
+        let recorded = self.record.and_then(|record| record.suspended.as_ref()).map(Into::into);
+        recorded.or_else(|| match self.held? {
+            Hold::SuspendedHere(suspension) => Some(suspension.into()),
+            Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) | Hold::Unready(_) => None,
+        })
+    }
+
+    pub fn phase(&self) -> Phase {
+        let deleting = self.action.is_some_and(|action| action.kind == ActionKind::Delete);
+        match (self.busy, self.action, self.held) {
+            (_, Some(_), _) if deleting => Phase::Deleting,
+            (Busy::Yes, _, _) => Phase::Reconciling,
+            _ if self.stalled.is_some() => Phase::Stalled,
+            (Busy::No, Some(action), _) if !action.blocked.is_empty() => Phase::Blocked,
+            (Busy::No, Some(action), _) if action.kind == ActionKind::Create => Phase::Pending,
+            (Busy::No, Some(_), _) => Phase::Reconciling,
+            (Busy::No, None, Some(Hold::Suspended | Hold::SuspendedHere(_))) => Phase::Suspended,
+            (Busy::No, None, Some(Hold::Stalled(_))) => Phase::Stalled,
+            (Busy::No, None, Some(Hold::Unready(_))) => Phase::Unready,
+            (Busy::No, None, Some(Hold::PruneDisabled | Hold::PruneUnsafe(_)) | None) => self.settled_phase(),
+        }
+    }
+
+    fn settled_phase(&self) -> Phase {
+        match self.declared.spec.app.power {
+            Power::Stopped => Phase::Stopped,
+            Power::Running if self.is_ready() => Phase::Ready,
+            Power::Running => Phase::Unready,
+        }
+    }
+
+    /// This generation is carried out, and the agent of the running boot says that all is up.
+    pub fn is_ready(&self) -> bool {
+        self.is_carried_out() && self.guest().is_some_and(|guest| guest.unready_for(&self.declared.spec).is_none())
+    }
+
+    fn is_carried_out(&self) -> bool {
+        let applied = self.sandbox.and_then(|sandbox| sandbox.record.applied.as_ref());
+        applied.is_some_and(|applied| applied.spec == self.declared.spec)
+    }
+
+    /// Whether the guest of a finished app runs and has not been asked yet: so nobody knows how the app is.
+    pub fn is_unasked(&self) -> bool {
+        let connecting = |sandbox: &ObservedSandbox| {
+            matches!(sandbox.vm, VmState::Running { .. }) && matches!(sandbox.guest, GuestState::Connecting { .. })
+        };
+        self.is_carried_out() && self.busy == Busy::No && self.sandbox.is_some_and(connecting)
+    }
+
+    /// Why it is not ready, in a word for programs and a sentence for people.
+    pub fn unready(&self) -> (&'static str, String) {
+        match (self.sandbox, self.guest()) {
+            (None, _) => ("NoSandbox", "there is no microVM yet".to_owned()),
+            (Some(sandbox), None) => match (&sandbox.vm, &sandbox.guest) {
+                (VmState::Absent, _) => ("VmAbsent", "the microVM is not started".to_owned()),
+                (VmState::Exited { .. }, _) => ("VmExited", "the microVM has ended".to_owned()),
+                (VmState::Running { .. }, GuestState::Silent { since }) => {
+                    ("AgentSilent", format!("the agent has been silent since {since:.0}"))
+                }
+                (VmState::Running { .. }, _) => ("Booting", "the microVM is booting".to_owned()),
+            },
+            (Some(_), Some(guest)) => match guest.unready_for(&self.declared.spec) {
+                Some(reason) => ("NotHealthy", reason),
+                None => ("NotApplied", "the newest declaration is not carried out yet".to_owned()),
+            },
+        }
+    }
+
+    pub fn preview(&self) -> wire::Preview {
+        let web = self.guest().and_then(|guest| guest.web.as_ref());
+        let is_starting = self.busy == Busy::Yes || web.is_some_and(|web| web.health == Health::Unknown);
+        match self.declared.spec.runtime().preview() {
+            runtime::Preview::None => wire::Preview::None,
+            runtime::Preview::Web if self.is_ready() => wire::Preview::Up,
+            runtime::Preview::Web if is_starting => wire::Preview::Starting,
+            runtime::Preview::Web => wire::Preview::Down,
+        }
+    }
+
+    /// The revision that last declared it otherwise than before; the newest one, while that has mistakes in it.
+    pub fn attempted_revision(&self) -> Option<CommitId> {
+        match (self.stalled, self.record) {
+            (Some(_), _) => self.attempted.cloned(),
+            (None, Some(record)) => Some(record.last_good.revision.clone()),
+            (None, None) => None,
+        }
+    }
+}
+
+/// How often any of the guest's processes has started again.
+pub(super) fn restarts(guest: &GuestStatus) -> u32 {
+    let workers = guest.workers.iter().map(|worker| wire::Process::from(&worker.process).restarts());
+    let web = guest.web.iter().map(|web| wire::Process::from(&web.process).restarts());
+    workers.chain(web).fold(0, u32::saturating_add)
+}
