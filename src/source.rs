@@ -74,7 +74,7 @@ impl Default for SourceLimits {
             declaration_bytes: 1 << 20,
             file_bytes: 32 << 20,
             workspace_bytes: 1 << 30,
-            files: 50_000,
+            files: 500_000,
             depth: 32,
             path_bytes: 1024,
             listing_bytes: 16 << 20,
@@ -96,7 +96,9 @@ pub struct CommitInfo {
 }
 
 /// What declarations are read from: one revision of a repository, or a working directory.
-pub trait Files {
+///
+/// Read from several threads at once while much is new.
+pub trait Files: Sync {
     /// The folder that holds `apps/`.
     fn root(&self) -> &Arc<Folder>;
 
@@ -296,7 +298,10 @@ impl Repository {
     /// # Errors
     /// When it is too large, damaged or missing.
     pub fn read_blob(&self, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
-        let opened = self.current()?;
+        self.blob_with(&*self.current()?, blob, path, max)
+    }
+
+    fn blob_with(&self, opened: &Opened, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
         let id = oid(blob.as_str())?;
         let odb = opened.git.odb().map_err(|error| damaged(id, &error.message()))?;
         let size = blob_size(&odb, id)?;
@@ -321,7 +326,7 @@ impl Repository {
 
     /// The git directory and the common directory, which differ in a linked work tree.
     pub(crate) fn git_dirs(&self) -> (PathBuf, PathBuf) {
-        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = self.lock();
         match (&*opened, &self.location) {
             (Some(opened), _) => (opened.git.path().to_owned(), opened.git.commondir().to_owned()),
             // Where most repositories will have it, once there is one; until then the clock gives the hints.
@@ -335,8 +340,7 @@ impl Repository {
 
     /// The handle, opened where it was not yet, and again where another repository stands at the same path by now.
     fn current(&self) -> Result<Current<'_>, SourceError> {
-        // A panic while the lock was held leaves git2's handle usable: every call goes to the disk anew.
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.lock();
         let same = |opened: &Opened| identity(opened.git.path()) == Some(opened.identity);
         if !opened.as_ref().is_some_and(same) {
             let git = match &self.location {
@@ -347,6 +351,22 @@ impl Repository {
             *opened = Some(Opened { git, identity, folders: Folders::default() });
         }
         Ok(Current(opened))
+    }
+
+    /// The handle that a snapshot was made with, without a look at whether another repository stands there by now: what it does
+    /// not have is an error, and a snapshot is read blob by blob.
+    fn as_it_was(&self) -> Result<Current<'_>, SourceError> {
+        let opened = self.lock();
+        if opened.is_some() {
+            return Ok(Current(opened));
+        }
+        drop(opened);
+        self.current()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
+        // A panic while the lock was held leaves git2's handle usable: every call goes to the disk anew.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -372,14 +392,14 @@ impl Files for Snapshot<'_> {
     }
 
     fn size(&self, blob: &BlobId) -> Result<u64, SourceError> {
-        let opened = self.repository.current()?;
+        let opened = self.repository.as_it_was()?;
         let id = oid(blob.as_str())?;
         let odb = opened.git.odb().map_err(|error| damaged(id, &error.message()))?;
         blob_size(&odb, id)
     }
 
     fn read(&self, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
-        self.repository.read_blob(blob, path, max)
+        self.repository.blob_with(&*self.repository.as_it_was()?, blob, path, max)
     }
 
     fn limits(&self) -> &SourceLimits {

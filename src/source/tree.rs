@@ -1,6 +1,5 @@
 //! The tree of one revision, as plain data: folders that share what they have in common with other revisions.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use setpoint_schema::id::BlobId;
@@ -12,7 +11,8 @@ use setpoint_vmm::driver::FileKind;
 pub struct Folder {
     /// Git's id of the tree.
     pub id: FolderId,
-    entries: BTreeMap<String, Item>,
+    /// By name.
+    entries: Box<[(Box<str>, Item)]>,
     pub(super) totals: Totals,
 }
 
@@ -65,7 +65,12 @@ pub(super) struct Totals {
 }
 
 impl Folder {
-    pub(super) fn new(id: FolderId, entries: BTreeMap<String, Item>) -> Self {
+    /// A folder of these entries, in any order; or the name that two of them have.
+    pub(super) fn new(id: FolderId, mut entries: Vec<(Box<str>, Item)>) -> Result<Self, Box<str>> {
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        if let Some(twice) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(twice[0].0.clone());
+        }
         let mut totals = Totals::default();
         for (name, item) in &entries {
             let name_length = u32::try_from(name.len()).unwrap_or(u32::MAX);
@@ -83,19 +88,25 @@ impl Folder {
             }
         }
         totals.files = totals.files.max(1);
-        Self { id, entries, totals }
+        Ok(Self { id, entries: entries.into(), totals })
     }
 
-    /// The entries by name.
+    /// The entries, by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Item)> {
+        self.entries.iter().map(|(name, item)| (&**name, item))
+    }
+
+    /// Whether there is nothing in it.
     #[must_use]
-    pub fn entries(&self) -> &BTreeMap<String, Item> {
-        &self.entries
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// The entry of this name.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Item> {
-        self.entries.get(name)
+        let index = self.entries.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;
+        Some(&self.entries[index].1)
     }
 
     /// The entry at this path. Symbolic links are not followed, so that a path through one leads nowhere.
@@ -121,7 +132,7 @@ impl Folder {
 
     /// Everything below that is not a folder, with its path below `prefix`, in path order by component.
     pub fn walk<'a>(&'a self, prefix: &str, visit: &mut dyn FnMut(String, &'a Item)) {
-        for (name, item) in &self.entries {
+        for (name, item) in self.entries() {
             let path = join(prefix, name);
             match item {
                 Item::Folder(folder) => folder.walk(&path, visit),

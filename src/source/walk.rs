@@ -3,7 +3,7 @@
 //! A tree of a few kilobytes can describe more files than there are atoms, by naming the same subtree again and again. The
 //! walk visits each distinct tree once and adds up what it already knows of the others, so that such a tree is refused at once.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use git2::{ObjectType, Oid};
@@ -17,11 +17,16 @@ use super::tree::{Folder, FolderId, Item, Refusal, is_plain_name, join};
 /// How many of the last revisions keep their folders in memory: the current one, the one before, and two previews.
 const RECENT: usize = 4;
 
+/// Fewer known folders than this are not worth a look at which of them are still in use.
+const MANY: usize = 1000;
+
 /// The folders of the last few revisions, by tree id.
 #[derive(Debug, Default)]
 pub(super) struct Folders {
     known: HashMap<Oid, Weak<Folder>>,
     recent: VecDeque<Arc<Folder>>,
+    /// How many of the known ones were in use when those that were not were forgotten last.
+    kept_at_last_look: usize,
 }
 
 impl Folders {
@@ -39,7 +44,11 @@ impl Folders {
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
-        self.known.retain(|_, folder| folder.strong_count() > 0);
+        // Looking at all of them each time would take longer than reading what a commit changed.
+        if self.known.len() > 2 * self.kept_at_last_look.max(MANY) {
+            self.known.retain(|_, folder| folder.strong_count() > 0);
+            self.kept_at_last_look = self.known.len();
+        }
         Ok((folder, trees_read))
     }
 }
@@ -62,18 +71,17 @@ impl<'a> Walk<'a> {
         }
         self.check(depth, path.len() as u64, path)?;
         let tree = self.load(id, path)?;
-        let mut entries = BTreeMap::new();
+        let mut entries = Vec::with_capacity(tree.len());
         for entry in &tree {
-            let name = String::from_utf8_lossy(entry.name_bytes()).into_owned();
+            let name: Box<str> = String::from_utf8_lossy(entry.name_bytes()).into();
             let item = self.item(&entry, &join(path, &name), depth)?;
-            if entries.insert(name, item).is_some() {
-                return Err(damaged(id, &"the tree names one entry twice"));
-            }
+            entries.push((name, item));
         }
         if tree.is_empty() {
             self.count(1, path)?;
         }
-        let folder = Arc::new(Folder::new(FolderId(id.to_string()), entries));
+        let folder = Folder::new(FolderId(hex(id)), entries);
+        let folder = Arc::new(folder.map_err(|_| damaged(id, &"the tree names one entry twice"))?);
         self.known.insert(id, Arc::downgrade(&folder));
         Ok(folder)
     }
@@ -132,7 +140,14 @@ impl<'a> Walk<'a> {
 }
 
 fn file(entry: &git2::TreeEntry<'_>, kind: FileKind) -> Item {
-    Item::File { blob: BlobId(entry.id().to_string()), kind }
+    Item::File { blob: BlobId(hex(entry.id())), kind }
+}
+
+/// The id as git spells it, without the detour over a formatter: there are as many as files.
+pub(super) fn hex(id: Oid) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)]));
+    id.as_bytes().iter().flat_map(digits).collect()
 }
 
 /// The error about `path`, whose spelling is bounded because its length may be what is wrong with it.

@@ -3,7 +3,7 @@
 //! Folders get the very ids that git would give them, so that everything keyed by id is shared with committed revisions. Files
 //! that git would ignore are left out: a commit would not hold them either.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -128,7 +128,7 @@ impl Walk<'_> {
         if depth > self.limits.depth {
             return Err(limit(path, Excess::Depth { limit: self.limits.depth }));
         }
-        let mut entries = BTreeMap::new();
+        let mut entries: Vec<(Box<str>, Item)> = Vec::new();
         let dir = self.dir.join(path);
         for entry in std::fs::read_dir(&dir).map_err(|error| io("list", &dir, &error))? {
             let entry = entry.map_err(|error| io("list", &dir, &error))?;
@@ -145,10 +145,14 @@ impl Walk<'_> {
                 self.item(&entry, &below, depth)?
             };
             if let Some(item) = item {
-                entries.insert(name, item);
+                entries.push((name.into(), item));
             }
         }
-        Ok(Arc::new(Folder::new(folder_id(&entries), entries)))
+        // Two names that are no UTF-8 can look the same; one of them says as much as both.
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.dedup_by(|(a, _), (b, _)| a == b);
+        let folder = Folder::new(folder_id(&entries), entries);
+        Ok(Arc::new(folder.expect("names that come twice have been taken out")))
     }
 
     /// What git would commit of this entry; nothing for what it cannot, such as sockets and empty folders.
@@ -160,7 +164,7 @@ impl Walk<'_> {
                 return Ok(Some(Item::Refused(Refusal::Submodule)));
             }
             let folder = self.folder(path, depth + 1)?;
-            return Ok((!folder.entries().is_empty()).then_some(Item::Folder(folder)));
+            return Ok((!folder.is_empty()).then_some(Item::Folder(folder)));
         }
         self.files += 1;
         if self.files > self.limits.files {
@@ -196,7 +200,7 @@ fn hashed(path: &str, id: Result<Oid, git2::Error>) -> Result<BlobId, SourceErro
 }
 
 /// The id that git gives a tree of these entries; of a tree with refused ones, one that no other tree has.
-fn folder_id(entries: &BTreeMap<String, Item>) -> FolderId {
+fn folder_id(entries: &[(Box<str>, Item)]) -> FolderId {
     let mut lines: Vec<(Vec<u8>, Vec<u8>)> = entries
         .iter()
         .map(|(name, item)| {
@@ -208,7 +212,7 @@ fn folder_id(entries: &BTreeMap<String, Item>) -> FolderId {
                 Item::Refused(_) => ("0", "", false),
             };
             // Git sorts a folder as if its name ended in a slash.
-            let sort_key = if is_folder { format!("{name}/") } else { name.clone() }.into_bytes();
+            let sort_key = if is_folder { format!("{name}/") } else { name.to_string() }.into_bytes();
             let mut line = format!("{mode} {name}\0").into_bytes();
             line.extend(Oid::from_str(id).map(|id| id.as_bytes().to_vec()).unwrap_or_default());
             (sort_key, line)
