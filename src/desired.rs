@@ -6,6 +6,8 @@
 //! An error is never an absence. An app whose declaration is broken stays as it was last declared without a mistake; a file
 //! that cannot be made out keeps everything that was declared in it, and says that nothing may be removed at all.
 
+mod known;
+mod parallel;
 mod parse;
 mod pin;
 mod scan;
@@ -14,22 +16,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use setpoint_plan::desired::{Completeness, Desired};
-use setpoint_schema::app::DesiredApp;
-use setpoint_schema::diagnostic::{self, Diagnostic};
-use setpoint_schema::document::{Coverage, Parsed};
-use setpoint_schema::id::CommitId;
+use setpoint_schema::diagnostic::Diagnostic;
+use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
-use setpoint_schema::observed::LastGood;
+use setpoint_schema::observed::{AppRecord, LastGood};
 use setpoint_schema::project::Project;
-use setpoint_schema::set;
 use setpoint_schema::shared::SharedMap;
 
 use crate::render::Renderer;
 use crate::source::{Files, Repository, SourceError};
 
-use parse::{Parser, RuntimeOf, unreadable};
+use known::{Known, Tools};
+use parse::Parser;
 use pin::{PinnedTemplates, Pins};
-use scan::Scan;
 
 /// The revision that a working directory is given.
 pub const WORKTREE: &str = "worktree";
@@ -40,6 +39,8 @@ pub struct Loader {
     pins: Pins,
     /// The settings that were last read without a mistake.
     project: Option<Project>,
+    /// The revision that was loaded last; absent at first, and after one that could not be read to its end.
+    known: Option<Known>,
 }
 
 /// What one revision wants.
@@ -53,17 +54,45 @@ pub struct Loaded {
     pub project: Project,
 }
 
-/// The files of a revision with what they declare.
-type Declarations = Vec<(RepoPath, Arc<Parsed>)>;
+/// Each app as it was last declared without a mistake. Asked only where something is broken.
+pub trait Remembered {
+    /// The app of this key.
+    fn app(&self, key: &AppKey) -> Option<LastGood>;
+
+    /// The apps that were declared in a file at this path or below.
+    fn below(&self, path: &RepoPath) -> Vec<AppKey>;
+}
+
+impl Remembered for BTreeMap<AppKey, LastGood> {
+    fn app(&self, key: &AppKey) -> Option<LastGood> {
+        self.get(key).cloned()
+    }
+
+    fn below(&self, path: &RepoPath) -> Vec<AppKey> {
+        let apps = self.iter().filter(|(_, known)| known.app.path.is_at_or_below(path));
+        apps.map(|(key, _)| key.clone()).collect()
+    }
+}
+
+impl Remembered for SharedMap<AppKey, Arc<AppRecord>> {
+    fn app(&self, key: &AppKey) -> Option<LastGood> {
+        Some(self.get(key)?.last_good.clone())
+    }
+
+    fn below(&self, path: &RepoPath) -> Vec<AppKey> {
+        let apps = self.iter().filter(|(_, record)| record.last_good.path.is_at_or_below(path));
+        apps.map(|(key, _)| key.clone()).collect()
+    }
+}
 
 impl Loader {
     /// A loader that has read nothing yet.
     #[must_use]
     pub fn new(renderer: Renderer) -> Self {
-        Self { parser: Parser::new(renderer), pins: Pins::default(), project: None }
+        Self { parser: Parser::new(renderer), pins: Pins::default(), project: None, known: None }
     }
 
-    /// What `commit` wants. `last_good` holds each app as it was last declared without a mistake.
+    /// What `commit` wants.
     ///
     /// # Errors
     /// When the revision cannot be read; mistakes in declarations are part of the result instead.
@@ -71,9 +100,9 @@ impl Loader {
         &mut self,
         repository: &Repository,
         commit: &CommitId,
-        last_good: &BTreeMap<AppKey, LastGood>,
+        remembered: &dyn Remembered,
     ) -> Result<Loaded, SourceError> {
-        let mut loaded = self.load_files(&repository.snapshot(commit)?, commit, last_good)?;
+        let mut loaded = self.load_files(&repository.snapshot(commit)?, commit, remembered)?;
         self.recover_templates(repository, &mut loaded);
         Ok(loaded)
     }
@@ -86,33 +115,41 @@ impl Loader {
         &mut self,
         files: &dyn Files,
         revision: &CommitId,
-        last_good: &BTreeMap<AppKey, LastGood>,
+        remembered: &dyn Remembered,
     ) -> Result<Loaded, SourceError> {
-        let scan = Scan::of(files.root());
-        let settings = self.settings(files, &scan)?;
-        let mut declarations = self.parser.declarations(files, &scan.declarations, settings.project())?;
-        let hidden = scan.hiding_apps.into_iter().map(|problem| (problem.path.clone(), Arc::new(unreadable(problem))));
-        declarations.extend(hidden);
-        attribute(&mut declarations, last_good);
-        self.parser.retain(&scan.declarations);
+        let settings = self.settings(files)?;
+        self.know(files, revision, remembered, settings.project())?;
+        let known = self.known.as_ref().expect("a revision that was read to its end is known");
+        Ok(finish(known, settings, revision, remembered))
+    }
 
-        let mut outcome = Outcome::of(&declarations);
-        outcome.diagnostics.extend(scan.hiding_templates);
-        outcome.diagnostics.extend(set::check(settings.project(), declarations.iter().map(|(_, file)| &**file)));
-        let templates = self.pins.templates(files, revision, declarations.iter().map(|(_, file)| &**file))?;
-        outcome.diagnostics.extend(templates.mistakes());
-        for app in self.resolve(files, &declarations, settings.project(), &templates)? {
-            match app {
-                Ok(app) => drop(outcome.apps.insert(app.metadata.key.clone(), Arc::new(app))),
-                Err(mistakes) => outcome.diagnostics.extend(mistakes),
-            }
+    /// Comes to know a revision, from what is known of the one before.
+    fn know(
+        &mut self,
+        files: &dyn Files,
+        revision: &CommitId,
+        remembered: &dyn Remembered,
+        project: &Project,
+    ) -> Result<(), SourceError> {
+        // Defaults and variables go into everything, so that other settings make everything new.
+        if self.known.as_ref().is_none_or(|known| known.project() != project) {
+            self.parser.forget_rendered();
+            self.known = Some(Known::nothing(project.clone()));
         }
-        Ok(outcome.finish(settings, templates, revision, last_good))
+        let known = self.known.as_ref().expect("it has just been made sure of");
+        let news = known.news(files, &self.parser)?;
+        // Out of its place until all went well: half a revision must not be taken for one.
+        let Some(mut known) = self.known.take() else { return Ok(()) };
+        let (parser, pins) = (&mut self.parser, &mut self.pins);
+        known.take_in(news, &mut Tools { files, revision, parser, pins, remembered })?;
+        self.known = Some(known);
+        Ok(())
     }
 
     /// The settings of this revision; while they have mistakes, those that came before.
-    fn settings(&mut self, files: &dyn Files, scan: &Scan) -> Result<Settings, SourceError> {
-        Ok(match (self.parser.project(files, scan.project.as_ref())?, self.project.clone()) {
+    fn settings(&mut self, files: &dyn Files) -> Result<Settings, SourceError> {
+        let file = scan::settings(files.root());
+        Ok(match (self.parser.project(files, file.as_ref())?, self.project.clone()) {
             (Ok(project), _) => {
                 self.project = Some(project.clone());
                 Settings::Good(project)
@@ -122,39 +159,14 @@ impl Loader {
         })
     }
 
-    /// Every app whose declaration stands on its own, with what it refers to, or what is wrong with that.
-    fn resolve(
-        &mut self,
-        files: &dyn Files,
-        declarations: &Declarations,
-        project: &Project,
-        templates: &PinnedTemplates,
-    ) -> Result<Vec<Result<DesiredApp, Vec<Diagnostic>>>, SourceError> {
-        let documents: Vec<_> = declarations.iter().flat_map(|(_, file)| &file.apps).collect();
-        let broken: Vec<_> = declarations
-            .iter()
-            .filter(|(_, file)| file.apps.is_empty() && declared_in(file).next().is_some())
-            .collect();
-        let broken_paths: Vec<_> = broken.iter().map(|(path, _)| path).collect();
-        let (runtimes, beside) = self.parser.runtimes(files, &documents, &broken_paths, project)?;
-        let apps = documents.into_iter().zip(runtimes);
-        let apps = apps.map(|(document, runtime)| self.pins.app(files, document, runtime, templates));
-        let mut apps: Vec<_> = apps.collect::<Result<_, _>>()?;
-        for ((_, file), runtime) in broken.into_iter().zip(beside) {
-            apps.extend(mistakes_in(&runtime, file).map(Err));
-        }
-        Ok(apps)
-    }
-
     /// Finds out again how templates come to be that only kept apps still start from. After a restart they are not in memory,
     /// but they are in the revision that such an app was read in.
     fn recover_templates(&mut self, repository: &Repository, loaded: &mut Loaded) {
         let Loaded { desired, project, .. } = loaded;
-        let wanted: Vec<_> = desired
-            .apps
-            .values()
-            .filter(|app| !desired.templates.contains_key(&app.spec.template))
-            .map(|app| (app.spec.template.clone(), desired.revision_of(&app.metadata.key).clone()))
+        let kept = desired.kept.iter().filter_map(|(key, revision)| Some((desired.apps.get(key)?, revision)));
+        let wanted: Vec<(TemplateDigest, CommitId)> = kept
+            .filter(|(app, _)| !desired.templates.contains_key(&app.spec.template))
+            .map(|(app, revision)| (app.spec.template.clone(), revision.clone()))
             .collect();
         for (digest, revision) in wanted {
             let known = self.pins.known_template(&digest).or_else(|| {
@@ -174,18 +186,9 @@ impl Loader {
         project: &Project,
     ) -> Result<PinnedTemplates, SourceError> {
         let files = repository.snapshot(commit)?;
-        let templates = Scan::of(files.root()).templates();
-        let parsed = self.parser.declarations(&files, &templates, project)?;
-        self.pins.templates(&files, commit, parsed.iter().map(|(_, file)| &**file))
+        let parsed = self.parser.declarations(&files, &scan::templates(files.root()), project)?;
+        self.pins.templates(&files, commit, parsed.iter().flat_map(|file| &file.templates))
     }
-}
-
-/// The mistakes in the runtime of a declaration that has mistakes of its own, given to the apps that it declares.
-fn mistakes_in(runtime: &RuntimeOf, declaration: &Parsed) -> Option<Vec<Diagnostic>> {
-    let RuntimeOf::File(checked) = runtime else { return None };
-    let mistakes = checked.as_ref().as_ref().err()?;
-    let keys: BTreeSet<_> = declared_in(declaration).collect();
-    Some(keys.into_iter().flat_map(|key| mistakes.iter().map(|mistake| mistake.clone().of(key.clone()))).collect())
 }
 
 /// With which settings a revision is read.
@@ -213,133 +216,62 @@ impl Settings {
     }
 }
 
-/// Gives the mistakes of files that cannot be made out to the apps that were declared there before and nowhere now, so that
-/// those count as broken and not as gone.
-fn attribute(declarations: &mut Declarations, last_good: &BTreeMap<AppKey, LastGood>) {
-    let declared: BTreeSet<AppKey> = declarations.iter().flat_map(|(_, file)| declared_in(file).cloned()).collect();
-    for (path, file) in declarations {
-        match file.coverage {
-            Coverage::Whole => {}
-            Coverage::Partial => {
-                let was_here =
-                    |(key, app): &(&AppKey, &LastGood)| is_at_or_below(&app.path, path) && !declared.contains(*key);
-                let lost: Vec<&AppKey> = last_good.iter().filter(was_here).map(|(key, _)| key).collect();
-                give_to(Arc::make_mut(file), &lost);
-            }
+/// What a known revision wants, with the apps that have mistakes as they were last declared without.
+fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &dyn Remembered) -> Loaded {
+    let mut stalled: BTreeMap<AppKey, String> =
+        known.broken().iter().map(|(app, mistakes)| (app.clone(), summary(mistakes))).collect();
+    let mut doubt = known.in_doubt().map(|(path, why)| format!("{path} cannot be made out: {}", summary(why)));
+    let mut diagnostics = known.diagnostics();
+    // Holds every app as it is, because of mistakes that are not its own.
+    let mut stall_all = |mistakes: &[Diagnostic]| {
+        let reason = summary(mistakes);
+        stalled.extend(known.set().declared().map(|app| (app.clone(), reason.clone())));
+        doubt = Some(reason);
+    };
+    let project = match settings {
+        Settings::Good(project) => project,
+        Settings::Broken { before, mistakes } => {
+            stall_all(&mistakes);
+            diagnostics.extend(mistakes);
+            before
+        }
+        // Without its variables and defaults, most other mistakes would not be any.
+        Settings::Unknown { assumed, mistakes } => {
+            stall_all(&mistakes);
+            diagnostics = mistakes;
+            assumed
+        }
+    };
+    let (mut apps, mut kept) = (known.good().clone(), BTreeMap::new());
+    for key in stalled.keys() {
+        apps.remove(key);
+        if let Some(LastGood { app, revision }) = remembered.app(key) {
+            apps.insert(key.clone(), app);
+            kept.insert(key.clone(), revision);
         }
     }
-}
-
-fn give_to(file: &mut Parsed, lost: &[&AppKey]) {
-    let Some((first, others)) = lost.split_first() else { return };
-    let unowned: Vec<usize> = (0..file.diagnostics.len()).filter(|n| file.diagnostics[*n].object.is_none()).collect();
-    for n in unowned {
-        let copies: Vec<_> = others.iter().map(|key| file.diagnostics[n].clone().of((*key).clone())).collect();
-        file.diagnostics[n].object = Some((*first).clone());
-        file.diagnostics.extend(copies);
-    }
-}
-
-/// Every app that is declared in a file, with or without mistakes.
-fn declared_in(file: &Parsed) -> impl Iterator<Item = &AppKey> {
-    let broken = file.diagnostics.iter().filter_map(|mistake| mistake.object.as_ref());
-    file.apps.iter().map(|app| &app.metadata.key).chain(broken)
-}
-
-/// What is found out on the way to [`Loaded`].
-#[derive(Default)]
-struct Outcome {
-    /// The apps that can be used.
-    apps: SharedMap<AppKey, Arc<DesiredApp>>,
-    /// Every app that is declared somewhere, with or without mistakes.
-    declared: BTreeSet<AppKey>,
-    diagnostics: Vec<Diagnostic>,
-    /// Why the set of apps is not the whole truth.
-    trouble: Option<String>,
-}
-
-impl Outcome {
-    fn of(declarations: &Declarations) -> Self {
-        let mut outcome = Self::default();
-        for (path, file) in declarations {
-            outcome.declared.extend(declared_in(file).cloned());
-            outcome.diagnostics.extend(file.diagnostics.iter().cloned());
-            match file.coverage {
-                Coverage::Whole => {}
-                Coverage::Partial => {
-                    let reason = || summary(&file.diagnostics.iter().collect::<Vec<_>>());
-                    outcome.trouble.get_or_insert_with(|| format!("{path} cannot be made out: {}", reason()));
-                }
-            }
-        }
-        outcome
-    }
-
-    fn finish(
-        mut self,
-        settings: Settings,
-        templates: PinnedTemplates,
-        revision: &CommitId,
-        last_good: &BTreeMap<AppKey, LastGood>,
-    ) -> Loaded {
-        let mut stalled: BTreeMap<AppKey, String> = diagnostic::by_app(&self.diagnostics)
-            .into_iter()
-            .map(|(key, mistakes)| (key, summary(&mistakes)))
-            .collect();
-        let project = match settings {
-            Settings::Good(project) => project,
-            Settings::Broken { before, mistakes } => {
-                self.stall_all(&mut stalled, &mistakes);
-                self.diagnostics.extend(mistakes);
-                before
-            }
-            // Without its variables and defaults, most other mistakes would not be any.
-            Settings::Unknown { assumed, mistakes } => {
-                self.stall_all(&mut stalled, &mistakes);
-                self.diagnostics = mistakes;
-                assumed
-            }
-        };
-        let mut kept = BTreeMap::new();
-        for key in stalled.keys() {
-            self.apps.remove(key);
-            if let Some(known) = last_good.get(key) {
-                self.apps.insert(key.clone(), Arc::clone(&known.app));
-                kept.insert(key.clone(), known.revision.clone());
-            }
-        }
-        let completeness = match self.trouble {
-            Some(reason) => Completeness::Partial(reason),
-            None if self.declared.is_empty() && !project.policies.allow_empty => Completeness::EmptyRefused,
-            None => Completeness::Complete,
-        };
-        self.diagnostics.sort_by(|a, b| (&a.path, a.at, &a.message).cmp(&(&b.path, b.at, &b.message)));
-        self.diagnostics.dedup();
-        let templates = templates.used_by(&self.apps);
-        let (revision, moved) = (revision.clone(), project.moved.clone());
-        let desired = Desired { revision, apps: self.apps, kept, stalled, templates, moved, completeness };
-        Loaded { desired, diagnostics: self.diagnostics, project }
-    }
-
-    /// Holds every app as it is, because of mistakes that are not its own.
-    fn stall_all(&mut self, stalled: &mut BTreeMap<AppKey, String>, mistakes: &[Diagnostic]) {
-        let reason = summary(&mistakes.iter().collect::<Vec<_>>());
-        for key in &self.declared {
-            stalled.insert(key.clone(), reason.clone());
-        }
-        self.trouble = Some(reason);
-    }
+    let completeness = match doubt {
+        Some(reason) => Completeness::Partial(reason),
+        None if known.set().is_empty() && !project.policies.allow_empty => Completeness::EmptyRefused,
+        None => Completeness::Complete,
+    };
+    diagnostics.sort_by(|a, b| (&a.path, a.at, &a.message, &a.object).cmp(&(&b.path, b.at, &b.message, &b.object)));
+    diagnostics.dedup();
+    let of_kept: BTreeSet<&TemplateDigest> =
+        kept.keys().filter_map(|key| apps.get(key)).map(|app| &app.spec.template).collect();
+    // Where every app is kept, what the declarations would use does not count.
+    let all_stalled = stalled.len() == known.good().len() + known.broken().len();
+    let is_used = |digest: &TemplateDigest| of_kept.contains(digest) || (!all_stalled && known.uses(digest));
+    let (templates, moved) = (known.templates().of(is_used), project.moved.clone());
+    let desired = Desired { revision: revision.clone(), apps, kept, stalled, templates, moved, completeness };
+    Loaded { desired, diagnostics, project }
 }
 
 /// The first of several mistakes, and how many more there are.
-fn summary(mistakes: &[&Diagnostic]) -> String {
+fn summary(mistakes: &[Diagnostic]) -> String {
     match mistakes {
         [] => "it has mistakes".to_owned(),
         [one] => one.headline(),
         [first, rest @ ..] => format!("{} (and {} more)", first.headline(), rest.len()),
     }
-}
-
-fn is_at_or_below(path: &RepoPath, top: &RepoPath) -> bool {
-    path.as_str().strip_prefix(top.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

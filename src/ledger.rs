@@ -11,10 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use setpoint_schema::id::{DiskId, SandboxId};
-use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
+use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord};
 use setpoint_state::{Apps, Batch, Disks, NewEvent, Sandboxes, StateError, Store, View};
 
+use crate::desired::Remembered;
 use crate::task::blocking;
 pub use mirror::Changes;
 use mirror::Mirror;
@@ -53,6 +54,18 @@ impl Inventory {
         let disks = view.all::<Disks>()?.into_values().collect();
         let apps = view.all::<Apps>()?.into_values().collect();
         Ok(Self { sandboxes, disks, apps })
+    }
+}
+
+/// What apps were declared as before they had mistakes, from memory.
+impl Remembered for Ledger {
+    fn app(&self, key: &AppKey) -> Option<LastGood> {
+        Some(self.app(key)?.last_good.clone())
+    }
+
+    fn below(&self, path: &RepoPath) -> Vec<AppKey> {
+        let apps = self.apps().into_iter().filter(|(_, record)| record.last_good.path.is_at_or_below(path));
+        apps.map(|(key, _)| key).collect()
     }
 }
 

@@ -3,7 +3,6 @@
 //! What exists is asked of the daemon that runs on the state directory, through its API; without one, of a copy of the store
 //! and of the microVMs themselves.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,12 +11,12 @@ use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Entropy, Inputs, plan};
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::id::CommitId;
-use setpoint_schema::name::{AppKey, RepoPath};
-use setpoint_schema::observed::{LastGood, Observed};
+use setpoint_schema::name::RepoPath;
+use setpoint_schema::observed::Observed;
 use setpoint_state::StateError;
 
 use crate::config::Config;
-use crate::desired::{Loaded, Loader, WORKTREE};
+use crate::desired::{Loaded, Loader, Remembered, WORKTREE};
 use crate::ledger::Inventory;
 use crate::observe::Observer;
 use crate::render::Renderer;
@@ -89,12 +88,12 @@ impl PreviewError {
 /// When the declarations or what exists cannot be read. Mistakes in declarations are no error: they are in the preview.
 pub async fn preview(config: &Config, declarations: &Declarations) -> Result<Preview, PreviewError> {
     let observed = observe(config).await?;
-    let last_good = observed.apps.iter().map(|(key, record)| (key.clone(), record.last_good.clone())).collect();
+    let remembered = observed.apps.clone();
     let declarations = declarations.clone();
     let path = config.source.path.clone();
     // A remote is mirrored into a directory that is gone afterwards: a preview leaves no trace.
     let mirror = tempfile::tempdir().map_err(PreviewError::Mirror)?;
-    let load = move || load(&declarations, path, mirror.path(), &last_good);
+    let load = move || load(&declarations, path, mirror.path(), &remembered);
     let Loaded { desired, diagnostics, project: _ } = blocking(load).await?;
     Ok(Preview { plan: plan_of(&desired, &observed), diagnostics })
 }
@@ -114,14 +113,14 @@ fn load(
     declarations: &Declarations,
     path: Option<RepoPath>,
     mirror: &Path,
-    last_good: &BTreeMap<AppKey, LastGood>,
+    remembered: &dyn Remembered,
 ) -> Result<Loaded, SourceError> {
     let mut loader = loader();
     match declarations {
         Declarations::Worktree(dir) => {
             let dir = path.map_or_else(|| dir.clone(), |path| dir.join(path.as_str()));
             let worktree = Worktree::read(&dir, SourceLimits::default())?;
-            loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), last_good)
+            loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), remembered)
         }
         Declarations::Revision { repo, branch, rev } => {
             let (url, branch, state_dir) = (repo.clone(), branch.clone(), mirror.to_owned());
@@ -131,7 +130,7 @@ fn load(
                 "HEAD" => repository.poll()?,
                 rev => repository.resolve(rev)?,
             };
-            loader.load(&repository, &commit, last_good)
+            loader.load(&repository, &commit, remembered)
         }
     }
 }

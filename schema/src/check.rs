@@ -2,6 +2,9 @@
 //! Named in the field lists of [`declared!`](crate::declared).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use serde::Serialize;
 
 use crate::app::{DiskSize, Retain};
 use crate::name::{EnvName, HostName, TemplateName, WorkerName};
@@ -20,6 +23,22 @@ fn rule(kept: bool, rule: &'static str) -> Verdict {
 /// Never.
 pub fn anything<T>(_: &T) -> Verdict {
     Ok(())
+}
+
+/// Whether a value takes more bytes than this as JSON, found out without writing it.
+pub(crate) fn json_is_longer(value: &impl Serialize, most: usize) -> bool {
+    struct Room(usize);
+    impl io::Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // Declared values hold only maps with text keys, so that nothing else can fail.
+    serde_json::to_writer(Room(most), value).is_err()
 }
 
 pub(crate) fn vcpus(vcpus: &u32) -> Verdict {

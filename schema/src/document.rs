@@ -4,6 +4,7 @@
 //! `setpoint.toml` stay what they are. What only all files together can show is for [`crate::set`].
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::app::{AppMetadata, AppSpec};
 use crate::check;
@@ -20,7 +21,7 @@ use crate::{sandbox, yaml};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
     /// The apps without a mistake.
-    pub apps: Vec<AppDocument>,
+    pub apps: Vec<Arc<AppDocument>>,
     /// The templates without a mistake.
     pub templates: Vec<TemplateDocument>,
     /// Templates that are declared, but with mistakes.
@@ -160,6 +161,12 @@ impl Subject {
 }
 
 impl Parsed {
+    /// Every app that a mistake names, once.
+    #[must_use]
+    pub fn broken_apps(&self) -> BTreeSet<&AppKey> {
+        self.diagnostics.iter().filter_map(|mistake| mistake.object.as_ref()).collect()
+    }
+
     fn read(&mut self, document: &Document<'_>, lines: &Lines<'_>, project: &Project) {
         let mut cx = Decoder::new(lines);
         let subject = Subject::of(&document.root);
@@ -172,7 +179,7 @@ impl Parsed {
         match &subject {
             Subject::App(_) => {
                 let app = root.and_then(|root| app(root, project, &mut cx)).filter(|_| cx.is_clean());
-                self.apps.extend(app);
+                self.apps.extend(app.map(Arc::new));
             }
             Subject::Template(name) => {
                 let template = root.and_then(|root| template(root, &mut cx)).filter(|_| cx.is_clean());
@@ -241,7 +248,7 @@ fn app(root: &Node<'_>, project: &Project, cx: &mut Decoder<'_>) -> Option<AppDo
     if let (Some(node), Some(runtime)) = (written.and_then(|spec| spec.get("runtime")), &spec.runtime) {
         cx.within("spec", |cx| cx.within("runtime", |cx| sandbox::check_written(node, runtime, cx)));
     }
-    if serde_json::to_vec(&(&metadata, &spec)).is_ok_and(|json| json.len() > MAX_APP_BYTES) {
+    if check::json_is_longer(&(&metadata, &spec), MAX_APP_BYTES) {
         cx.error(root.at, &format!("this app takes more than {MAX_APP_BYTES} bytes in all"), None);
     }
     let metadata = metadata?;

@@ -119,6 +119,14 @@ impl TemplateName {
     }
 }
 
+impl RepoPath {
+    /// Whether this is `top`, or lies in the folder that `top` is.
+    #[must_use]
+    pub fn is_at_or_below(&self, top: &Self) -> bool {
+        self.0.strip_prefix(&top.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
 /// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]

@@ -69,8 +69,14 @@ impl HostPattern {
         self.host_of(app, &format!("{port}-{}", app.name), domain)
     }
 
+    /// Whether the pattern has `{team}` in it.
+    #[must_use]
+    pub fn names_team(&self) -> bool {
+        self.0.contains("{team}")
+    }
+
     fn host_of(&self, app: &AppKey, label: &str, domain: &str) -> String {
-        let in_team = !self.0.contains("{team}") && app.team != Team::default_team();
+        let in_team = !self.names_team() && app.team != Team::default_team();
         let name = if in_team { format!("{label}.{}", app.team) } else { label.to_owned() };
         self.0.replace("{app}", &name).replace("{team}", app.team.as_str()).replace("{domain}", domain)
     }

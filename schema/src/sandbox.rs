@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::check;
 use crate::decode::{Decode as _, Decoder};
 use crate::diagnostic::{Diagnostic, Lines, SourceText};
 use crate::name::RepoPath;
@@ -53,7 +54,7 @@ pub(crate) fn check_written(node: &Node<'_>, runtime: &Runtime, cx: &mut Decoder
     if let Some(workers) = node.get("workers") {
         check_workers(workers, cx);
     }
-    if serde_json::to_vec(runtime).is_ok_and(|json| json.len() > MAX_BYTES) {
+    if check::json_is_longer(runtime, MAX_BYTES) {
         cx.error(node.at, &format!("takes more than {MAX_BYTES} bytes in all"), Some("put long scripts into files"));
     }
 }

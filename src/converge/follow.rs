@@ -180,11 +180,10 @@ impl Follower {
     }
 
     async fn load(&mut self, commit: &CommitId) -> Result<(), Refusal> {
-        let last_good = last_good(&self.ledger);
         let mut loader = self.loader.take().expect("the loader is put back after every load");
-        let (source, wanted) = (Arc::clone(&self.source), commit.clone());
+        let (source, wanted, ledger) = (Arc::clone(&self.source), commit.clone(), self.ledger.clone());
         let load = move || {
-            let loaded = loader.load(&source, &wanted, &last_good);
+            let loaded = loader.load(&source, &wanted, &ledger);
             (loader, loaded)
         };
         let (loader, loaded) = blocking(load).await;

@@ -74,11 +74,10 @@ impl Backend for Answers {
             return Ok(setpoint_plan::render::json(&plan));
         };
         let rev = rev.to_owned();
-        let last_good =
-            pass.observed.apps.iter().map(|(key, record)| (key.clone(), record.last_good.clone())).collect();
+        let remembered = pass.observed.apps.clone();
         let load = move |source: &Repository| {
             let commit = source.resolve(&rev)?;
-            preview::loader().load(source, &commit, &last_good)
+            preview::loader().load(source, &commit, &remembered)
         };
         let loaded = reading(&self.hands.source, load).await;
         let loaded = loaded.map_err(|error| match error {

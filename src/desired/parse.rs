@@ -1,9 +1,9 @@
-//! Reads, renders and parses files, each content once.
+//! Reads, renders and parses files, each on whichever processor is free.
 //!
-//! Results are kept by path and blob for as long as `setpoint.toml` stays the same, since defaults and variables go into all of
-//! them. What a load did not use is forgotten at its end.
+//! Called by [`super::known`] with what a commit changed. Runtimes are kept by content, since many apps run the same and a change
+//! of an app's other files asks for its runtime again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use setpoint_schema::diagnostic::{Diagnostic, Location, SourceText};
@@ -15,51 +15,50 @@ use setpoint_schema::runtime::Runtime;
 use setpoint_schema::sandbox;
 use setpoint_vmm::driver::FileKind;
 
-use crate::render::{RenderError, Renderer};
+use crate::render::{RenderError, Renderer, is_template};
 use crate::source::{Files, Item, SourceError};
 
+use super::parallel;
 use super::pin::folder_of;
 use super::scan::{Key, printable};
 
 /// The file that says what runs.
 const SANDBOX_FILE: &str = "sandbox.yaml";
+/// How many runtimes are kept, whatever the number of apps.
+const FEW_RUNTIMES: usize = 1000;
 
 /// What a file comes to, or everything that is wrong with it.
 type Checked<T> = Result<T, Vec<Diagnostic>>;
 /// The text of a file, or why it has none.
-type Text = Result<Arc<str>, Box<Diagnostic>>;
+type Text = Result<String, Box<Diagnostic>>;
 
-/// Parses files, and keeps the results.
+/// Parses files, and keeps some of the results.
 pub(super) struct Parser {
     renderer: Renderer,
     project: Option<(BlobId, Checked<Project>)>,
-    /// The settings that what is kept was parsed with.
-    parsed_with: Project,
-    declarations: HashMap<Key, Arc<Parsed>>,
-    runtimes: HashMap<Key, Arc<Checked<Runtime>>>,
+    /// The runtimes without a mistake, by content.
+    runtimes: HashMap<BlobId, Arc<Runtime>>,
 }
 
 /// Where an app's runtime stands.
-pub(super) enum RuntimeOf {
+#[derive(Debug)]
+pub(super) enum Place {
     /// In its declaration.
-    Inline(Runtime),
+    Inline,
     /// In this file.
-    File(Arc<Checked<Runtime>>),
+    File(Key),
     /// In this file, which cannot be one.
     Unreadable(RepoPath),
     /// Nowhere.
     Nowhere,
 }
 
+/// The runtimes that some files hold.
+pub(super) type Runtimes = HashMap<Key, Checked<Arc<Runtime>>>;
+
 impl Parser {
     pub fn new(renderer: Renderer) -> Self {
-        Self {
-            renderer,
-            project: None,
-            parsed_with: Project::default(),
-            declarations: HashMap::new(),
-            runtimes: HashMap::new(),
-        }
+        Self { renderer, project: None, runtimes: HashMap::new() }
     }
 
     /// The settings, which are not rendered: the variables for rendering are in them.
@@ -87,137 +86,154 @@ impl Parser {
     }
 
     /// What these files declare, in their order.
-    pub fn declarations(
-        &mut self,
-        files: &dyn Files,
-        wanted: &[Key],
-        project: &Project,
-    ) -> Result<Vec<(RepoPath, Arc<Parsed>)>, SourceError> {
-        self.forget_if_changed(project);
-        let new: Vec<&Key> = wanted.iter().filter(|key| !self.declarations.contains_key(key)).collect();
-        for (key, text) in self.texts(files, new, project)? {
-            let parsed = match text {
-                Ok(text) => document::parse(&key.0, &text, project),
-                Err(mistake) => unreadable(*mistake),
-            };
-            self.declarations.insert(key, Arc::new(parsed));
-        }
-        Ok(wanted.iter().map(|key| (key.0.clone(), Arc::clone(&self.declarations[key]))).collect())
+    pub fn declarations(&self, files: &dyn Files, keys: &[Key], project: &Project) -> Result<Vec<Parsed>, SourceError> {
+        self.parsed(files, keys, project, |key, text| match text {
+            Ok(text) => document::parse(&key.0, &text, project),
+            Err(mistake) => unreadable(*mistake),
+        })
     }
 
-    /// Where each of these apps has its runtime, and what stands beside declarations that make no app because of mistakes: what
-    /// is wrong with that is to be reported with them.
+    /// What runs, as these files say.
     pub fn runtimes(
         &mut self,
         files: &dyn Files,
-        apps: &[&AppDocument],
-        broken: &[&RepoPath],
+        wanted: HashSet<&Key>,
         project: &Project,
-    ) -> Result<(Vec<RuntimeOf>, Vec<RuntimeOf>), SourceError> {
-        let places: Vec<Place> = apps.iter().map(|app| Place::of(files, app)).collect();
-        let beside: Vec<Place> = broken.iter().map(|path| Place::in_folders(files, [folder_of(path)])).collect();
-        let wanted: BTreeSet<&Key> = places.iter().chain(&beside).filter_map(Place::key).collect();
-        self.runtimes.retain(|key, _| wanted.contains(key));
-        let new: Vec<&Key> = wanted.into_iter().filter(|key| !self.runtimes.contains_key(key)).collect();
-        for (key, text) in self.texts(files, new, project)? {
-            let runtime = match text {
-                Ok(text) => sandbox::parse(&key.0, &text),
-                Err(mistake) => Err(vec![*mistake]),
-            };
-            self.runtimes.insert(key, Arc::new(runtime));
-        }
-        let found = |places: Vec<Place>| places.into_iter().map(|place| self.runtime(place)).collect();
-        Ok((found(places), found(beside)))
-    }
-
-    /// Forgets all declarations but these.
-    pub fn retain(&mut self, declarations: &[Key]) {
-        let used: BTreeSet<&Key> = declarations.iter().collect();
-        self.declarations.retain(|key, _| used.contains(key));
-    }
-
-    fn runtime(&self, place: Place) -> RuntimeOf {
-        match place {
-            Place::Inline(runtime) => RuntimeOf::Inline(runtime),
-            Place::File(key) => RuntimeOf::File(Arc::clone(&self.runtimes[&key])),
-            Place::Unreadable(path) => RuntimeOf::Unreadable(path),
-            Place::Nowhere => RuntimeOf::Nowhere,
-        }
-    }
-
-    fn forget_if_changed(&mut self, project: &Project) {
-        if self.parsed_with != *project {
-            self.parsed_with = project.clone();
-            self.declarations.clear();
+        apps: usize,
+    ) -> Result<Runtimes, SourceError> {
+        // To find out which of them no app uses any more would take longer than to read the others again.
+        if self.runtimes.len() > FEW_RUNTIMES.max(2 * apps) {
             self.runtimes.clear();
         }
+        let mut found = Runtimes::new();
+        let unknown = wanted.iter().copied().filter(|(_, blob)| !self.runtimes.contains_key(blob));
+        let firsts: HashMap<&BlobId, &Key> = unknown.map(|key| (&key.1, key)).collect();
+        let firsts: Vec<Key> = firsts.into_values().cloned().collect();
+        self.read_runtimes(files, firsts, project, &mut found)?;
+        // What is wrong with a file names it, so that each of several equal ones is read.
+        let broken = |key: &&Key| !self.runtimes.contains_key(&key.1) && !found.contains_key(*key);
+        let others: Vec<Key> = wanted.iter().copied().filter(broken).cloned().collect();
+        self.read_runtimes(files, others, project, &mut found)?;
+        for key in wanted {
+            if let Some(runtime) = self.runtimes.get(&key.1) {
+                found.insert(key.clone(), Ok(Arc::clone(runtime)));
+            }
+        }
+        Ok(found)
     }
 
-    /// The rendered text of each file, or what is wrong with it.
-    fn texts(&self, files: &dyn Files, keys: Vec<&Key>, project: &Project) -> Result<Vec<(Key, Text)>, SourceError> {
-        let mut done = Vec::with_capacity(keys.len());
-        let mut to_render = Vec::new();
-        let mut rendering = Vec::new();
-        for key in keys {
-            match text(files, &key.0, &key.1)? {
-                Ok(text) => {
-                    rendering.push(key.clone());
-                    to_render.push((key.0.clone(), text));
-                }
-                Err(mistake) => done.push((key.clone(), Err(mistake))),
+    fn read_runtimes(
+        &mut self,
+        files: &dyn Files,
+        keys: Vec<Key>,
+        project: &Project,
+        found: &mut Runtimes,
+    ) -> Result<(), SourceError> {
+        let parsed = self.parsed(files, &keys, project, |key, text| match text {
+            Ok(text) => sandbox::parse(&key.0, &text).map(Arc::new),
+            Err(mistake) => Err(vec![*mistake]),
+        })?;
+        for (key, runtime) in keys.into_iter().zip(parsed) {
+            match runtime {
+                Ok(runtime) => drop(self.runtimes.insert(key.1, runtime)),
+                Err(mistakes) => drop(found.insert(key, Err(mistakes))),
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets what depends on the settings.
+    pub fn forget_rendered(&mut self) {
+        self.runtimes.clear();
+    }
+
+    /// What `parse` makes of each file's rendered text, in their order.
+    fn parsed<T: Send>(
+        &self,
+        files: &dyn Files,
+        keys: &[Key],
+        project: &Project,
+        parse: impl Fn(&Key, Text) -> T + Sync,
+    ) -> Result<Vec<T>, SourceError> {
+        let read = |key: &Key| -> Result<Stage<T>, SourceError> {
+            Ok(match text(files, &key.0, &key.1)? {
+                Ok(text) if is_template(&text) => Stage::Template(text),
+                text => Stage::Done(parse(key, text)),
+            })
+        };
+        let stages: Vec<Stage<T>> = parallel::map(keys, read).into_iter().collect::<Result<_, _>>()?;
+        let mut rendered = self.rendered(keys, &stages, project)?.into_iter();
+        let finish = |(key, stage)| match stage {
+            Stage::Done(done) => Some(done),
+            Stage::Template(_) => rendered.next().map(|text| parse(key, text)),
+        };
+        Ok(keys.iter().zip(stages).filter_map(finish).collect())
+    }
+
+    /// The rendered texts of those files that are templates.
+    fn rendered<T>(&self, keys: &[Key], stages: &[Stage<T>], project: &Project) -> Result<Vec<Text>, SourceError> {
+        let templates = keys.iter().zip(stages).filter_map(|(key, stage)| match stage {
+            Stage::Done(_) => None,
+            Stage::Template(text) => Some((key.0.clone(), text.as_str().into())),
+        });
+        let templates: Vec<_> = templates.collect();
+        if templates.is_empty() {
+            return Ok(Vec::new());
         }
         let vars = serde_json::Value::Object(project.vars.clone());
-        for (key, rendered) in rendering.into_iter().zip(self.renderer.render(to_render, &vars)) {
-            match rendered {
-                Ok(text) => done.push((key, Ok(text))),
-                Err(RenderError::Mistake(mistake)) => done.push((key, Err(mistake))),
-                Err(RenderError::Unavailable(reason)) => return Err(SourceError::Unrendered { reason }),
-            }
-        }
-        Ok(done)
+        let rendered = self.renderer.render(templates, &vars).into_iter().map(|rendered| match rendered {
+            Ok(text) => Ok(Ok(text.as_ref().to_owned())),
+            Err(RenderError::Mistake(mistake)) => Ok(Err(mistake)),
+            Err(RenderError::Unavailable(reason)) => Err(SourceError::Unrendered { reason }),
+        });
+        rendered.collect()
     }
 }
 
-/// Where an app's runtime stands, before it is read.
-enum Place {
-    Inline(Runtime),
-    File(Key),
-    Unreadable(RepoPath),
-    Nowhere,
+/// How far a file has come.
+enum Stage<T> {
+    Done(T),
+    /// It is to be rendered first, which is done for all of them together.
+    Template(String),
 }
 
 impl Place {
     /// In the declaration, else beside it, else in the app's source.
-    fn of(files: &dyn Files, app: &AppDocument) -> Self {
-        if let Some(runtime) = &app.spec.runtime {
-            return Self::Inline(runtime.clone());
+    pub fn of(files: &dyn Files, app: &AppDocument) -> Self {
+        if app.spec.runtime.is_some() {
+            return Self::Inline;
         }
         Self::in_folders(files, [folder_of(&app.path)].into_iter().chain(app.spec.source.path.clone()))
+    }
+
+    /// Beside a declaration that makes no app because of mistakes: what is wrong with that is to be reported with them.
+    pub fn beside(files: &dyn Files, declaration: &RepoPath) -> Self {
+        Self::in_folders(files, [folder_of(declaration)])
+    }
+
+    /// The file to read.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Self::File(key) => Some(key),
+            Self::Inline | Self::Unreadable(_) | Self::Nowhere => None,
+        }
     }
 
     /// In the first of these folders that has one.
     fn in_folders(files: &dyn Files, folders: impl IntoIterator<Item = RepoPath>) -> Self {
         for folder in folders {
+            let Some(item) = files.root().folder(&folder).and_then(|folder| folder.child(SANDBOX_FILE)) else {
+                continue;
+            };
             let path = printable(&format!("{folder}/{SANDBOX_FILE}"));
-            match files.root().get(&path) {
-                Some(Item::File { blob, kind: FileKind::Regular | FileKind::Executable }) => {
-                    return Self::File((path, blob.clone()));
+            return match item {
+                Item::File { blob, kind: FileKind::Regular | FileKind::Executable } => Self::File((path, blob.clone())),
+                Item::File { kind: FileKind::Symlink, .. } | Item::Folder(_) | Item::Refused(_) => {
+                    Self::Unreadable(path)
                 }
-                Some(Item::File { kind: FileKind::Symlink, .. } | Item::Folder(_) | Item::Refused(_)) => {
-                    return Self::Unreadable(path);
-                }
-                None => {}
-            }
+            };
         }
         Self::Nowhere
-    }
-
-    fn key(&self) -> Option<&Key> {
-        match self {
-            Self::File(key) => Some(key),
-            Self::Inline(_) | Self::Unreadable(_) | Self::Nowhere => None,
-        }
     }
 }
 
@@ -243,7 +259,7 @@ fn text(files: &dyn Files, path: &RepoPath, blob: &BlobId) -> Result<Text, Sourc
         Err(error) => return Err(error),
     };
     Ok(match String::from_utf8(bytes) {
-        Ok(text) => Ok(text.into()),
+        Ok(text) => Ok(text),
         Err(error) => Err(Box::new(not_utf8(path, error.as_bytes(), error.utf8_error().valid_up_to()))),
     })
 }

@@ -1,27 +1,29 @@
 //! Pins what declarations refer to: the content of workspaces and of templates, as digests.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use setpoint_plan::desired::DesiredTemplateRoot;
-use setpoint_schema::app::{DesiredApp, PinnedSpec, SandboxSpec};
+use setpoint_schema::app::{DesiredApp, SandboxSpec};
 use setpoint_schema::diagnostic::Diagnostic;
-use setpoint_schema::document::{AppDocument, Parsed, TemplateDocument};
+use setpoint_schema::document::{AppDocument, TemplateDocument};
 use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest, sha256_hex};
-use setpoint_schema::name::{AppKey, RepoPath, TemplateName};
+use setpoint_schema::name::{RepoPath, TemplateName};
 use setpoint_schema::runtime::Runtime;
-use setpoint_schema::shared::SharedMap;
 use setpoint_schema::template::TemplateRoot;
 use setpoint_vmm::driver::FileKind;
 
 use crate::source::{Files, Folder, FolderId, Item, Listing, SourceError, is_app_folder};
 
-use super::parse::RuntimeOf;
+use super::parallel;
+use super::parse::{Place, Runtimes};
 
 /// The most files of a template on the host, whose listing is walked on every load.
 const MAX_HOST_FILES: usize = 200_000;
+/// How many workspaces are kept, whatever the number of apps.
+const FEW_WORKSPACES: usize = 1000;
 
 /// What was pinned already, by content.
 #[derive(Default)]
@@ -35,6 +37,7 @@ pub(super) struct Pins {
 }
 
 /// The templates of one revision.
+#[derive(Debug, Clone, Default)]
 pub(super) struct PinnedTemplates {
     by_name: BTreeMap<TemplateName, Result<(TemplateDigest, DesiredTemplateRoot), Diagnostic>>,
 }
@@ -45,11 +48,11 @@ impl Pins {
         &mut self,
         files: &dyn Files,
         revision: &CommitId,
-        parsed: impl Iterator<Item = &'a Parsed>,
+        documents: impl Iterator<Item = &'a TemplateDocument>,
     ) -> Result<PinnedTemplates, SourceError> {
         let minimal = DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: revision.clone() };
         let mut by_name = BTreeMap::from([(TemplateName::minimal(), Ok((minimal_digest(), minimal)))]);
-        for document in parsed.flat_map(|file| &file.templates) {
+        for document in documents {
             let pinned = match self.root(files, &document.template.root)? {
                 Ok(digest) => {
                     let root = document.template.root.clone();
@@ -69,16 +72,40 @@ impl Pins {
         self.templates.get(digest).cloned()
     }
 
+    /// Pins the workspaces of these apps, those of a revision with so many apps in all.
+    pub fn workspaces(&mut self, files: &dyn Files, apps: &[&AppDocument], all: usize) -> Result<(), SourceError> {
+        // To find out which of them no app uses any more would take longer than to read the others again.
+        if self.workspaces.len() > FEW_WORKSPACES.max(2 * all) {
+            self.workspaces.clear();
+        }
+        let mut seen = HashSet::new();
+        let new = apps.iter().filter_map(|app| {
+            let workspace = Workspace::of(files, app)?;
+            let new = !self.workspaces.contains_key(&workspace.key) && seen.insert(workspace.key.clone());
+            new.then_some(workspace)
+        });
+        let new: Vec<Workspace<'_>> = new.collect();
+        let pinned = parallel::map(&new, |workspace| workspace.pin(files));
+        for (workspace, digest) in new.into_iter().zip(pinned) {
+            // What is wrong with one is found again when its app is looked at.
+            if let Ok(digest) = digest? {
+                self.workspaces.insert(workspace.key, digest);
+            }
+        }
+        Ok(())
+    }
+
     /// The app with everything that it refers to, or all that is wrong with that.
     pub fn app(
-        &mut self,
+        &self,
         files: &dyn Files,
         document: &AppDocument,
-        runtime: RuntimeOf,
+        place: &Place,
+        runtimes: &Runtimes,
         templates: &PinnedTemplates,
     ) -> Result<Result<DesiredApp, Vec<Diagnostic>>, SourceError> {
         let mut mistakes = Vec::new();
-        let runtime = runtime_of(document, runtime, &mut mistakes);
+        let runtime = runtime_of(document, place, runtimes, &mut mistakes);
         let template = templates.digest(document, &mut mistakes);
         let workspace = self.workspace(files, document, &mut mistakes)?;
         // A template that is not declared is reported by the checks of the whole set.
@@ -89,33 +116,28 @@ impl Pins {
         app.runtime = Some(runtime);
         Ok(Ok(DesiredApp {
             metadata: document.metadata.clone(),
-            spec: PinnedSpec::new(SandboxSpec { app, template, files: workspace }),
+            spec: SandboxSpec { app, template, files: workspace }.into(),
             path: document.path.clone(),
         }))
     }
 
     fn workspace(
-        &mut self,
+        &self,
         files: &dyn Files,
         document: &AppDocument,
         mistakes: &mut Vec<Diagnostic>,
     ) -> Result<Option<TreeDigest>, SourceError> {
-        let path = document.spec.source.path.clone().unwrap_or_else(|| folder_of(&document.path));
         let place = document.places.source_path.as_ref();
-        let Some(folder) = files.root().folder(&path) else {
+        let Some(workspace) = Workspace::of(files, document) else {
+            let path = Workspace::path_of(document);
             mistakes.push(document.mistake(place, format!("there is no folder `{path}` in the repository")));
             return Ok(None);
         };
-        let key = (folder.id.clone(), is_app_folder(&path, folder));
-        if let Some(digest) = self.workspaces.get(&key) {
+        if let Some(digest) = self.workspaces.get(&workspace.key) {
             return Ok(Some(digest.clone()));
         }
-        match at_fault(Listing::of_workspace(files, &path, folder))? {
-            Ok(listing) => {
-                let digest = listing.digest();
-                self.workspaces.insert(key, digest.clone());
-                Ok(Some(digest))
-            }
+        match workspace.pin(files)? {
+            Ok(digest) => Ok(Some(digest)),
             Err(problem) => {
                 mistakes.push(document.mistake(place, format!("its workspace cannot be used: {problem}")));
                 Ok(None)
@@ -165,6 +187,30 @@ impl Pins {
     }
 }
 
+/// Where an app's files are.
+struct Workspace<'a> {
+    key: (FolderId, bool),
+    path: RepoPath,
+    folder: &'a Arc<Folder>,
+}
+
+impl<'a> Workspace<'a> {
+    fn of(files: &'a dyn Files, document: &AppDocument) -> Option<Self> {
+        let path = Self::path_of(document);
+        let folder = files.root().folder(&path)?;
+        Some(Self { key: (folder.id.clone(), is_app_folder(&path, folder)), path, folder })
+    }
+
+    fn path_of(document: &AppDocument) -> RepoPath {
+        document.spec.source.path.clone().unwrap_or_else(|| folder_of(&document.path))
+    }
+
+    fn pin(&self, files: &dyn Files) -> Result<Result<TreeDigest, String>, SourceError> {
+        let listing = at_fault(Listing::of_workspace(files, &self.path, self.folder))?;
+        Ok(listing.map(|listing| listing.digest()))
+    }
+}
+
 impl PinnedTemplates {
     /// What is wrong with the templates themselves.
     pub fn mistakes(&self) -> impl Iterator<Item = Diagnostic> {
@@ -177,10 +223,20 @@ impl PinnedTemplates {
         pinned.find(|(found, _)| found == digest).map(|(_, root)| root.clone())
     }
 
-    /// The templates that these apps start from.
-    pub fn used_by(self, apps: &SharedMap<AppKey, Arc<DesiredApp>>) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
-        let used: BTreeSet<_> = apps.values().map(|app| &app.spec.template).collect();
-        self.by_name.into_values().flatten().filter(|(digest, _)| used.contains(digest)).collect()
+    /// Those of these contents.
+    pub fn of(&self, is_used: impl Fn(&TemplateDigest) -> bool) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
+        let pinned = self.by_name.values().filter_map(|pinned| pinned.as_ref().ok());
+        pinned.filter(|(digest, _)| is_used(digest)).cloned().collect()
+    }
+
+    /// The templates that mean something else here than there, those that only one of both has among them.
+    pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a TemplateName> {
+        let content = |templates: &'a Self, name: &TemplateName| {
+            templates.by_name.get(name).map(|pinned| pinned.as_ref().map(|(digest, _)| digest))
+        };
+        let only_there = other.by_name.keys().filter(|name| !self.by_name.contains_key(*name));
+        let names = self.by_name.keys().chain(only_there);
+        names.filter(move |name| content(self, name) != content(other, name))
     }
 
     fn digest(&self, document: &AppDocument, mistakes: &mut Vec<Diagnostic>) -> Option<TemplateDigest> {
@@ -201,22 +257,27 @@ pub(super) fn folder_of(file: &RepoPath) -> RepoPath {
     RepoPath::new(folder).expect("the beginning of a path, up to a slash, is a path")
 }
 
-fn runtime_of(document: &AppDocument, runtime: RuntimeOf, mistakes: &mut Vec<Diagnostic>) -> Option<Runtime> {
-    let runtime = match runtime {
-        RuntimeOf::Inline(runtime) => runtime,
-        RuntimeOf::File(parsed) => match &*parsed {
-            Ok(runtime) => runtime.clone(),
+fn runtime_of(
+    document: &AppDocument,
+    place: &Place,
+    runtimes: &Runtimes,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Runtime> {
+    let runtime = match place {
+        Place::Inline => document.spec.runtime.clone()?,
+        Place::File(key) => match runtimes.get(key).expect("every file that a place names has been read") {
+            Ok(runtime) => Runtime::clone(runtime),
             Err(found) => {
                 mistakes.extend(found.iter().cloned().map(|mistake| mistake.of(document.metadata.key.clone())));
                 return None;
             }
         },
-        RuntimeOf::Unreadable(path) => {
-            let mistake = Diagnostic::new(path, "is not a plain file").of(document.metadata.key.clone());
+        Place::Unreadable(path) => {
+            let mistake = Diagnostic::new(path.clone(), "is not a plain file").of(document.metadata.key.clone());
             mistakes.push(mistake.hint("symbolic links are not followed in declarations"));
             return None;
         }
-        RuntimeOf::Nowhere => {
+        Place::Nowhere => {
             let message = format!("nothing says what app `{}` runs", document.metadata.key);
             let hint = "write `spec.runtime`, or a sandbox.yaml beside this file or in the app's source";
             mistakes.push(document.mistake(None, message).hint(hint));

@@ -1,7 +1,11 @@
-//! Finds the files that declare something: `setpoint.toml`, every `app.yaml` below `apps/`, and `templates/*.yaml`.
+//! Finds the files that declare something: `setpoint.toml`, every `app.yaml` below `apps/`, and `templates/*.yaml`; and of two
+//! revisions, what of that differs. Folders of equal ids are not entered.
 //!
 //! What might hide an app (a symbolic link or a submodule where its folder should be) is reported, since its absence would
 //! otherwise read as its removal.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
 
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::id::BlobId;
@@ -22,17 +26,128 @@ const TEMPLATES: &str = "templates";
 /// A file and its content.
 pub(super) type Key = (RepoPath, BlobId);
 
-/// The files of a tree that declare something.
+/// The settings, or why they cannot be read; nothing where there are none.
+pub(super) fn settings(root: &Folder) -> Option<Result<Key, Box<Diagnostic>>> {
+    root.child(PROJECT_FILE).map(|item| declaration(PROJECT_FILE, item))
+}
+
+/// The files of templates.
+pub(super) fn templates(root: &Folder) -> Vec<Key> {
+    let mut changes = Changes::default();
+    changes.in_templates(None, root.child(TEMPLATES).and_then(folder_of));
+    changes.declarations().cloned().collect()
+}
+
+/// What differs between two revisions.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
-    /// The settings, or why they cannot be read.
-    pub project: Option<Result<Key, Box<Diagnostic>>>,
-    /// Files of apps and templates, in path order.
-    pub declarations: Vec<Key>,
-    /// What stands where apps could be declared, and cannot be read.
-    pub hiding_apps: Vec<Diagnostic>,
-    /// What stands where templates could be declared, and cannot be read.
-    pub hiding_templates: Vec<Diagnostic>,
+pub(super) struct Changes {
+    /// Where apps can be declared: each path that differs, in path order, with what stands there now.
+    pub apps: Vec<(String, Option<Found>)>,
+    /// The same, where templates can be declared.
+    pub templates: Vec<(String, Option<Found>)>,
+    /// The folders whose content differs, those that came or went among them.
+    pub folders: Vec<String>,
+}
+
+/// What stands where something can be declared.
+#[derive(Debug, PartialEq)]
+pub(super) enum Found {
+    /// A file of declarations.
+    Declarations(Key),
+    /// Something that cannot be read, and may hide what is declared there.
+    Hiding(Diagnostic),
+}
+
+impl Changes {
+    /// What to do to know `new`, where `old` is known; all of `new` where nothing is.
+    pub fn between(old: Option<&Folder>, new: &Folder) -> Self {
+        let mut changes = Self::default();
+        let (was, is) = (old.and_then(|old| old.child(APPS)), new.child(APPS));
+        note(
+            &mut changes.apps,
+            APPS,
+            was.and_then(|item| misplaced(APPS, item)),
+            is.and_then(|item| misplaced(APPS, item)),
+        );
+        changes.in_apps(Side::top(was), Side::top(is), APPS);
+        let (was, is) = (old.and_then(|old| old.child(TEMPLATES)), new.child(TEMPLATES));
+        let misplaced = |item: Option<&Item>| misplaced(TEMPLATES, item?);
+        note(&mut changes.templates, TEMPLATES, misplaced(was), misplaced(is));
+        changes.in_templates(was.and_then(folder_of), is.and_then(folder_of));
+        changes
+    }
+
+    /// Every file of declarations that is new or changed.
+    pub fn declarations(&self) -> impl Iterator<Item = &Key> {
+        self.apps.iter().chain(&self.templates).filter_map(|(_, found)| match found {
+            Some(Found::Declarations(key)) => Some(key),
+            Some(Found::Hiding(_)) | None => None,
+        })
+    }
+
+    /// Adds the folders beside those of apps whose content differs.
+    pub fn add_other_folders(&mut self, old: &Folder, new: &Folder) {
+        for (name, was, is) in pairs(Some(old), Some(new)) {
+            if name != APPS {
+                self.in_folder(was.and_then(folder_of), is.and_then(folder_of), name);
+            }
+        }
+    }
+
+    fn in_apps(&mut self, was: Option<Side<'_>>, is: Option<Side<'_>>, path: &str) {
+        if Side::are_same(was, is) {
+            return;
+        }
+        self.folders.push(path.to_owned());
+        let (was, is) = (was.map(Side::entered), is.map(Side::entered));
+        for (name, old, new) in pairs(was.map(|side| &**side.folder), is.map(|side| &**side.folder)) {
+            let (old_below, new_below) = (Side::below(was, old), Side::below(is, new));
+            if old_below.is_some() && Side::are_same(old_below, new_below) {
+                continue;
+            }
+            let below = join(path, name);
+            let found = |side: Option<Side<'_>>, item: Option<&Item>| found_in_apps(&below, name, side?.within, item?);
+            note(&mut self.apps, &below, found(was, old), found(is, new));
+            self.in_apps(old_below, new_below, &below);
+        }
+    }
+
+    /// Folders below hold root file systems, in which any file may be called anything.
+    fn in_templates(&mut self, was: Option<&Arc<Folder>>, is: Option<&Arc<Folder>>) {
+        if are_same(was, is) {
+            return;
+        }
+        for (name, old, new) in pairs(was.map(|folder| &**folder), is.map(|folder| &**folder)) {
+            if name.ends_with(".yaml") {
+                let path = join(TEMPLATES, name);
+                let found = |item: Option<&Item>| item.map(|item| Found::of(declaration(&path, item)));
+                note(&mut self.templates, &path, found(old), found(new));
+            }
+        }
+    }
+
+    fn in_folder(&mut self, was: Option<&Arc<Folder>>, is: Option<&Arc<Folder>>, path: &str) {
+        if are_same(was, is) {
+            return;
+        }
+        self.folders.push(path.to_owned());
+        for (name, old, new) in pairs(was.map(|folder| &**folder), is.map(|folder| &**folder)) {
+            self.in_folder(old.and_then(folder_of), new.and_then(folder_of), &join(path, name));
+        }
+    }
+}
+
+impl Found {
+    fn of(declaration: Result<Key, Box<Diagnostic>>) -> Self {
+        declaration.map_or_else(|problem| Self::Hiding(*problem), Self::Declarations)
+    }
+}
+
+/// A folder below `apps/` in one of the revisions.
+#[derive(Debug, Clone, Copy)]
+struct Side<'a> {
+    folder: &'a Arc<Folder>,
+    within: Within,
 }
 
 /// Whether a folder belongs to an app, in which case what stands in it is the app's affair.
@@ -42,62 +157,89 @@ enum Within {
     App,
 }
 
-impl Scan {
-    pub fn of(root: &Folder) -> Self {
-        let project = root.child(PROJECT_FILE).map(|item| declaration(PROJECT_FILE, item));
-        let mut scan = Self { project, ..Self::default() };
-        match root.child(APPS) {
-            Some(Item::Folder(folder)) => scan.apps(folder, APPS, Within::Team),
-            Some(item @ (Item::File { .. } | Item::Refused(_))) => scan.hiding_apps.push(problem_of(APPS, item)),
-            None => {}
-        }
-        match root.child(TEMPLATES) {
-            Some(Item::Folder(folder)) => scan.template_files(folder),
-            Some(item @ (Item::File { .. } | Item::Refused(_))) => {
-                scan.hiding_templates.push(problem_of(TEMPLATES, item));
-            }
-            None => {}
-        }
-        scan
+impl<'a> Side<'a> {
+    fn top(item: Option<&'a Item>) -> Option<Self> {
+        Some(Self { folder: folder_of(item?)?, within: Within::Team })
     }
 
-    /// The files of templates alone.
-    pub fn templates(self) -> Vec<Key> {
-        let below = format!("{TEMPLATES}/");
-        self.declarations.into_iter().filter(|(path, _)| path.as_str().starts_with(&below)).collect()
+    /// What is true of everything in the folder.
+    fn entered(self) -> Self {
+        let within = if self.folder.child(APP_FILE).is_some() { Within::App } else { self.within };
+        Self { within, ..self }
     }
 
-    fn apps(&mut self, folder: &Folder, path: &str, within: Within) {
-        let within = if folder.child(APP_FILE).is_some() { Within::App } else { within };
-        for (name, item) in folder.entries() {
-            let below = join(path, name);
-            match (item, within) {
-                (Item::Folder(folder), _) => self.apps(folder, &below, within),
-                (Item::File { .. } | Item::Refused(_), _) if name == APP_FILE => match declaration(&below, item) {
-                    Ok(found) => self.declarations.push(found),
-                    Err(problem) => self.hiding_apps.push(*problem),
-                },
-                (Item::File { .. } | Item::Refused(_), Within::App) => {}
-                (Item::File { kind: FileKind::Regular | FileKind::Executable, .. }, Within::Team) => {
-                    if name == "app.yml" {
-                        let problem = Diagnostic::new(printable(&below), "is not read");
-                        self.hiding_apps.push(problem.hint("rename it: declarations of apps are named app.yaml"));
-                    }
-                }
-                (Item::File { kind: FileKind::Symlink, .. } | Item::Refused(_), Within::Team) => {
-                    self.hiding_apps.push(problem_of(&below, item));
-                }
-            }
+    fn below(side: Option<Self>, item: Option<&'a Item>) -> Option<Self> {
+        Some(Self { folder: folder_of(item?)?, within: side?.within })
+    }
+
+    fn are_same(was: Option<Self>, is: Option<Self>) -> bool {
+        let within = |side: Option<Self>| side.map(|side| side.within);
+        within(was) == within(is) && are_same(was.map(|side| side.folder), is.map(|side| side.folder))
+    }
+}
+
+fn folder_of(item: &Item) -> Option<&Arc<Folder>> {
+    match item {
+        Item::Folder(folder) => Some(folder),
+        Item::File { .. } | Item::Refused(_) => None,
+    }
+}
+
+fn are_same(was: Option<&Arc<Folder>>, is: Option<&Arc<Folder>>) -> bool {
+    match (was, is) {
+        (None, None) => true,
+        (Some(was), Some(is)) => Arc::ptr_eq(was, is) || was.id == is.id,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+/// Each name in either folder, with what stands there in each.
+fn pairs<'a>(
+    was: Option<&'a Folder>,
+    is: Option<&'a Folder>,
+) -> impl Iterator<Item = (&'a str, Option<&'a Item>, Option<&'a Item>)> {
+    let mut was = was.into_iter().flat_map(Folder::entries).peekable();
+    let mut is = is.into_iter().flat_map(Folder::entries).peekable();
+    std::iter::from_fn(move || {
+        let order = match (was.peek(), is.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((was, _)), Some((is, _))) => was.cmp(is),
+        };
+        let old = if order.is_le() { was.next() } else { None };
+        let new = if order.is_ge() { is.next() } else { None };
+        let name = old.or(new).map(|(name, _)| name)?;
+        Some((name, old.map(|(_, item)| item), new.map(|(_, item)| item)))
+    })
+}
+
+fn note(changes: &mut Vec<(String, Option<Found>)>, path: &str, was: Option<Found>, is: Option<Found>) {
+    if was != is {
+        changes.push((path.to_owned(), is));
+    }
+}
+
+/// Something that is no folder, where a folder of declarations is expected.
+fn misplaced(path: &str, item: &Item) -> Option<Found> {
+    match item {
+        Item::Folder(_) => None,
+        Item::File { .. } | Item::Refused(_) => Some(Found::Hiding(problem_of(path, item))),
+    }
+}
+
+fn found_in_apps(path: &str, name: &str, within: Within, item: &Item) -> Option<Found> {
+    match (item, within) {
+        (Item::Folder(_), _) => None,
+        (Item::File { .. } | Item::Refused(_), _) if name == APP_FILE => Some(Found::of(declaration(path, item))),
+        (Item::File { .. } | Item::Refused(_), Within::App) => None,
+        (Item::File { kind: FileKind::Regular | FileKind::Executable, .. }, Within::Team) => {
+            let problem = || Diagnostic::new(printable(path), "is not read");
+            let hint = "rename it: declarations of apps are named app.yaml";
+            (name == "app.yml").then(|| Found::Hiding(problem().hint(hint)))
         }
-    }
-
-    /// Folders below hold root file systems, in which any file may be called anything.
-    fn template_files(&mut self, folder: &Folder) {
-        for (name, item) in folder.entries().iter().filter(|(name, _)| name.ends_with(".yaml")) {
-            match declaration(&join(TEMPLATES, name), item) {
-                Ok(found) => self.declarations.push(found),
-                Err(problem) => self.hiding_templates.push(*problem),
-            }
+        (Item::File { kind: FileKind::Symlink, .. } | Item::Refused(_), Within::Team) => {
+            Some(Found::Hiding(problem_of(path, item)))
         }
     }
 }

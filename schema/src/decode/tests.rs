@@ -20,7 +20,7 @@ fn parse(spec: &str) -> document::Parsed {
 fn good(spec: &str) -> AppDocument {
     let parsed = parse(spec);
     assert_eq!(parsed.diagnostics, vec![]);
-    parsed.apps.into_iter().next().unwrap()
+    std::sync::Arc::unwrap_or_clone(parsed.apps.into_iter().next().unwrap())
 }
 
 /// The only mistake, as message and hint.

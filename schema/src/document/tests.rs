@@ -149,7 +149,7 @@ fn defaults_of_the_project_hold_below_what_the_app_says() {
     let project =
         Project::parse(&path, "[defaults]\nenv = { A = \"1\", B = \"1\" }\n[defaults.resources]\nvcpus = 2\n").unwrap();
     let text = app("{name: blog}", "spec: {env: {B: \"2\"}, resources: {memory: 1Gi}}");
-    let spec = parse(&path, &text, &project).apps.remove(0).spec;
+    let spec = parse(&path, &text, &project).apps.remove(0).spec.clone();
     assert_eq!(spec.resources.vcpus, 2);
     let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(env, ["A=1", "B=2"]);

@@ -1,17 +1,43 @@
 //! Cycles in a graph of dependencies: Tarjan's strongly connected components, with the call stack spelled out because the
 //! graph may be deeper than a thread's stack.
 
+use std::collections::{BTreeMap, HashMap};
+
+use crate::name::AppKey;
+
 /// Nodes that all reach each other.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Cycle {
+pub(super) struct Cycle<N> {
     /// All of them, in ascending order.
-    pub(super) members: Vec<usize>,
+    pub(super) members: Vec<N>,
     /// One way round, from node to dependency; the last depends on the first.
-    pub(super) example: Vec<usize>,
+    pub(super) example: Vec<N>,
 }
 
-/// The cycles of a graph that gives for each node what it depends on. A node that depends on itself alone makes none.
-pub(super) fn find(dependencies: &[Vec<usize>]) -> Vec<Cycle> {
+/// The cycles among apps, given what each depends on. An app that depends on itself alone makes none.
+pub(super) fn among(graph: &BTreeMap<AppKey, Vec<AppKey>>) -> Vec<Cycle<AppKey>> {
+    let keys: Vec<&AppKey> = graph.keys().collect();
+    let index: HashMap<&AppKey, usize> = keys.iter().enumerate().map(|(index, key)| (*key, index)).collect();
+    let leads_to = |list: &Vec<AppKey>| list.iter().filter_map(|key| index.get(key).copied()).collect();
+    let dependencies: Vec<Vec<usize>> = graph.values().map(leads_to).collect();
+    let named = |nodes: Vec<usize>| nodes.into_iter().map(|node| keys[node].clone()).collect();
+    let cycles = find(&dependencies).into_iter();
+    cycles.map(|Cycle { members, example }| Cycle { members: named(members), example: named(example) }).collect()
+}
+
+/// `a → b → a`, cut in the middle of long ones.
+pub(super) fn show(example: &[impl ToString]) -> String {
+    const SHOWN: usize = 8;
+    let mut names: Vec<String> = example.iter().take(SHOWN).map(ToString::to_string).collect();
+    if example.len() > SHOWN {
+        names.push(format!("… {} more …", example.len() - SHOWN));
+    }
+    names.extend(example.first().map(ToString::to_string));
+    names.join(" → ")
+}
+
+/// The cycles of a graph that gives for each node what it depends on.
+pub(super) fn find(dependencies: &[Vec<usize>]) -> Vec<Cycle<usize>> {
     let mut search = Search {
         dependencies,
         order: vec![UNSEEN; dependencies.len()],
@@ -29,17 +55,6 @@ pub(super) fn find(dependencies: &[Vec<usize>]) -> Vec<Cycle> {
     search.cycles
 }
 
-/// `a → b → a`, cut in the middle of long ones.
-pub(super) fn show(example: &[usize], name: impl Fn(usize) -> String) -> String {
-    const SHOWN: usize = 8;
-    let mut names: Vec<String> = example.iter().take(SHOWN).map(|node| name(*node)).collect();
-    if example.len() > SHOWN {
-        names.push(format!("… {} more …", example.len() - SHOWN));
-    }
-    names.extend(example.first().map(|node| name(*node)));
-    names.join(" → ")
-}
-
 const UNSEEN: usize = usize::MAX;
 
 struct Search<'g> {
@@ -51,7 +66,7 @@ struct Search<'g> {
     on_path: Vec<bool>,
     path: Vec<usize>,
     seen: usize,
-    cycles: Vec<Cycle>,
+    cycles: Vec<Cycle<usize>>,
 }
 
 impl Search<'_> {
@@ -104,7 +119,7 @@ impl Search<'_> {
     /// Follows the first dependency within the component until a node comes again.
     fn way_round(&self, members: &[usize]) -> Vec<usize> {
         let mut way: Vec<usize> = Vec::new();
-        let mut step_of = std::collections::HashMap::new();
+        let mut step_of = HashMap::new();
         let mut at = members[0];
         loop {
             if let Some(step) = step_of.insert(at, way.len()) {

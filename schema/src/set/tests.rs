@@ -19,8 +19,20 @@ fn files(apps: &[(&str, &str)]) -> Vec<Parsed> {
 }
 
 fn template(name: &str, spec: &str) -> Parsed {
+    template_in("t", name, spec)
+}
+
+fn template_in(file: &str, name: &str, spec: &str) -> Parsed {
     let text = format!("apiVersion: setpoint/v1\nkind: Template\nmetadata: {{name: {name}}}\nspec: {spec}\n");
-    document::parse(&RepoPath::new("templates/t.yaml").unwrap(), &text, &Project::default())
+    document::parse(&RepoPath::new(format!("templates/{file}.yaml")).unwrap(), &text, &Project::default())
+}
+
+/// Everything that is wrong, in the order of the apps.
+fn check(project: &Project, files: &[Parsed]) -> Vec<Diagnostic> {
+    let mut set = Set::new(project);
+    files.iter().for_each(|file| set.insert(file));
+    let touched: BTreeSet<AppKey> = set.settle().into_iter().collect();
+    set.template_mistakes().into_iter().chain(touched.iter().flat_map(|app| set.mistakes_of(app))).collect()
 }
 
 /// Each mistake as `app: message`.
@@ -139,7 +151,7 @@ fn a_hundred_thousand_apps_in_one_chain_or_circle_fit_the_stack() {
     let circle: Vec<Vec<usize>> = (0..last).map(|node| vec![(node + 1) % last]).collect();
     let cycles = cycle::find(&circle);
     assert_eq!((cycles.len(), cycles[0].members.len()), (1, last));
-    let shown = cycle::show(&cycles[0].example, |node| node.to_string());
+    let shown = cycle::show(&cycles[0].example);
     assert_eq!(shown, "0 → 1 → 2 → 3 → 4 → 5 → 6 → 7 → … 99992 more … → 0");
 }
 
@@ -156,7 +168,63 @@ fn in_a_cycle(dependencies: &[Vec<usize>], node: usize) -> bool {
     reached[node]
 }
 
+/// One of a few files that have to do with each other: which app or template, and what it says.
+fn some_file(slot: usize, choice: usize) -> Option<Parsed> {
+    let spec = match choice {
+        0 => return None,
+        1 => "{}".to_owned(),
+        2 => format!("{{dependsOn: [app-{}]}}", (slot + 1) % 4),
+        3 => format!("{{dependsOn: [app-{}, app-{}], template: web}}", (slot + 2) % 4, (slot + 3) % 4),
+        4 => "{expose: {hosts: [x.org]}}".to_owned(),
+        5 => "{template: web, expose: {hosts: [x.org, y.org]}}".to_owned(),
+        _ => "{broken: yes}".to_owned(),
+    };
+    if slot >= 6 {
+        let text = if choice > 4 { "{}" } else { "{rootfs: {path: x}}" };
+        return Some(template_in(&format!("t{slot}"), "web", text));
+    }
+    let text = format!(
+        "apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: app-{}, uid: u{}}}\nspec: {spec}\n",
+        // The last two declare what others declare already.
+        slot % 4,
+        choice % 3,
+    );
+    let path = RepoPath::new(format!("apps/{slot}.yaml")).unwrap();
+    Some(document::parse(&path, &text, &Project::default()))
+}
+
 proptest::proptest! {
+    #[test]
+    fn a_set_that_was_changed_finds_what_a_fresh_one_finds(
+        history in proptest::collection::vec(proptest::collection::vec((0..8usize, 0..7usize), 1..4), 1..12),
+    ) {
+        let toml = RepoPath::new("setpoint.toml").unwrap();
+        let text = "[hosts]\npattern = \"{app}-{team}.{domain}\"\n[[moved]]\nfrom = \"app-0\"\nto = \"app-1\"\n";
+        let project = Project::parse(&toml, text).unwrap();
+        let mut set = Set::new(&project);
+        let mut files: BTreeMap<usize, Parsed> = BTreeMap::new();
+        let mut known: BTreeMap<AppKey, Vec<Diagnostic>> = BTreeMap::new();
+        for commit in history {
+            for (slot, choice) in commit {
+                if let Some(old) = files.remove(&slot) {
+                    set.remove(&old);
+                }
+                if let Some(new) = some_file(slot, choice) {
+                    set.insert(&new);
+                    files.insert(slot, new);
+                }
+            }
+            for app in set.settle() {
+                let mistakes = set.mistakes_of(&app);
+                known.insert(app, mistakes);
+            }
+            let incremental: Vec<Diagnostic> =
+                set.template_mistakes().into_iter().chain(known.values().flatten().cloned()).collect();
+            let all: Vec<Parsed> = files.values().cloned().collect();
+            proptest::prop_assert_eq!(incremental, check(&project, &all));
+        }
+    }
+
     #[test]
     fn exactly_the_members_of_cycles_are_found(edges in proptest::collection::vec((0..8usize, 0..8usize), 0..20)) {
         let mut dependencies = vec![Vec::new(); 8];

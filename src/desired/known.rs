@@ -1,0 +1,436 @@
+//! What is known of the revision that was loaded last, and how the next one changes it.
+//!
+//! The loader asks for the [`News`] of a revision, takes them in, and reads the result. There is no other way to load: the first
+//! revision is news from beginning to end. Every app is judged by itself, from its own declaration and what that refers to; an
+//! app is judged again when something changed that its judgement may have read.
+//!
+//! ```text
+//!   tree ids ──▶ files that changed ──parse──▶ Set ──settle──▶ apps to judge ──▶ good, with all that it refers to
+//!                folders that changed ──whose?──────────────────┘           └──▶ broken, with every mistake
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::diagnostic::Diagnostic;
+use setpoint_schema::document::{AppDocument, Coverage, Parsed};
+use setpoint_schema::id::{CommitId, TemplateDigest};
+use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::project::Project;
+use setpoint_schema::set::Set;
+use setpoint_schema::shared::SharedMap;
+
+use crate::source::{Files, Folder, SourceError};
+
+use super::parse::{Parser, Place, Runtimes, unreadable};
+use super::pin::{PinnedTemplates, Pins};
+use super::scan::{Changes, Found, Key};
+use super::{Remembered, parallel};
+
+/// The file that declares apps, for finding it by its folder.
+const APP_FILE: &str = "app.yaml";
+
+/// A revision, taken apart.
+pub(super) struct Known {
+    /// The settings that all of it was read with.
+    project: Project,
+    root: Option<Arc<Folder>>,
+    set: Set,
+    files: HashMap<RepoPath, Arc<Parsed>>,
+    /// The files in which there are mistakes.
+    faulty: BTreeMap<RepoPath, Arc<Parsed>>,
+    /// Where the mistakes of an app stand.
+    faults: HashMap<AppKey, BTreeSet<RepoPath>>,
+    /// What stands where apps could be declared and cannot be read, by its path in the tree.
+    hiding_apps: BTreeMap<String, Hidden>,
+    hiding_templates: BTreeMap<String, Diagnostic>,
+    /// Apps that stood where something cannot be made out now, and what is wrong there.
+    lost: BTreeMap<AppKey, Vec<Lost>>,
+    /// Which apps take their files from a folder that they name.
+    sources: HashMap<RepoPath, BTreeSet<AppKey>>,
+    templates: PinnedTemplates,
+    /// The apps without a mistake.
+    good: SharedMap<AppKey, Arc<DesiredApp>>,
+    /// How many of these start from each template.
+    uses: HashMap<TemplateDigest, usize>,
+    /// The apps with mistakes.
+    broken: BTreeMap<AppKey, Vec<Diagnostic>>,
+}
+
+/// Something that may hide apps.
+struct Hidden {
+    path: RepoPath,
+    file: Parsed,
+}
+
+/// What is wrong where an app stood.
+struct Lost {
+    path: RepoPath,
+    mistakes: Vec<Diagnostic>,
+}
+
+/// What a revision changes, read and parsed.
+pub(super) struct News {
+    changes: Changes,
+    files: HashMap<Key, Parsed>,
+}
+
+/// What reading takes.
+pub(super) struct Tools<'a> {
+    pub files: &'a dyn Files,
+    pub revision: &'a CommitId,
+    pub parser: &'a mut Parser,
+    pub pins: &'a mut Pins,
+    pub remembered: &'a dyn Remembered,
+}
+
+/// What an app comes to.
+enum Judgement {
+    Good(DesiredApp),
+    Broken(Vec<Diagnostic>),
+    /// Nothing declares it any more.
+    Gone,
+}
+
+impl Known {
+    /// Nothing, under these settings.
+    pub fn nothing(project: Project) -> Self {
+        Self {
+            root: None,
+            set: Set::new(&project),
+            files: HashMap::new(),
+            faulty: BTreeMap::new(),
+            faults: HashMap::new(),
+            hiding_apps: BTreeMap::new(),
+            hiding_templates: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            sources: HashMap::new(),
+            templates: PinnedTemplates::default(),
+            good: SharedMap::new(),
+            uses: HashMap::new(),
+            broken: BTreeMap::new(),
+            project,
+        }
+    }
+
+    /// The settings that all of it was read with.
+    pub fn project(&self) -> &Project {
+        &self.project
+    }
+
+    /// Reads what a revision changes. Changes nothing itself, so that an error leaves what was known before.
+    pub fn news(&self, files: &dyn Files, parser: &Parser) -> Result<News, SourceError> {
+        let mut changes = Changes::between(self.root.as_deref(), files.root());
+        if let (Some(root), false) = (&self.root, self.sources.is_empty()) {
+            changes.add_other_folders(root, files.root());
+        }
+        let keys: Vec<Key> = changes.declarations().cloned().collect();
+        let parsed = parser.declarations(files, &keys, &self.project)?;
+        Ok(News { changes, files: keys.into_iter().zip(parsed).collect() })
+    }
+
+    /// Takes the news in. After an error, what is known is of no revision and must be forgotten.
+    pub fn take_in(&mut self, news: News, tools: &mut Tools<'_>) -> Result<(), SourceError> {
+        let News { changes: Changes { apps, templates, folders }, mut files } = news;
+        let mut touched = HashSet::new();
+        // Of the first revision, everything is touched already.
+        if self.root.is_some() {
+            self.touch_folders(&folders, &mut touched);
+        }
+        for key in self.lost.keys() {
+            self.set.remove_broken(key);
+        }
+        for (path, found) in apps {
+            self.hiding_apps.remove(&path);
+            if let Some(problem) = self.replace(&path, found, &mut files) {
+                let hidden = Hidden { path: problem.path.clone(), file: unreadable(problem) };
+                self.hiding_apps.insert(path, hidden);
+            }
+        }
+        for (path, found) in templates {
+            self.hiding_templates.remove(&path);
+            let problem = self.replace(&path, found, &mut files);
+            self.hiding_templates.extend(problem.map(|problem| (path, problem)));
+        }
+        touched.extend(std::mem::take(&mut self.lost).into_keys());
+        self.find_lost(tools.remembered);
+        self.pin_templates(tools)?;
+        touched.extend(self.set.settle());
+        let mut touched: Vec<AppKey> = touched.into_iter().collect();
+        touched.sort_unstable();
+        self.judge(touched, tools)?;
+        self.root = Some(Arc::clone(tools.files.root()));
+        Ok(())
+    }
+
+    /// The apps without a mistake.
+    pub fn good(&self) -> &SharedMap<AppKey, Arc<DesiredApp>> {
+        &self.good
+    }
+
+    /// The apps with mistakes, and these.
+    pub fn broken(&self) -> &BTreeMap<AppKey, Vec<Diagnostic>> {
+        &self.broken
+    }
+
+    /// The declarations, findable by what they refer to.
+    pub fn set(&self) -> &Set {
+        &self.set
+    }
+
+    /// The templates.
+    pub fn templates(&self) -> &PinnedTemplates {
+        &self.templates
+    }
+
+    /// Whether an app without a mistake starts from the template of this content.
+    pub fn uses(&self, template: &TemplateDigest) -> bool {
+        self.uses.contains_key(template)
+    }
+
+    /// Everything that is wrong, in no order; some of it may come twice.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let given: HashSet<&RepoPath> = self.lost.values().flatten().map(|lost| &lost.path).collect();
+        let left = self.faulty_files().filter(|(path, _)| !given.contains(path));
+        let unowned = left.flat_map(|(_, file)| file.diagnostics.iter().filter(|mistake| mistake.object.is_none()));
+        let owned = self.broken.values().flatten();
+        let mut diagnostics: Vec<Diagnostic> =
+            unowned.chain(owned).chain(self.hiding_templates.values()).cloned().collect();
+        diagnostics.extend(self.set.template_mistakes());
+        diagnostics.extend(self.templates.mistakes());
+        diagnostics
+    }
+
+    /// The first file of which it is not known which apps it declares, with what is wrong there.
+    pub fn in_doubt(&self) -> Option<(&RepoPath, &[Diagnostic])> {
+        let (path, file) = self.files_in_doubt().next()?;
+        Some((path, &file.diagnostics))
+    }
+
+    fn faulty_files(&self) -> impl Iterator<Item = (&RepoPath, &Parsed)> {
+        let hidden = self.hiding_apps.values().map(|hidden| (&hidden.path, &hidden.file));
+        self.faulty.iter().map(|(path, file)| (path, &**file)).chain(hidden)
+    }
+
+    fn files_in_doubt(&self) -> impl Iterator<Item = (&RepoPath, &Parsed)> {
+        self.faulty_files().filter(|(_, file)| match file.coverage {
+            Coverage::Whole => false,
+            Coverage::Partial => true,
+        })
+    }
+
+    /// Notes the apps whose files, or whose runtime's file, are in these folders.
+    fn touch_folders(&self, folders: &[String], touched: &mut HashSet<AppKey>) {
+        for folder in folders {
+            // Nothing can be declared at a path that cannot be spelled.
+            let Ok(path) = RepoPath::new(folder.as_str()) else { continue };
+            touched.extend(self.sources.get(&path).into_iter().flatten().cloned());
+            let Ok(declaration) = RepoPath::new(format!("{folder}/{APP_FILE}")) else { continue };
+            if let Some(file) = self.files.get(&declaration) {
+                touched.extend(file.apps.iter().map(|app| app.metadata.key.clone()));
+                touched.extend(file.broken_apps().into_iter().cloned());
+            }
+        }
+    }
+
+    /// Puts what is at a path now in the place of what was there. What cannot be read is given back.
+    fn replace(&mut self, path: &str, found: Option<Found>, files: &mut HashMap<Key, Parsed>) -> Option<Diagnostic> {
+        if let Ok(path) = RepoPath::new(path) {
+            self.remove(&path);
+        }
+        match found? {
+            Found::Hiding(problem) => Some(problem),
+            Found::Declarations(key) => {
+                let file = files.remove(&key).expect("every file that was found has been parsed");
+                self.insert(key.0, Arc::new(file));
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, path: &RepoPath) {
+        let Some(file) = self.files.remove(path) else { return };
+        self.set.remove(&file);
+        self.faulty.remove(path);
+        for app in file.broken_apps() {
+            if let Some(paths) = self.faults.get_mut(app) {
+                paths.remove(path);
+                if paths.is_empty() {
+                    self.faults.remove(app);
+                }
+            }
+        }
+        for (app, source) in file.apps.iter().filter_map(|app| Some((app, app.spec.source.path.as_ref()?))) {
+            if let Some(apps) = self.sources.get_mut(source) {
+                apps.remove(&app.metadata.key);
+                if apps.is_empty() {
+                    self.sources.remove(source);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, path: RepoPath, file: Arc<Parsed>) {
+        self.set.insert(&file);
+        for app in file.broken_apps() {
+            self.faults.entry(app.clone()).or_default().insert(path.clone());
+        }
+        for (app, source) in file.apps.iter().filter_map(|app| Some((app, app.spec.source.path.as_ref()?))) {
+            self.sources.entry(source.clone()).or_default().insert(app.metadata.key.clone());
+        }
+        if !file.diagnostics.is_empty() || file.coverage == Coverage::Partial {
+            self.faulty.insert(path.clone(), Arc::clone(&file));
+        }
+        self.files.insert(path, file);
+    }
+
+    /// Gives the mistakes of files that cannot be made out to the apps that were declared there before and nowhere now, so that
+    /// those count as broken and not as gone.
+    fn find_lost(&mut self, remembered: &dyn Remembered) {
+        let mut lost: BTreeMap<AppKey, Vec<Lost>> = BTreeMap::new();
+        for (path, file) in self.files_in_doubt() {
+            let unowned: Vec<&Diagnostic> =
+                file.diagnostics.iter().filter(|mistake| mistake.object.is_none()).collect();
+            if unowned.is_empty() {
+                continue;
+            }
+            for key in remembered.below(path).into_iter().filter(|key| !self.set.is_declared(key)) {
+                let mistakes = unowned.iter().map(|mistake| Diagnostic::clone(mistake).of(key.clone())).collect();
+                lost.entry(key).or_default().push(Lost { path: path.clone(), mistakes });
+            }
+        }
+        for key in lost.keys() {
+            self.set.insert_broken(key);
+        }
+        self.lost = lost;
+    }
+
+    fn pin_templates(&mut self, tools: &mut Tools<'_>) -> Result<(), SourceError> {
+        let templates = tools.pins.templates(tools.files, tools.revision, self.set.templates())?;
+        for name in templates.differing(&self.templates) {
+            self.set.touch_users(name);
+        }
+        self.templates = templates;
+        Ok(())
+    }
+
+    /// Judges these apps anew.
+    fn judge(&mut self, apps: Vec<AppKey>, tools: &mut Tools<'_>) -> Result<(), SourceError> {
+        let (files, all) = (tools.files, self.set.len());
+        let cases = parallel::map(&apps, |app| self.case(app, files));
+        let wanted: HashSet<&Key> = cases.iter().flat_map(Case::keys).collect();
+        let runtimes = tools.parser.runtimes(files, wanted, &self.project, all)?;
+        let documents: Vec<&AppDocument> = cases.iter().flat_map(Case::documents).collect();
+        tools.pins.workspaces(files, &documents, all)?;
+        let pins = &*tools.pins;
+        let judgements = parallel::map(&cases, |case| self.judgement(case, files, pins, &runtimes));
+        let judgements: Vec<Judgement> = judgements.into_iter().collect::<Result<_, _>>()?;
+        for (app, judgement) in apps.into_iter().zip(judgements) {
+            self.note(app, judgement);
+        }
+        Ok(())
+    }
+
+    /// What an app's judgement takes: what is wrong with its declaration, and where its runtime stands.
+    fn case(&self, app: &AppKey, files: &dyn Files) -> Case {
+        let is_its = |mistake: &&Diagnostic| mistake.object.as_ref() == Some(app);
+        let faulty = self.faults.get(app).into_iter().flatten().map(|path| (path, &self.files[path]));
+        let faulty: Vec<(&RepoPath, &Arc<Parsed>)> = faulty.collect();
+        let lost = self.lost.get(app).map_or(&[][..], Vec::as_slice);
+        let of_files = faulty.iter().flat_map(|(_, file)| file.diagnostics.iter().filter(is_its));
+        let mut mistakes: Vec<Diagnostic> =
+            of_files.chain(lost.iter().flat_map(|lost| &lost.mistakes)).cloned().collect();
+        mistakes.extend(self.set.mistakes_of(app));
+        let declared = self.set.documents(app).iter();
+        let without_apps = faulty.iter().filter(|(_, file)| file.apps.is_empty()).map(|(path, _)| *path);
+        let beside = without_apps.chain(lost.iter().map(|lost| &lost.path));
+        Case {
+            app: app.clone(),
+            mistakes,
+            declared: declared.map(|document| (Arc::clone(document), Place::of(files, document))).collect(),
+            beside: beside.map(|path| Place::beside(files, path)).collect(),
+        }
+    }
+
+    fn judgement(
+        &self,
+        case: &Case,
+        files: &dyn Files,
+        pins: &Pins,
+        runtimes: &Runtimes,
+    ) -> Result<Judgement, SourceError> {
+        let mut mistakes = case.mistakes.clone();
+        let mut good = None;
+        for (document, place) in &case.declared {
+            match pins.app(files, document, place, runtimes, &self.templates)? {
+                Ok(app) => good = Some(app),
+                Err(found) => mistakes.extend(found),
+            }
+        }
+        for runtime in case.beside.iter().filter_map(|place| runtimes.get(place.key()?)) {
+            let found = runtime.as_ref().err().into_iter().flatten();
+            mistakes.extend(found.map(|mistake| mistake.clone().of(case.app.clone())));
+        }
+        Ok(match good {
+            Some(app) if mistakes.is_empty() => Judgement::Good(app),
+            None if mistakes.is_empty() => Judgement::Gone,
+            Some(_) | None => Judgement::Broken(mistakes),
+        })
+    }
+
+    fn note(&mut self, key: AppKey, judgement: Judgement) {
+        match judgement {
+            Judgement::Good(app) => {
+                self.broken.remove(&key);
+                // The same value stays the same allocation, which tells whoever compares revisions that it need not look.
+                if self.good.get(&key).is_some_and(|known| **known == app) {
+                    return;
+                }
+                *self.uses.entry(app.spec.template.clone()).or_default() += 1;
+                let before = self.good.insert(key, Arc::new(app));
+                self.forget_use(before);
+            }
+            Judgement::Broken(mistakes) => {
+                let before = self.good.remove(&key);
+                self.forget_use(before);
+                self.broken.insert(key, mistakes);
+            }
+            Judgement::Gone => {
+                let before = self.good.remove(&key);
+                self.forget_use(before);
+                self.broken.remove(&key);
+            }
+        }
+    }
+
+    fn forget_use(&mut self, before: Option<Arc<DesiredApp>>) {
+        let Some(template) = before.map(|app| app.spec.template.clone()) else { return };
+        if let Some(count) = self.uses.get_mut(&template) {
+            *count -= 1;
+            if *count == 0 {
+                self.uses.remove(&template);
+            }
+        }
+    }
+}
+
+/// What the judgement of an app takes.
+struct Case {
+    app: AppKey,
+    /// What is wrong that takes no further reading to know.
+    mistakes: Vec<Diagnostic>,
+    declared: Vec<(Arc<AppDocument>, Place)>,
+    /// Where a runtime stands beside declarations that make no app.
+    beside: Vec<Place>,
+}
+
+impl Case {
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.declared.iter().map(|(_, place)| place).chain(&self.beside).filter_map(Place::key)
+    }
+
+    fn documents(&self) -> impl Iterator<Item = &AppDocument> {
+        self.declared.iter().map(|(document, _)| &**document)
+    }
+}
