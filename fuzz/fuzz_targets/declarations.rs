@@ -7,9 +7,10 @@
 mod text;
 
 use libfuzzer_sys::fuzz_target;
+use setpoint_schema::document;
 use setpoint_schema::name::RepoPath;
 use setpoint_schema::project::Project;
-use setpoint_schema::{document, set};
+use setpoint_schema::set::Set;
 
 fuzz_target!(|input: &str| {
     let (settings, declarations) = input.split_once('\0').unwrap_or(("", input));
@@ -25,7 +26,14 @@ fuzz_target!(|input: &str| {
     text::assert_sound(&file.diagnostics, declarations);
     let nothing = file.apps.is_empty() && file.templates.is_empty() && file.broken_templates.is_empty();
     assert!(!nothing || !file.diagnostics.is_empty(), "a file that declares nothing says so");
-    text::assert_sound(&set::check(&project, [&file]), declarations);
+    let mut set = Set::new(&project);
+    set.insert(&file);
+    set.settle();
+    let of_apps = set.declared().flat_map(|app| set.mistakes_of(app));
+    text::assert_sound(&of_apps.chain(set.template_mistakes()).collect::<Vec<_>>(), declarations);
+    set.remove(&file);
+    set.settle();
+    assert!(set.is_empty() && set.template_mistakes().is_empty(), "what is taken out leaves nothing");
     assert!(file == document::parse(&path("apps/a/app.yaml"), declarations, &project), "reading is a function");
 });
 
