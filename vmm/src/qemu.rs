@@ -26,6 +26,7 @@ mod probe;
 pub(crate) mod process;
 mod qmp;
 mod template;
+mod trial;
 pub(crate) mod vm_dir;
 mod watch;
 

@@ -1,14 +1,17 @@
-//! What this host offers to microVMs, for `doctor`: each thing that is leant on, whether it is there, and what to do if not.
+//! What this host offers to microVMs, for `doctor`: each thing that is leant on, whether it is there and works, and what to do
+//! if not.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::accel::Accel;
+use super::accel::{Accel, AccelChoice, ChosenAccel};
 use super::cgroup::Hierarchy;
 use super::initramfs::Busybox;
-use super::{QemuConfig, accel, disk, find_qemu, kernel};
+use super::kernel::Kernel;
+use super::trial::{self, Trial};
+use super::{QemuConfig, accel, disk, find_qemu, kernel, modules};
 use crate::driver::VmmError;
 
 /// Below this a first kernel, template and disk do not fit.
@@ -56,7 +59,7 @@ impl Probe {
     }
 }
 
-/// Looks at everything; changes nothing.
+/// Looks at everything; changes nothing. Tries out the accelerator, which takes some seconds where guests hang.
 pub(super) fn all(config: &QemuConfig) -> Vec<Probe> {
     vec![
         qemu(config),
@@ -77,22 +80,73 @@ fn qemu(config: &QemuConfig) -> Probe {
     }
 }
 
+/// Says what the driver would choose, and tries it. Where it would choose emulation although the device opens, KVM is tried
+/// too: that is the host on which people wonder.
 fn accelerator(config: &QemuConfig) -> Probe {
     let chosen = accel::choose(config.accel);
-    match chosen.accel {
-        Accel::Kvm => Probe::ok("accel", format!("kvm: {}", chosen.reason)),
-        Accel::Tcg => Probe::new(
+    let Ok(qemu) = find_qemu(config.qemu.as_deref()) else { return untried(&chosen) };
+    let kernel = found_kernel(config).ok().flatten();
+    let try_out = |accel| trial::run(&qemu.path, accel, kernel.as_ref());
+    match (chosen.accel, try_out(chosen.accel)) {
+        (Accel::Kvm, Trial::Ran(after)) => {
+            Probe::ok("accel", format!("kvm: {}; a guest ran within {} ms", chosen.reason, after.as_millis()))
+        }
+        (Accel::Kvm, Trial::Failed(why)) => Probe::new(
+            "accel",
+            ProbeStatus::Fail,
+            format!("kvm: {}, but no guest runs under it: {why}", chosen.reason),
+            Some("set `accel = \"tcg\"` under [vmm], or run on a machine whose hypervisor passes virtualisation on"),
+        ),
+        (Accel::Tcg, Trial::Failed(why)) => Probe::new(
+            "accel",
+            ProbeStatus::Fail,
+            format!("tcg (emulation): no guest runs: {why}"),
+            Some("reinstall the package qemu-system-x86, or set `qemu` under [vmm]"),
+        ),
+        (Accel::Tcg, Trial::Ran(_)) => match (config.accel, File::options().read(true).write(true).open("/dev/kvm")) {
+            (AccelChoice::Auto, Ok(_)) => opens_without_flag(&chosen, &try_out(Accel::Kvm)),
+            (AccelChoice::Auto | AccelChoice::Kvm | AccelChoice::Tcg, _) => untried(&chosen),
+        },
+    }
+}
+
+/// `/dev/kvm` opens, and the processor shows no virtualisation.
+fn opens_without_flag(chosen: &ChosenAccel, kvm: &Trial) -> Probe {
+    match kvm {
+        Trial::Failed(why) => Probe::new(
             "accel",
             ProbeStatus::Warn,
-            format!("tcg (emulation): {}", chosen.reason),
-            Some("guests run slowly, and QEMU promises no isolation under emulation: run trusted code only"),
+            format!("tcg (emulation): /dev/kvm opens, but no guest runs under it: {why}"),
+            Some(SLOW),
+        ),
+        Trial::Ran(_) => Probe::new(
+            "accel",
+            ProbeStatus::Warn,
+            format!("tcg (emulation): {}; yet a guest ran under KVM when it was tried just now", chosen.reason),
+            Some("`accel = \"kvm\"` under [vmm] insists on it"),
         ),
     }
 }
 
+const SLOW: &str = "guests run slowly, and QEMU promises no isolation under emulation: run trusted code only";
+
+fn untried(chosen: &ChosenAccel) -> Probe {
+    match chosen.accel {
+        Accel::Kvm => Probe::ok("accel", format!("kvm: {}", chosen.reason)),
+        Accel::Tcg => Probe::new("accel", ProbeStatus::Warn, format!("tcg (emulation): {}", chosen.reason), Some(SLOW)),
+    }
+}
+
+fn found_kernel(config: &QemuConfig) -> Result<Option<Kernel>, VmmError> {
+    kernel::find(config.kernel.as_deref(), config.modules.as_deref(), &config.dir.join("kernels"))
+}
+
 fn guest_kernel(config: &QemuConfig) -> Probe {
-    match kernel::find(config.kernel.as_deref(), config.modules.as_deref(), &config.dir.join("kernels")) {
-        Ok(Some(kernel)) => Probe::ok("kernel", format!("{} ({})", kernel.image.display(), kernel.version)),
+    match found_kernel(config) {
+        Ok(Some(kernel)) => match modules::load(&kernel, config.machine) {
+            Ok(_) => Probe::ok("kernel", format!("{} ({}), with virtio", kernel.image.display(), kernel.version)),
+            Err(error) => Probe::failed("kernel", error),
+        },
         Ok(None) => Probe::new(
             "kernel",
             ProbeStatus::Warn,
