@@ -1,19 +1,29 @@
 //! The command line: one subcommand a module. Data goes to standard output, everything else to standard error.
 //!
-//! Exit codes: 0 done or nothing to do, 1 error, 2 only for `reconcile --dry-run --exit-code` when there are changes; clap's 2
-//! for wrong usage is turned into 1, so that 2 always means changes.
+//! Exit codes are those of [`EXIT_CODES`]; clap's 2 for wrong usage is turned into 1, so that 2 always means changes.
 
+mod age;
 pub mod client;
+mod describe;
 mod doctor;
 mod events;
+mod follow;
 mod get;
+mod history;
 mod init;
 mod logs;
+mod output;
+mod pages;
 mod reconcile;
 mod run;
+mod select;
 mod state;
+mod style;
 mod table;
+mod tree;
 mod validate;
+mod version;
+mod wait;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -23,14 +33,24 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, Overrides};
 use crate::{daemon, report};
 
+/// What the program's exit says. docs/cli.md says the same.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or nothing to do
+  1  an error: wrong usage, no daemon, a mistake in declarations, a check that failed, a wait that took too long
+  2  only with `reconcile --dry-run --exit-code`: the plan holds changes";
+
 /// A GitOps reconciler for microVMs.
 ///
 /// Watches a git repository of declarations, compares what they declare with the microVMs that exist, and converges.
 #[derive(Debug, Parser)]
-#[command(name = "setpoint", version, arg_required_else_help = true)]
+#[command(name = "setpoint", version, arg_required_else_help = true, after_long_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     overrides: Overrides,
+    /// Print without colours, as with NO_COLOR=1
+    #[arg(long, global = true)]
+    no_color: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -45,18 +65,31 @@ enum Command {
     Reconcile(reconcile::Args),
     /// Check declarations, uncommitted edits included
     Validate(validate::Args),
-    /// Show apps or sandboxes
+    /// Show apps, sandboxes, revisions or events, once or as they change
     Get(get::Args),
+    /// Show everything that is known of one app
+    Describe(describe::Args),
+    /// Show apps above what they depend on
+    Tree(tree::Args),
+    /// Wait until apps are ready, gone, or in a condition
+    Wait(wait::Args),
     /// Show the log of an app's process
     Logs(logs::Args),
-    /// Show what happened
+    /// Show what happened, and what happens
     Events(events::Args),
-    /// Find and explain what this machine lacks
-    Doctor,
+    /// Show the revisions that were tried, or what was done to an app
+    History(history::Args),
+    /// Find and explain what is wrong with this machine, or with a daemon
+    Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
     State(state::Args),
-    /// Print the version
-    Version,
+    /// Print the version, and the daemon's
+    Version(version::Args),
+    /// Print a shell's completions
+    Completions(pages::CompletionsArgs),
+    /// Write manual pages; for packages
+    #[command(hide = true)]
+    Man(pages::ManArgs),
     /// Run and outlive one VMM; for the daemon's own use
     #[command(hide = true, disable_help_flag = true)]
     VmShim {
@@ -122,30 +155,47 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(Failure { error, hint }) => {
-            eprintln!("{}", report::page(error.as_ref(), hint.as_deref()));
+            eprintln!("{}", labelled(&report::page(error.as_ref(), hint.as_deref())));
             ExitCode::FAILURE
         }
     }
 }
 
-fn dispatch(Cli { overrides, command }: Cli) -> Result<ExitCode, Failure> {
+fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failure> {
+    if no_color {
+        style::refuse_colour();
+    }
     match command {
         Command::VmShim { args } => Ok(setpoint_vmm::shim::main(args)),
         Command::RenderChild => render_child(),
-        Command::Version => {
-            println!("setpoint {}", env!("CARGO_PKG_VERSION"));
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completions(args) => Ok(pages::completions(&args)),
+        Command::Man(args) => pages::man(&args),
         Command::Init(args) => init::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Run => block_on(run::run(Config::load(&overrides)?)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),
         Command::Get(args) => block_on(get::run(Config::load(&overrides)?, args)),
+        Command::Describe(args) => block_on(describe::run(Config::load(&overrides)?, args)),
+        Command::Tree(args) => block_on(tree::run(Config::load(&overrides)?, args)),
+        Command::Wait(args) => block_on(wait::run(Config::load(&overrides)?, args)),
+        Command::History(args) => block_on(history::run(Config::load(&overrides)?, args)),
+        Command::Version(args) => block_on(version::run(Config::load(&overrides)?, args)),
         Command::Logs(args) => block_on(logs::run(Config::load(&overrides)?, args)),
         Command::Events(args) => block_on(events::run(Config::load(&overrides)?, args)),
-        Command::Doctor => block_on(doctor::run(Config::load(&overrides)?)),
+        Command::Doctor(args) => block_on(doctor::run(Config::load(&overrides)?, args)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }
+}
+
+/// The page of an error with its labels in colour, where standard error has colours.
+fn labelled(page: &str) -> String {
+    let tones = [("error:", style::Tone::Bad), ("caused by:", style::Tone::Quiet), ("hint:", style::Tone::Good)];
+    let paint = style::stderr();
+    let line = |line: &str| match tones.iter().find(|(label, _)| line.starts_with(label)) {
+        Some((label, tone)) => format!("{}{}", paint.paint(*tone, label), &line[label.len()..]),
+        None => line.to_owned(),
+    };
+    page.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn render_child() -> Result<ExitCode, Failure> {
@@ -167,6 +217,11 @@ struct Server {
 }
 
 impl Server {
+    /// Whether somebody said which one.
+    fn is_named(&self) -> bool {
+        self.server.is_some()
+    }
+
     fn client(&self, config: &Config) -> client::Client {
         match (&self.server, daemon::running(&config.state.dir)) {
             (Some(server), _) => client::Client::new(server),

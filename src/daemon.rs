@@ -25,7 +25,7 @@ use crate::source::{Repository, SourceConfig, SourceError};
 use crate::task::joined;
 use crate::{drivers, host, preview};
 
-pub use beacon::{Beacon, running};
+pub use beacon::{Beacon, last, running};
 
 /// Why a daemon or a convergence could not begin or had to end; the cause is the source.
 #[derive(Debug, thiserror::Error)]

@@ -176,6 +176,19 @@ impl Repository {
         })
     }
 
+    /// The newest commit of the branch, for who only wants to know whether it can be read: a remote is asked, and nothing of it is
+    /// kept.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look(config: &SourceConfig) -> Result<CommitId, SourceError> {
+        libgit::set_limits();
+        match Location::parse(&config.url)? {
+            Location::Local(_) => Self::open(config)?.poll(),
+            Location::Remote(url) => Ok(CommitId(remote::ask(&url, config.branch.as_deref())?.to_string())),
+        }
+    }
+
     /// The path or URL, without credentials.
     #[must_use]
     pub fn place(&self) -> String {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode, header};
+use hyper::header::{self, HeaderName};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use setpoint_schema::wire::{List, Problem};
@@ -122,6 +123,22 @@ impl Client {
     }
 
     async fn send(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let response = self.exchange(path, &[]).await?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    /// One GET with these headers; the answer may have any status.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn exchange(
+        &self,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+    ) -> Result<Response<Incoming>, ClientError> {
         let connect = tokio::time::timeout(CONNECT, TcpStream::connect(&self.address)).await;
         let connect = connect.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
         let unreachable = |source| ClientError::Unreachable { address: self.address.clone(), source };
@@ -129,19 +146,36 @@ impl Client {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
-        let request = Request::get(path).header(header::HOST, &self.address).body(Empty::<Bytes>::new());
-        let request = request.map_err(|error| self.broken(error))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
-        if response.status() == StatusCode::OK {
-            return Ok(response);
+        let mut request = Request::get(path).header(header::HOST, &self.address);
+        for (name, value) in headers {
+            request = request.header(name, *value);
         }
-        let status = response.status();
-        let body = self.body(response).await?;
-        let detail = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
-        Err(ClientError::Refused(detail.unwrap_or_else(|_| format!("the daemon answered {status}"))))
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.broken(error))?;
+        sender.send_request(request).await.map_err(|error| self.broken(error))
     }
 
-    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    /// What an answer that is not 200 says, as an error.
+    pub async fn refusal(&self, response: Response<Incoming>) -> ClientError {
+        let status = response.status();
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
+        let detail = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
+        ClientError::Refused(detail.unwrap_or_else(|_| format!("the daemon answered {status}")))
+    }
+
+    /// Where the daemon is, for messages.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The whole body of an answer.
+    ///
+    /// # Errors
+    /// When it breaks off or is too long.
+    pub async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
         let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
         body.map(|body| body.to_bytes()).map_err(|source| ClientError::Broken { address: self.address.clone(), source })
     }

@@ -1,23 +1,35 @@
-//! `setpoint get apps|sandboxes`: what the daemon knows, as a table or as JSON.
+//! `setpoint get KIND [NAME...]`: what the daemon knows, as a table or as the API's documents, once or as it changes.
 
 use std::process::ExitCode;
 
-use setpoint_schema::wire::{self, ConditionKind, Phase};
+use serde_json::Value;
+use setpoint_schema::wire;
 
-use super::table::table;
-use super::{Failure, Output, Server, print, print_json};
+pub mod kinds;
+pub mod watch;
+
+use super::client::{Client, ClientError};
+use super::output::{self, Form, Object, Output};
+use super::select::Selection;
+use super::{Failure, Server, follow, print};
 use crate::config::Config;
+use kinds::Resource;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to show
     kind: Kind,
-    /// Only the app with this name, as NAME or TEAM/NAME
-    name: Option<setpoint_schema::name::AppKey>,
+    /// Only these: apps as NAME or TEAM/NAME, sandboxes by id or app, revisions by their commit
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Go on with a line for each that changes
+    #[arg(short, long)]
+    watch: bool,
+    #[command(flatten)]
+    selection: Selection,
     #[command(flatten)]
     server: Server,
-    /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
+    #[command(flatten)]
     output: Output,
 }
 
@@ -29,91 +41,119 @@ enum Kind {
     /// MicroVMs
     #[value(alias = "sandbox")]
     Sandboxes,
+    /// Revisions that were tried, the newest first
+    #[value(alias = "revision")]
+    Revisions,
+    /// What happened, the oldest first
+    #[value(alias = "event")]
+    Events,
 }
 
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let client = args.server.client(&config);
-    let wanted = |key: &setpoint_schema::name::AppKey| args.name.as_ref().is_none_or(|name| name == key);
-    match args.kind {
-        Kind::Apps => {
-            let mut apps: Vec<wire::App> = client.list("/v1/apps").await?;
-            apps.retain(|app| wanted(&app.key()));
-            refuse_none(&args, apps.is_empty())?;
-            show(args.output, &apps, |apps| {
-                table(["NAME", "PHASE", "READY", "PREVIEW", "URL", "MESSAGE"], &app_rows(apps))
-            });
-        }
-        Kind::Sandboxes => {
-            let mut sandboxes: Vec<wire::Sandbox> = client.list("/v1/sandboxes").await?;
-            sandboxes.retain(|sandbox| wanted(&sandbox.app));
-            refuse_none(&args, sandboxes.is_empty())?;
-            let heading = ["ID", "APP", "VM", "VCPUS", "MEMORY", "DISK", "BOOT"];
-            show(args.output, &sandboxes, |sandboxes| table(heading, &sandbox_rows(sandboxes)));
+    let Args { kind, names, watch, selection, server: _, output } = args;
+    match kind {
+        Kind::Apps => get::<wire::App>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Sandboxes => get::<wire::Sandbox>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Revisions => get::<wire::Revision>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Events => super::events::get(client, Wanted { names, selection }, watch, output).await,
+    }
+}
+
+/// Which objects are meant.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// By what somebody typed; all where nothing was.
+    pub names: Vec<String>,
+    /// By what they are.
+    pub selection: Selection,
+}
+
+impl Wanted {
+    /// Whether this object is meant.
+    #[must_use]
+    pub fn admits<R: Resource>(&self, object: &R) -> bool {
+        let named = self.names.is_empty() || self.names.iter().any(|name| object.answers_to(name));
+        named && self.selection.admits(object.traits())
+    }
+
+    /// Refuses a choice that this kind cannot be chosen by.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn check<R: Resource>(&self) -> Result<(), Failure> {
+        match self.selection.beyond(R::kind_traits()) {
+            None => Ok(()),
+            Some(flag) => {
+                let hint = "`setpoint get -h` says what each flag is for".to_owned();
+                Err(Failure::new(format!("{flag} does not choose among {}s", R::ONE), Some(hint)))
+            }
         }
     }
+
+    /// A name that matches nothing is a mistake; an empty list is not.
+    fn refuse_missing<R: Resource>(&self, found: &[Object<R>]) -> Result<(), Failure> {
+        let missing = self.names.iter().find(|name| !found.iter().any(|object| object.typed.answers_to(name)));
+        match missing {
+            None => Ok(()),
+            Some(name) => Err(no_such::<R>(name)),
+        }
+    }
+}
+
+/// There is no object of this name.
+pub fn no_such<R: Resource>(name: &str) -> Failure {
+    let hint = format!("`setpoint get {}` lists what there is", R::PATH.trim_start_matches("/v1/"));
+    Failure::new(format!("there is no {} {name}", R::ONE), Some(hint))
+}
+
+async fn get<R: Resource>(client: Client, wanted: Wanted, watch: bool, output: Output) -> Result<ExitCode, Failure> {
+    wanted.check::<R>()?;
+    if watch {
+        return watch::run::<R>(&client, &wanted, output).await;
+    }
+    let found = find::<R>(&client, &wanted).await?;
+    show(&found, &wanted, output);
+    wanted.refuse_missing(&found)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A name that matches nothing is a mistake; an empty list is not.
-fn refuse_none(args: &Args, none: bool) -> Result<(), Failure> {
-    match &args.name {
-        Some(name) if none => {
-            let hint = "`setpoint get apps` lists what there is".to_owned();
-            Err(Failure::new(format!("there is no app {name}"), Some(hint)))
+/// The objects that are meant. One that has a path of its own is asked for there: a list of ten thousand is not read for it.
+async fn find<R: Resource>(client: &Client, wanted: &Wanted) -> Result<Vec<Object<R>>, ClientError> {
+    if let [name] = &wanted.names[..]
+        && let Some(path) = R::path_of(name)
+    {
+        let found: Option<Object<R>> = follow::find(client, &path).await?;
+        return Ok(found.into_iter().filter(|object| wanted.selection.admits(object.typed.traits())).collect());
+    }
+    let mut objects: Vec<Object<R>> = client.list(R::PATH).await?;
+    objects.retain(|object| wanted.admits(&object.typed));
+    Ok(objects)
+}
+
+/// Prints objects: the one that was named as its document, many as a list.
+fn show<R: Resource>(found: &[Object<R>], wanted: &Wanted, output: Output) {
+    match (output.form, found) {
+        (Form::Json | Form::Yaml, [one]) if wanted.names.len() == 1 => {
+            output::print_document(output.form, &one.document);
         }
-        Some(_) | None => Ok(()),
+        (Form::Json | Form::Yaml, found) => {
+            if found.is_empty() && !wanted.names.is_empty() {
+                return;
+            }
+            let documents: Vec<Value> = found.iter().map(|object| object.document.clone()).collect();
+            output::print_document(output.form, &output::list(documents));
+        }
+        (Form::Name, found) => {
+            let names: String = found.iter().map(|object| format!("{}\n", object.typed.name())).collect();
+            print(&names);
+        }
+        (Form::Table | Form::Wide, found) => {
+            if found.is_empty() && !wanted.names.is_empty() {
+                return;
+            }
+            let now = jiff::Timestamp::now();
+            output.print_table(R::COLUMNS, found.iter().map(|object| object.typed.cells(now)).collect());
+        }
     }
-}
-
-fn show<T: serde::Serialize>(output: Output, items: &[T], text: impl FnOnce(&[T]) -> String) {
-    match output {
-        Output::Json => print_json(&serde_json::json!({ "items": items, "next": null })),
-        Output::Text => print(&text(items)),
-    }
-}
-
-fn app_rows(apps: &[wire::App]) -> Vec<[String; 6]> {
-    let row = |app: &wire::App| {
-        let preview = match app.preview {
-            wire::Preview::None => "none",
-            wire::Preview::Starting => "starting",
-            wire::Preview::Up => "up",
-            wire::Preview::Down => "down",
-        };
-        let url = app.urls.first().cloned().unwrap_or_else(|| "-".to_owned());
-        let ready = if app.ready { "yes" } else { "no" };
-        [app.key().to_string(), app.phase.to_string(), ready.to_owned(), preview.to_owned(), url, message(app)]
-    };
-    apps.iter().map(row).collect()
-}
-
-/// The condition that says most about an app that is not simply ready.
-fn message(app: &wire::App) -> String {
-    let telling = match app.phase {
-        Phase::Ready | Phase::Stopped | Phase::Suspended => return String::new(),
-        Phase::Stalled => ConditionKind::Stalled,
-        Phase::Unready => ConditionKind::Ready,
-        Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => ConditionKind::Reconciling,
-    };
-    let condition = app.conditions.iter().find(|condition| condition.kind == telling);
-    condition.map(|condition| condition.message.clone()).unwrap_or_default()
-}
-
-fn sandbox_rows(sandboxes: &[wire::Sandbox]) -> Vec<[String; 7]> {
-    let row = |sandbox: &wire::Sandbox| {
-        let boot = match &sandbox.vm {
-            wire::Vm::Running { nonce, since: _ } => nonce.as_str().chars().take(8).collect(),
-            wire::Vm::Absent | wire::Vm::Exited { .. } => "-".to_owned(),
-        };
-        [
-            sandbox.id.to_string(),
-            sandbox.app.to_string(),
-            sandbox.vm.as_str().to_owned(),
-            sandbox.vcpus.to_string(),
-            sandbox.memory.to_string(),
-            sandbox.disk.as_ref().map_or_else(|| "-".to_owned(), |disk| disk.size.to_string()),
-            boot,
-        ]
-    };
-    sandboxes.iter().map(row).collect()
 }

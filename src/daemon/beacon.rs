@@ -50,10 +50,15 @@ impl Drop for Beacon {
 /// The daemon that has this state directory, if one is running.
 #[must_use]
 pub fn running(state_dir: &Path) -> Option<Running> {
-    let text = fs::read(file(state_dir)).ok()?;
-    let running: Running = serde_json::from_slice(&text).ok()?;
+    let running = last(state_dir)?;
     // A daemon that was killed leaves its file behind.
     Path::new("/proc").join(running.pid.to_string()).exists().then_some(running)
+}
+
+/// The daemon that the file names, whether it still runs or was killed.
+#[must_use]
+pub fn last(state_dir: &Path) -> Option<Running> {
+    serde_json::from_slice(&fs::read(file(state_dir)).ok()?).ok()
 }
 
 fn file(state_dir: &Path) -> PathBuf {

@@ -58,6 +58,15 @@ pub(super) fn poll(git: &git2::Repository, url: &str, branch: Option<&str>) -> R
     mirrored_tip(git, url, branch)
 }
 
+/// Asks the remote for its branch and fetches nothing.
+pub(super) fn ask(url: &str, branch: Option<&str>) -> Result<Oid, SourceError> {
+    let failed = |error: &git2::Error| remote_error(url, error);
+    let mut remote = git2::Remote::create_detached(url).map_err(|error| failed(&error))?;
+    let connection = remote.connect_auth(Direction::Fetch, Some(callbacks()), None).map_err(|error| failed(&error))?;
+    let heads = connection.list().map_err(|error| failed(&error))?;
+    Ok(find_branch(heads, url, branch)?.1)
+}
+
 /// The tip as of the last fetch.
 pub(super) fn mirrored_tip(git: &git2::Repository, url: &str, branch: Option<&str>) -> Result<Oid, SourceError> {
     let reference = git.find_reference(&reference_name(url, branch)).map_err(|_| SourceError::BranchMissing {

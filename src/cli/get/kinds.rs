@@ -1,0 +1,329 @@
+//! What each kind of object looks like in a table, and where the API has it.
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use setpoint_schema::name::{AppKey, Team};
+use setpoint_schema::wire::{self, ConditionKind, Phase, RevisionState};
+
+use crate::cli::age::{self, age};
+use crate::cli::select::Traits;
+use crate::cli::style::Tone;
+use crate::cli::table::{Cell, Column};
+
+/// A kind of object that the API lists.
+pub trait Resource: DeserializeOwned + Clone + Send + 'static {
+    /// Where the list is.
+    const PATH: &'static str;
+    /// One of them, in words.
+    const ONE: &'static str;
+    /// The columns of its table; the name stands first.
+    const COLUMNS: &'static [Column];
+    /// The index of the column that says how it is.
+    const STATE: usize = 1;
+
+    /// What it is called in lists.
+    fn name(&self) -> String;
+
+    /// Whether `name`, as somebody typed it, means this object.
+    fn answers_to(&self, name: &str) -> bool {
+        self.name() == name
+    }
+
+    /// The path of one object, where the API has one for a name.
+    fn path_of(_name: &str) -> Option<String> {
+        None
+    }
+
+    /// What it can be chosen by.
+    fn traits(&self) -> Traits<'_> {
+        Traits::default()
+    }
+
+    /// What objects of this kind can be chosen by: the parts that are there are those that count.
+    fn kind_traits() -> Traits<'static> {
+        Traits::default()
+    }
+
+    /// A cell for every column.
+    fn cells(&self, now: Timestamp) -> Vec<Cell>;
+}
+
+impl Resource for wire::App {
+    const PATH: &'static str = "/v1/apps";
+    const ONE: &'static str = "app";
+    const COLUMNS: &'static [Column] = &[
+        Column::new("NAME"),
+        Column::new("PHASE").at_least("reconciling".len()),
+        Column::new("READY"),
+        Column::new("SINCE").at_least(age::WIDTH),
+        Column::new("PREVIEW").at_least("starting".len()),
+        Column::new("URL"),
+        Column::wide("TEMPLATE"),
+        Column::wide("VCPUS"),
+        Column::wide("MEMORY"),
+        Column::wide("DISK"),
+        Column::wide("SANDBOX"),
+        Column::wide("REVISION"),
+        Column::wide("RESTARTS"),
+        Column::new("MESSAGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.key().to_string()
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        name.parse().is_ok_and(|key: AppKey| key == self.key())
+    }
+
+    fn path_of(name: &str) -> Option<String> {
+        let AppKey { team, name } = name.parse().ok()?;
+        Some(format!("{}/{team}/{name}", Self::PATH))
+    }
+
+    fn traits(&self) -> Traits<'_> {
+        Traits { team: Some(&self.team), labels: Some(&self.labels), phase: Some(self.phase) }
+    }
+
+    fn kind_traits() -> Traits<'static> {
+        Traits { team: Some(any_team()), labels: Some(no_labels()), phase: Some(Phase::Ready) }
+    }
+
+    fn cells(&self, now: Timestamp) -> Vec<Cell> {
+        let wire::Resources { vcpus, memory, disk } = self.resources;
+        let (since, message) =
+            telling(self).map_or((None, ""), |condition| (Some(age(condition.since, now)), condition.message.as_str()));
+        vec![
+            Cell::new(self.name()),
+            Cell::new(self.phase.as_str()).tone(phase_tone(self.phase)),
+            Cell::new(if self.ready { "yes" } else { "no" }),
+            Cell::or_dash(since),
+            Cell::new(preview(self.preview)),
+            Cell::or_dash(self.urls.first()),
+            Cell::new(self.template.as_str()),
+            Cell::new(vcpus.to_string()),
+            Cell::new(memory.to_string()),
+            Cell::new(disk.to_string()),
+            Cell::or_dash(self.sandbox.as_ref().map(ToString::to_string)),
+            Cell::or_dash(self.last_applied_revision.as_ref().map(|commit| commit.short())),
+            Cell::new(self.restarts.to_string()),
+            Cell::new(if has_news(self.phase) { message } else { "" }),
+        ]
+    }
+}
+
+/// The condition that says most about an app.
+#[must_use]
+pub fn telling(app: &wire::App) -> Option<&wire::Condition> {
+    let kind = match app.phase {
+        Phase::Stalled => ConditionKind::Stalled,
+        Phase::Ready | Phase::Stopped | Phase::Suspended | Phase::Unready => ConditionKind::Ready,
+        Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => ConditionKind::Reconciling,
+    };
+    app.conditions.iter().find(|condition| condition.kind == kind)
+}
+
+/// Whether there is more to say than the phase.
+const fn has_news(phase: Phase) -> bool {
+    match phase {
+        Phase::Ready | Phase::Stopped | Phase::Suspended => false,
+        Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting | Phase::Unready | Phase::Stalled => {
+            true
+        }
+    }
+}
+
+/// How a phase is coloured.
+#[must_use]
+pub const fn phase_tone(phase: Phase) -> Tone {
+    match phase {
+        Phase::Ready => Tone::Good,
+        Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => Tone::Busy,
+        Phase::Unready | Phase::Stalled => Tone::Bad,
+        Phase::Stopped | Phase::Suspended => Tone::Quiet,
+    }
+}
+
+/// The word for a preview.
+#[must_use]
+pub const fn preview(preview: wire::Preview) -> &'static str {
+    match preview {
+        wire::Preview::None => "none",
+        wire::Preview::Starting => "starting",
+        wire::Preview::Up => "up",
+        wire::Preview::Down => "down",
+    }
+}
+
+impl Resource for wire::Sandbox {
+    const PATH: &'static str = "/v1/sandboxes";
+    const ONE: &'static str = "sandbox";
+    const STATE: usize = 2;
+    const COLUMNS: &'static [Column] = &[
+        Column::new("ID"),
+        Column::new("APP"),
+        Column::new("VM").at_least("running".len()),
+        Column::new("VCPUS"),
+        Column::new("MEMORY"),
+        Column::new("DISK"),
+        Column::new("AGE").at_least(age::WIDTH),
+        Column::new("BOOT").at_least(8),
+        Column::wide("HOST"),
+        Column::wide("DISK-ID"),
+        Column::wide("MESSAGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name() == name || name.parse().is_ok_and(|key: AppKey| key == self.app)
+    }
+
+    fn traits(&self) -> Traits<'_> {
+        Traits { team: Some(&self.app.team), ..Traits::default() }
+    }
+
+    fn kind_traits() -> Traits<'static> {
+        Traits { team: Some(any_team()), ..Traits::default() }
+    }
+
+    fn cells(&self, now: Timestamp) -> Vec<Cell> {
+        let (tone, boot, message) = match &self.vm {
+            wire::Vm::Running { nonce, since } => {
+                let boot: String = nonce.as_str().chars().take(8).collect();
+                (Tone::Good, Some(boot), format!("up {}", age(*since, now)))
+            }
+            wire::Vm::Absent => (Tone::Quiet, None, String::new()),
+            wire::Vm::Exited { reason } => (Tone::Bad, None, reason.clone()),
+        };
+        vec![
+            Cell::new(self.name()),
+            Cell::new(self.app.to_string()),
+            Cell::new(self.vm.as_str()).tone(tone),
+            Cell::new(self.vcpus.to_string()),
+            Cell::new(self.memory.to_string()),
+            Cell::or_dash(self.disk.as_ref().map(|disk| disk.size.to_string())),
+            Cell::new(age(self.created_at, now)),
+            Cell::or_dash(boot),
+            Cell::new(self.host.to_string()),
+            Cell::or_dash(self.disk.as_ref().map(|disk| disk.id.to_string())),
+            Cell::new(message),
+        ]
+    }
+}
+
+impl Resource for wire::Revision {
+    const PATH: &'static str = "/v1/revisions";
+    const ONE: &'static str = "revision";
+    const COLUMNS: &'static [Column] = &[
+        Column::new("REVISION"),
+        Column::new("STATE").at_least("superseded".len()),
+        Column::new("AGE").at_least(age::WIDTH),
+        Column::new("TOOK").at_least(age::WIDTH),
+        Column::wide("COMMIT"),
+        Column::wide("ATTEMPTED"),
+        Column::wide("APPLIED"),
+        Column::new("MESSAGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.commit.to_string()
+    }
+
+    /// As git does: a beginning of the commit is enough.
+    fn answers_to(&self, name: &str) -> bool {
+        name.len() >= 4 && self.commit.as_str().starts_with(name)
+    }
+
+    fn cells(&self, now: Timestamp) -> Vec<Cell> {
+        let (word, tone) = match self.state {
+            RevisionState::Attempted => ("attempted", Tone::Busy),
+            RevisionState::Applied => ("applied", Tone::Good),
+            RevisionState::Failed => ("failed", Tone::Bad),
+            RevisionState::Superseded => ("superseded", Tone::Quiet),
+        };
+        let took = self.applied_at.map(|applied| applied.duration_since(self.attempted_at).as_millis());
+        vec![
+            Cell::new(self.commit.short()),
+            Cell::new(word).tone(tone),
+            Cell::new(age(self.attempted_at, now)),
+            Cell::or_dash(took.and_then(|took| u64::try_from(took).ok()).map(age::milliseconds)),
+            Cell::new(self.commit.as_str()),
+            Cell::new(time(self.attempted_at)),
+            Cell::or_dash(self.applied_at.map(time)),
+            Cell::new(&self.message),
+        ]
+    }
+}
+
+impl Resource for wire::Event {
+    const PATH: &'static str = "/v1/events";
+    const ONE: &'static str = "event";
+    const COLUMNS: &'static [Column] = &[
+        Column::new("TIME"),
+        Column::new("KIND").at_least("sourceRecovered".len()),
+        Column::new("APP"),
+        Column::new("REASON"),
+        Column::wide("SANDBOX"),
+        Column::wide("ID"),
+        Column::new("MESSAGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.id.clone()
+    }
+
+    /// An event's id, or the app that it is about.
+    fn answers_to(&self, name: &str) -> bool {
+        self.id == name || name.parse().is_ok_and(|key: AppKey| self.app.as_ref() == Some(&key))
+    }
+
+    fn traits(&self) -> Traits<'_> {
+        Traits { team: self.app.as_ref().map(|app| &app.team), ..Traits::default() }
+    }
+
+    fn kind_traits() -> Traits<'static> {
+        Traits { team: Some(any_team()), ..Traits::default() }
+    }
+
+    fn cells(&self, _now: Timestamp) -> Vec<Cell> {
+        vec![
+            Cell::new(time(self.at)),
+            Cell::new(&self.kind).tone(event_tone(&self.kind)),
+            Cell::or_dash(self.app.as_ref().map(ToString::to_string)),
+            Cell::new(&self.reason),
+            Cell::or_dash(self.sandbox.as_ref().map(ToString::to_string)),
+            Cell::new(&self.id),
+            Cell::new(&self.message),
+        ]
+    }
+}
+
+/// How an event's kind is coloured. Kinds are text on the wire, so that a newer daemon may have more of them.
+#[must_use]
+pub fn event_tone(kind: &str) -> Tone {
+    match kind {
+        "failed" | "exited" | "unready" | "stalled" | "sourceError" => Tone::Bad,
+        "ready" | "revisionApplied" | "sourceRecovered" | "resumed" => Tone::Good,
+        "blocked" => Tone::Busy,
+        _ => Tone::Plain,
+    }
+}
+
+/// A time in UTC, to the second.
+#[must_use]
+pub fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn any_team() -> &'static Team {
+    static TEAM: std::sync::LazyLock<Team> = std::sync::LazyLock::new(Team::default_team);
+    &TEAM
+}
+
+fn no_labels() -> &'static std::collections::BTreeMap<String, String> {
+    static LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+    &LABELS
+}

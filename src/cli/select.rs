@@ -1,0 +1,130 @@
+//! Which objects a verb is about: by team, by label, by phase.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::str::FromStr;
+
+use setpoint_schema::name::Team;
+use setpoint_schema::wire::Phase;
+
+/// The flags that choose among many.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Selection {
+    /// Only apps with these labels: `name=value`, `name!=value`, or `name` for any value
+    #[arg(short = 'l', long = "selector", value_name = "LABELS", value_delimiter = ',')]
+    labels: Vec<Requirement>,
+    /// Only this team's
+    #[arg(long, value_name = "TEAM")]
+    team: Option<Team>,
+    /// Only apps in these phases, as `ready` or `blocked,stalled`
+    #[arg(long, value_name = "PHASE", value_delimiter = ',', value_parser = phase)]
+    phase: Vec<Phase>,
+}
+
+/// What is known of an object when it is chosen or not; absent parts are those that its kind has not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traits<'a> {
+    /// The owning team.
+    pub team: Option<&'a Team>,
+    /// The labels of an app.
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    /// The phase of an app.
+    pub phase: Option<Phase>,
+}
+
+/// What is asked of one label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Requirement {
+    Is(String, String),
+    IsNot(String, String),
+    Exists(String),
+}
+
+impl FromStr for Requirement {
+    type Err = Infallible;
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let text = text.trim();
+        Ok(match (text.split_once("!="), text.split_once('=')) {
+            (Some((name, value)), _) => Self::IsNot(name.to_owned(), value.to_owned()),
+            (None, Some((name, value))) => Self::Is(name.to_owned(), value.trim_start_matches('=').to_owned()),
+            (None, None) => Self::Exists(text.to_owned()),
+        })
+    }
+}
+
+impl Requirement {
+    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Is(name, value) => labels.get(name) == Some(value),
+            Self::IsNot(name, value) => labels.get(name) != Some(value),
+            Self::Exists(name) => labels.contains_key(name),
+        }
+    }
+}
+
+/// Every phase, for messages and checks.
+const PHASES: [Phase; 9] = [
+    Phase::Pending,
+    Phase::Blocked,
+    Phase::Reconciling,
+    Phase::Ready,
+    Phase::Unready,
+    Phase::Stopped,
+    Phase::Suspended,
+    Phase::Stalled,
+    Phase::Deleting,
+];
+
+fn phase(text: &str) -> Result<Phase, String> {
+    PHASES.into_iter().find(|phase| phase.as_str() == text).ok_or_else(|| {
+        let known: Vec<_> = PHASES.iter().map(|phase| phase.as_str()).collect();
+        format!("a phase is one of {}", known.join(", "))
+    })
+}
+
+impl Selection {
+    /// Everything of one team, or of all.
+    #[must_use]
+    pub fn of_team(team: Option<Team>) -> Self {
+        Self { team, ..Self::default() }
+    }
+
+    /// Whether an object is meant.
+    #[must_use]
+    pub fn admits(&self, object: Traits<'_>) -> bool {
+        let team = self.team.as_ref().is_none_or(|team| object.team == Some(team));
+        let phase = self.phase.is_empty() || object.phase.is_some_and(|phase| self.phase.contains(&phase));
+        let labels = self.labels.iter().all(|label| object.labels.is_some_and(|labels| label.holds(labels)));
+        team && phase && labels
+    }
+
+    /// The first flag that objects with these traits cannot be chosen by.
+    #[must_use]
+    pub fn beyond(&self, kind: Traits<'_>) -> Option<&'static str> {
+        [
+            ("--team", self.team.is_some() && kind.team.is_none()),
+            ("--phase", !self.phase.is_empty() && kind.phase.is_none()),
+            ("--selector", !self.labels.is_empty() && kind.labels.is_none()),
+        ]
+        .into_iter()
+        .find_map(|(flag, beyond)| beyond.then_some(flag))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_requirement_has_to_hold() {
+        let labels = BTreeMap::from([("tier".to_owned(), "web".to_owned())]);
+        let admits = |texts: &[&str]| {
+            let labels_wanted = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let selection = Selection { labels: labels_wanted, ..Selection::default() };
+            selection.admits(Traits { labels: Some(&labels), ..Traits::default() })
+        };
+        assert!(admits(&["tier=web"]) && admits(&["tier==web"]) && admits(&["tier"]) && admits(&["tier!=db", "no!=x"]));
+        assert!(!admits(&["tier=db"]) && !admits(&["tier!=web"]) && !admits(&["other"]) && !admits(&["tier", "other"]));
+    }
+}
