@@ -65,7 +65,7 @@ enum Command {
     Reconcile(reconcile::Args),
     /// Check declarations, uncommitted edits included
     Validate(validate::Args),
-    /// Show apps, sandboxes, revisions or events, once or as they change
+    /// Show apps, sandboxes, templates, revisions or events, once or as they change
     Get(get::Args),
     /// Show everything that is known of one app
     Describe(describe::Args),

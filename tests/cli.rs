@@ -2,14 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/examples.rs"]
+mod examples;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/transcript.rs"]
 mod transcript;
 
-use std::path::Path;
-use std::process::Command;
-
+use examples::{copy_examples, daemon_on_examples};
 use host::Host;
 use transcript::{assert_text, said, session, shown};
 
@@ -17,33 +17,20 @@ fn assert_session(name: &str, host: &Host, commands: &[&[&str]]) {
     assert_text("cli", name, &session(host, commands));
 }
 
-fn copy_examples(host: &Host) {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/apps/.");
-    let copied = Command::new("cp").arg("-R").arg(examples).arg(host.repo()).status().unwrap();
-    assert!(copied.success());
-}
-
-/// A daemon that has converged `examples/apps`, one app after the other so that it always happens in the same order.
-fn daemon_on_examples() -> Host {
-    let mut host = Host::sim();
-    copy_examples(&host);
-    host.commit("examples");
-    host.configure(
-        "[limits]\nmemory = \"4Gi\"\nvcpus = 16\ndisk = \"10Gi\"\nsandboxes = 20\n[converge]\nconcurrency = 1\n",
-    );
-    host.start();
-    host.wait_converged();
-    let ready = |host: &Host| (host.api("/v1/status")["apps"]["ready"] == 6).then_some(());
-    host.wait_for("every app to be ready", ready);
-    host
-}
-
 #[test]
 fn every_verb_explains_itself() {
     let host = Host::sim();
     let bare = shown(&host, &[], &host::setpoint().output().unwrap());
-    let verbs: [&[&str]; 14] = [
+    let verbs: [&[&str]; 22] = [
         &["--help"],
+        &["describe", "-h"],
+        &["tree", "-h"],
+        &["wait", "-h"],
+        &["history", "-h"],
+        &["completions", "-h"],
+        &["man", "-h"],
+        &["describe", "--help"],
+        &["help", "wait"],
         &["init", "-h"],
         &["run", "-h"],
         &["reconcile", "-h"],
@@ -65,12 +52,25 @@ fn every_verb_explains_itself() {
 fn wrong_usage_exits_with_1_and_says_what_would_be_right() {
     let host = Host::sim();
     host.configure("[source]\nbrunch = \"main\"\n");
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 25] = [
+        &["get", "apps", "-o", "toml"],
+        &["get", "apps", "--phase", "happy"],
+        &["describe"],
+        &["describe", "node", "hello"],
+        &["describe", "app", "Not A Name"],
+        &["tree", "--team", "a", "b"],
+        &["wait"],
+        &["wait", "hello", "--all"],
+        &["wait", "hello", "--for", "lunch"],
+        &["wait", "hello", "--timeout", "soon"],
+        &["history", "-n", "many"],
+        &["events", "--since", "yesterday"],
+        &["completions", "tcsh"],
+        &["man"],
         &["reconcil"],
         &["get"],
         &["get", "pods"],
-        &["get", "apps", "-o", "yaml"],
-        &["get", "apps", "Not A Name"],
+        &["get", "apps", "--watch=maybe"],
         &["logs"],
         &["reconcile", "--rev", "main"],
         &["reconcile", "--exit-code"],
@@ -91,9 +91,22 @@ fn a_daemon_that_is_not_there_is_an_error_with_a_hint() {
     let host = Host::sim();
     // Nobody listens on port 1.
     let server = "127.0.0.1:1";
-    let commands: [&[&str]; 3] =
-        [&["get", "apps", "--server", server], &["events", "--server", server], &["logs", "blog", "--server", server]];
+    let commands: [&[&str]; 9] = [
+        &["get", "apps", "--server", server],
+        &["get", "apps", "--watch", "--server", server],
+        &["describe", "app", "blog", "--server", server],
+        &["tree", "--server", server],
+        &["wait", "blog", "--server", server],
+        &["events", "--server", server],
+        &["history", "--server", server],
+        &["logs", "blog", "--server", server],
+        &["doctor", "--server", server],
+    ];
     assert_session("no-daemon", &host, &commands);
+    // Without --server it is the configured address.
+    host.configure("[api]\nlisten = \"127.0.0.1:1\"\n");
+    assert!(said(&host, &["get", "apps"]).contains("hint: start one with `setpoint run`"));
+    assert_eq!(said(&host, &["version"]), "$ setpoint version\nsetpoint 0.1.0\n");
     let no_source = host.command(&["run"]).current_dir(host.dir()).output().unwrap();
     assert_text("cli", "no-source", &shown(&host, &["run"], &no_source));
 }
@@ -155,8 +168,22 @@ fn the_examples_have_no_mistakes() {
 #[test]
 fn a_daemon_is_asked_what_there_is_and_what_happened() {
     let host = daemon_on_examples();
-    let tables: [&[&str]; 6] = [
+    let tables: [&[&str]; 20] = [
         &["get", "apps"],
+        &["get", "apps", "-o", "wide"],
+        &["get", "apps", "-o", "name", "--phase", "ready,stalled"],
+        &["get", "apps", "-l", "kind=example", "--no-header"],
+        &["get", "apps", "hello", "nobody", "ticker"],
+        &["get", "apps", "--team", "nobodys"],
+        &["get", "apps", "nobody", "-o", "json"],
+        &["get", "sandboxes", "-o", "wide", "hello"],
+        &["get", "sandboxes", "--phase", "ready"],
+        &["get", "templates"],
+        &["get", "templates", "tools", "-o", "wide"],
+        &["get", "revisions"],
+        &["history"],
+        &["history", "nobody"],
+        &["version"],
         &["get", "apps", "default/guestbook"],
         &["get", "sandboxes"],
         &["get", "sandbox", "ticker"],
@@ -164,8 +191,11 @@ fn a_daemon_is_asked_what_there_is_and_what_happened() {
         &["logs", "guestbook", "renderer"],
     ];
     assert_text("cli", "get", &session(&host, &tables));
-    let objects: [&[&str]; 2] =
-        [&["get", "apps", "guestbook", "-o", "json"], &["get", "sandboxes", "hello", "-o", "json"]];
+    let objects: [&[&str]; 3] = [
+        &["get", "apps", "guestbook", "-o", "json"],
+        &["get", "sandboxes", "hello", "-o", "json"],
+        &["get", "templates", "-o", "yaml"],
+    ];
     assert_text("cli", "get-json", &session(&host, &objects));
     // An app is seen to be ready by one task and its creation to be done by another, so their order is open.
     let events = session(&host, &[&["events", "hello"]]);
@@ -182,7 +212,8 @@ fn a_state_is_shown_beside_the_daemon_that_has_it_and_not_rebuilt_under_it() {
     host.write_app("blog", "", "first");
     host.commit("declare");
     let repo = host.repo().display().to_string();
-    let doctor: &[&str] = &["--repo", &repo, "doctor"];
+    let doctor: &[&str] =
+        &["--repo", &repo, "doctor", "source", "credentials", "state", "daemon", "journal", "machines"];
     let mut text = session(&host, &[doctor, &["version"]]);
     host.start();
     host.wait_converged();

@@ -8,7 +8,7 @@ use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
 
 use super::age::age;
 use super::client::{Client, ClientError};
-use super::get::kinds::{Resource as _, event_tone, phase_tone, preview, telling};
+use super::get::kinds::{Resource as _, event_tone, phase_tone, preview, suspended_here, telling};
 use super::get::no_such;
 use super::output::{self, Form, Object, Output};
 use super::style::Tone;
@@ -118,6 +118,9 @@ impl Whole {
         lines.add("Phase", &format!("{phase}{since}"));
         lines.add_all("Blocked", &app.blocked);
         lines.add_all("Held", app.held.as_slice());
+        if let Some(here) = &app.overridden {
+            lines.add("Override", &suspended_here(here, now));
+        }
         lines.add_all("Depends on", &self.dependency_lines(page, now));
         lines.add("Template", app.template.as_str());
         lines.add("Resources", &format!("{vcpus} vcpu, {memory} memory, {disk} disk"));

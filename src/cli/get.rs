@@ -41,6 +41,9 @@ enum Kind {
     /// MicroVMs
     #[value(alias = "sandbox")]
     Sandboxes,
+    /// What microVMs start from
+    #[value(alias = "template")]
+    Templates,
     /// Revisions that were tried, the newest first
     #[value(alias = "revision")]
     Revisions,
@@ -55,6 +58,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     match kind {
         Kind::Apps => get::<wire::App>(client, Wanted { names, selection }, watch, output).await,
         Kind::Sandboxes => get::<wire::Sandbox>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Templates => get::<wire::Template>(client, Wanted { names, selection }, watch, output).await,
         Kind::Revisions => get::<wire::Revision>(client, Wanted { names, selection }, watch, output).await,
         Kind::Events => super::events::get(client, Wanted { names, selection }, watch, output).await,
     }
@@ -86,7 +90,7 @@ impl Wanted {
             None => Ok(()),
             Some(flag) => {
                 let hint = "`setpoint get -h` says what each flag is for".to_owned();
-                Err(Failure::new(format!("{flag} does not choose among {}s", R::ONE), Some(hint)))
+                Err(Failure::new(format!("{flag} does not choose among {}", many::<R>()), Some(hint)))
             }
         }
     }
@@ -103,8 +107,13 @@ impl Wanted {
 
 /// There is no object of this name.
 pub fn no_such<R: Resource>(name: &str) -> Failure {
-    let hint = format!("`setpoint get {}` lists what there is", R::PATH.trim_start_matches("/v1/"));
+    let hint = format!("`setpoint get {}` lists what there is", many::<R>());
     Failure::new(format!("there is no {} {name}", R::ONE), Some(hint))
+}
+
+/// All of them, in a word.
+fn many<R: Resource>() -> &'static str {
+    R::PATH.trim_start_matches("/v1/")
 }
 
 async fn get<R: Resource>(client: Client, wanted: Wanted, watch: bool, output: Output) -> Result<ExitCode, Failure> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::quantity::Span;
@@ -28,7 +29,7 @@ pub struct Args {
     /// For what: `ready`, `deleted`, or `condition=NAME[=VALUE]`, as `condition=Stalled=False`
     #[arg(long = "for", default_value = "ready", value_name = "STATE")]
     until: Until,
-    /// Only when this revision is the app's, so that the readiness of an older one does not count
+    /// First until the daemon has read this revision, so that readiness of an older one does not count
     #[arg(long, value_name = "COMMIT", value_parser = commit)]
     rev: Option<CommitId>,
     /// How long at most
@@ -43,12 +44,18 @@ pub struct Args {
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let client = args.server.client(&config);
     let deadline = Instant::now() + args.timeout.as_duration();
+    if let Some(rev) = &args.rev
+        && let Ended::Late(how) = wait_for_revision(&client, rev, deadline).await?
+    {
+        return Err(late(format!("the daemon has not read revision {}", rev.short()), args.timeout, how));
+    }
     let apps = if args.all { everything(&client, &args.selection).await? } else { args.apps.clone() };
     for app in &apps {
-        let goal = Goal { until: &args.until, rev: args.rev.as_ref() };
-        match wait_for(&client, app, &goal, deadline).await? {
-            Ended::Reached => print(&format!("{app}: {goal}\n")),
-            Ended::Late(how) => return Err(late(app, &goal, args.timeout, &how)),
+        match wait_for(&client, app, &args.until, deadline).await? {
+            Ended::Reached => print(&format!("{app}: {}\n", args.until)),
+            Ended::Late(how) => {
+                return Err(late(format!("{app} has not come to be {}", args.until), args.timeout, how));
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -104,45 +111,27 @@ impl fmt::Display for Until {
         match self {
             Self::Ready => f.write_str("ready"),
             Self::Deleted => f.write_str("deleted"),
-            Self::Condition { kind, status } => write!(f, "{kind:?} is {status:?}"),
+            Self::Condition { kind, status } => write!(f, "{kind:?}={status:?}"),
         }
     }
 }
 
-/// What is to be so, and of which revision.
-struct Goal<'a> {
-    until: &'a Until,
-    rev: Option<&'a CommitId>,
-}
-
-impl fmt::Display for Goal<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.rev {
-            None => self.until.fmt(f),
-            Some(rev) => write!(f, "{} at revision {}", self.until, rev.short()),
-        }
-    }
-}
-
-impl Goal<'_> {
+impl Until {
     fn is_reached(&self, app: &wire::App) -> bool {
-        let applied = app.last_applied_revision.as_ref();
-        let of_rev = self.rev.is_none_or(|rev| applied.is_some_and(|at| at.as_str().starts_with(rev.as_str())));
-        let holds = match self.until {
-            Until::Ready => app.ready,
-            Until::Deleted => false,
-            Until::Condition { kind, status } => {
+        match self {
+            Self::Ready => app.ready,
+            Self::Deleted => false,
+            Self::Condition { kind, status } => {
                 app.conditions.iter().any(|condition| condition.kind == *kind && condition.status == *status)
             }
-        };
-        of_rev && holds
+        }
     }
 }
 
-/// How the wait for one app ended.
+/// How a wait ended.
 enum Ended {
     Reached,
-    /// The time is up; how the app was last.
+    /// The time is up; how things were last.
     Late(String),
 }
 
@@ -151,29 +140,86 @@ async fn everything(client: &Client, selection: &Selection) -> Result<Vec<AppKey
     Ok(apps.into_iter().filter(|app| selection.admits(app.traits())).map(|app| app.key()).collect())
 }
 
-/// An app that is not there yet may be on its way, as just after a push. A daemon that goes away may come back.
-async fn wait_for(client: &Client, key: &AppKey, goal: &Goal<'_>, deadline: Instant) -> Result<Ended, ClientError> {
-    let mut poll = Poll::new(client, format!("{}/{}/{}", wire::App::PATH, key.team, key.name));
-    let (mut how, mut met) = ("it was never seen".to_owned(), false);
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match poll.next::<wire::App>(left).await {
-            Ok(Polled::Changed(app)) if goal.is_reached(&app) => return Ok(Ended::Reached),
-            Ok(Polled::Changed(app)) => how = in_words(&app),
-            Ok(Polled::Missing(_)) if *goal.until == Until::Deleted => return Ok(Ended::Reached),
-            Ok(Polled::Missing(why) | Polled::NotYet(why)) => how = why,
-            Ok(Polled::Same) => {}
-            // One that cannot be reached at all is a wrong address rather than a restart.
-            Err(error @ (ClientError::Unreachable { .. } | ClientError::Broken { .. })) if met => {
-                how = error.to_string();
-                tokio::time::sleep(PAUSE.min(left)).await;
+/// A status and the apps beside it are of one pass: once it names the revision, apps are what that revision makes of them. One that
+/// a newer took the place of is read, too.
+async fn wait_for_revision(client: &Client, rev: &CommitId, deadline: Instant) -> Result<Ended, ClientError> {
+    let is_it = |commit: &CommitId| commit.as_str().starts_with(rev.as_str());
+    let mut watch = Watch::new(client, "/v1/status", deadline);
+    while let Some(status) = watch.next::<wire::Status>().await? {
+        let Seen::There(status) = status else { continue };
+        if status.source.last_attempted.as_ref().is_some_and(is_it) {
+            return Ok(Ended::Reached);
+        }
+        let tried: wire::List<wire::Revision> = client.get("/v1/revisions?limit=100").await?;
+        if tried.items.iter().any(|tried| is_it(&tried.commit)) {
+            return Ok(Ended::Reached);
+        }
+        let at = status.source.last_attempted.map_or("none yet".to_owned(), |commit| commit.short().to_owned());
+        let error = status.source.error.map(|error| format!(": {error}")).unwrap_or_default();
+        watch.how = format!("the newest that it has read is {at}{error}");
+    }
+    Ok(Ended::Late(watch.how))
+}
+
+/// An app that is not there yet may be on its way, as just after a push.
+async fn wait_for(client: &Client, key: &AppKey, until: &Until, deadline: Instant) -> Result<Ended, ClientError> {
+    let path = format!("{}/{}/{}", wire::App::PATH, key.team, key.name);
+    let mut watch = Watch::new(client, &path, deadline);
+    while let Some(app) = watch.next::<wire::App>().await? {
+        match app {
+            Seen::There(app) if until.is_reached(&app) => return Ok(Ended::Reached),
+            Seen::There(app) => watch.how = in_words(&app),
+            Seen::Missing if *until == Until::Deleted => return Ok(Ended::Reached),
+            Seen::Missing => {}
+        }
+    }
+    Ok(Ended::Late(watch.how))
+}
+
+/// Looks at a document each time that it changes, until a deadline. A daemon that goes away meanwhile may come back.
+struct Watch {
+    poll: Poll,
+    deadline: Instant,
+    /// Whether a daemon has answered: one that never did is a wrong address rather than a restart.
+    met: bool,
+    over: bool,
+    how: String,
+}
+
+enum Seen<T> {
+    There(T),
+    Missing,
+}
+
+impl Watch {
+    fn new(client: &Client, path: &str, deadline: Instant) -> Self {
+        Self { poll: Poll::new(client, path), deadline, met: false, over: false, how: "it was never seen".to_owned() }
+    }
+
+    /// What has changed; none when the time is up.
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Seen<T>>, ClientError> {
+        while !self.over {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            self.over = left == Duration::ZERO;
+            match self.poll.next::<T>(left).await {
+                Ok(Polled::Changed(value)) => {
+                    self.met = true;
+                    return Ok(Some(Seen::There(value)));
+                }
+                Ok(Polled::Missing(why)) => {
+                    (self.met, self.how) = (true, why);
+                    return Ok(Some(Seen::Missing));
+                }
+                Ok(Polled::NotYet(why)) => (self.met, self.how) = (true, why),
+                Ok(Polled::Same) => {}
+                Err(error @ (ClientError::Unreachable { .. } | ClientError::Broken { .. })) if self.met => {
+                    self.how = error.to_string();
+                    tokio::time::sleep(PAUSE.min(left)).await;
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
-        met = true;
-        if left == Duration::ZERO {
-            return Ok(Ended::Late(how));
-        }
+        Ok(None)
     }
 }
 
@@ -182,17 +228,15 @@ fn in_words(app: &wire::App) -> String {
     format!("it is {}{message}", app.phase)
 }
 
-fn late(app: &AppKey, goal: &Goal<'_>, timeout: Span, how: &str) -> Failure {
-    let error = Late { app: app.to_string(), goal: goal.to_string(), timeout, source: Reason(how.to_owned()) };
-    let hint = format!("`setpoint describe app {app}` says more; --timeout waits longer");
-    Failure::new(error, Some(hint))
+fn late(what: String, timeout: Span, how: String) -> Failure {
+    let hint = "`setpoint get apps` and `setpoint describe app NAME` say more; --timeout waits longer".to_owned();
+    Failure::new(Late { what, timeout, source: Reason(how) }, Some(hint))
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{app} did not come to this within {timeout}: {goal}")]
+#[error("{what} within {timeout}")]
 struct Late {
-    app: String,
-    goal: String,
+    what: String,
     timeout: Span,
     #[source]
     source: Reason,

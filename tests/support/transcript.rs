@@ -6,7 +6,7 @@ use std::process::Output;
 use crate::host::Host;
 
 /// What differs from run to run, and what stands in its place.
-const FILTERS: [(&str, &str); 11] = [
+const FILTERS: [(&str, &str); 17] = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[TIME]"),
     (r"\b\d{8}T\d+Z\b", "[TIME]"),
     (r"\b[0-9a-f]{64}\b", "[DIGEST]"),
@@ -14,11 +14,18 @@ const FILTERS: [(&str, &str); 11] = [
     (r"\b[0-9a-f]{32}\b", "[NONCE]"),
     (r"\b([Rr]evision|at|from|to) [0-9a-f]{10}\b", "$1 [REVISION]"),
     (r"\b([a-z][a-z0-9-]*)-[0-9a-f]{8}\b", "$1-[ID]"),
-    // A boot in a table.
-    (r"(?m) [0-9a-f]{8}$", " [BOOT]"),
+    // A boot in a table, and the machine's name after it.
+    (r"(?m) [0-9a-f]{8}( |$)", " [BOOT]$1"),
+    (r"\[BOOT\]  \S+ +", "[BOOT]  [HOSTNAME]  "),
+    (r"(?m)^( *Host: +).*$", "$1[HOSTNAME]"),
+    (r"\b[0-9a-f]{10}\b", "[REVISION]"),
     (r#""host": "[^"]+""#, "\"host\": \"[HOSTNAME]\""),
     (r"\b(127\.0\.0\.1|localhost):\d+", "$1:[PORT]"),
     (r"\bprocess \d+\b", "process [PID]"),
+    // Ages: columns of them are padded to one width, so that what follows stands where it stood.
+    (r"(?m)(^|[ (,])\d+(\.\d)?(ms|s|m|h|d)(  +|$)", "$1[AGE]  "),
+    (r"\b\d+(s|m|h|d)( ago|\))", "[AGE]$2"),
+    (r"(?m) +$", ""),
 ];
 
 /// Runs a command; its text is the command, what it printed, standard error marked, and its exit code where that is not 0.

@@ -107,7 +107,11 @@ impl Resource for wire::App {
             Cell::or_dash(self.sandbox.as_ref().map(ToString::to_string)),
             Cell::or_dash(self.last_applied_revision.as_ref().map(|commit| commit.short())),
             Cell::new(self.restarts.to_string()),
-            Cell::new(if has_news(self.phase) { message } else { "" }),
+            Cell::new(match &self.overridden {
+                Some(here) => suspended_here(here, now),
+                None if has_news(self.phase) => message.to_owned(),
+                None => String::new(),
+            }),
         ]
     }
 }
@@ -121,6 +125,12 @@ pub fn telling(app: &wire::App) -> Option<&wire::Condition> {
         Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => ConditionKind::Reconciling,
     };
     app.conditions.iter().find(|condition| condition.kind == kind)
+}
+
+/// What somebody has set on the host, against the declaration.
+#[must_use]
+pub fn suspended_here(here: &wire::Override, now: Timestamp) -> String {
+    format!("suspended here by {}, {} ago", here.by, age(here.suspended_since, now))
 }
 
 /// Whether there is more to say than the phase.
@@ -210,6 +220,34 @@ impl Resource for wire::Sandbox {
             Cell::new(self.host.to_string()),
             Cell::or_dash(self.disk.as_ref().map(|disk| disk.id.to_string())),
             Cell::new(message),
+        ]
+    }
+}
+
+impl Resource for wire::Template {
+    const PATH: &'static str = "/v1/templates";
+    const ONE: &'static str = "template";
+    const COLUMNS: &'static [Column] =
+        &[Column::new("NAME"), Column::new("ROOT"), Column::new("APPS"), Column::new("DIGEST"), Column::wide("PATH")];
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn cells(&self, _now: Timestamp) -> Vec<Cell> {
+        let (root, path) = match &self.root {
+            None => (None, None),
+            Some(wire::TemplateRoot::Minimal) => (Some("minimal"), None),
+            Some(wire::TemplateRoot::RepoRootfs { path }) => (Some("repository"), Some(path)),
+            Some(wire::TemplateRoot::HostRootfs { path }) => (Some("host"), Some(path)),
+        };
+        let digest: String = self.digest.to_string().chars().take(12).collect();
+        vec![
+            Cell::new(self.name.as_str()),
+            Cell::or_dash(root),
+            Cell::new(self.apps.to_string()),
+            Cell::new(digest),
+            Cell::or_dash(path),
         ]
     }
 }
