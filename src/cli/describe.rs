@@ -8,7 +8,7 @@ use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
 
 use super::age::age;
 use super::client::{Client, ClientError};
-use super::get::kinds::{Resource as _, event_tone, phase_tone, preview, suspended_here, telling};
+use super::get::kinds::{Resource as _, event_tone, phase_tone, preview, suspended_here, telling, time};
 use super::get::no_such;
 use super::output::{self, Form, Object, Output};
 use super::style::Tone;
@@ -116,8 +116,8 @@ impl Whole {
         lines.add("Team", app.team.as_str());
         lines.add_all("Labels", &labels);
         lines.add("Phase", &format!("{phase}{since}"));
-        lines.add_all("Blocked", &app.blocked);
-        lines.add_all("Held", app.held.as_slice());
+        lines.add_all("Blocked", &app.blocked.iter().map(|blocker| in_the_way(blocker, now)).collect::<Vec<_>>());
+        lines.add_all("Held", &app.held.iter().map(|blocker| in_the_way(blocker, now)).collect::<Vec<_>>());
         if let Some(here) = &app.overridden {
             lines.add("Override", &suspended_here(here, now));
         }
@@ -130,6 +130,8 @@ impl Whole {
         lines.add("Generation", &format!("{} declared, {observed} observed", app.generation));
         lines.add("Preview", preview(app.preview));
         lines.add_all("URLs", &app.urls);
+        let missing = app.urls_missing.iter().map(|missing| format!("{}: {}", missing.host, harmless(&missing.reason)));
+        lines.add_all("Not served", &missing.collect::<Vec<_>>());
         lines.text
     }
 
@@ -144,6 +146,13 @@ impl Whole {
         };
         self.dependencies.iter().map(line).collect()
     }
+}
+
+/// What an app waits for, since when, and until when where that is known.
+fn in_the_way(blocker: &wire::Blocker, now: Timestamp) -> String {
+    let wire::Blocker { reason, on: _, since, until, message } = blocker;
+    let until = until.map(|until| format!(", until {}", time(until))).unwrap_or_default();
+    format!("{}: {} ({}{until})", reason.as_str(), harmless(message), age(*since, now))
 }
 
 /// One app, or none.

@@ -6,7 +6,7 @@ use std::process::Output;
 use crate::host::Host;
 
 /// What differs from run to run, and what stands in its place.
-const FILTERS: [(&str, &str); 17] = [
+const FILTERS: [(&str, &str); 18] = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[TIME]"),
     (r"\b\d{8}T\d+Z\b", "[TIME]"),
     (r"\b[0-9a-f]{64}\b", "[DIGEST]"),
@@ -24,6 +24,7 @@ const FILTERS: [(&str, &str); 17] = [
     (r"\bprocess \d+\b", "process [PID]"),
     // Ages: columns of them are padded to one width, so that what follows stands where it stood.
     (r"(?m)(^|[ (,])\d+(\.\d)?(ms|s|m|h|d)(  +|$)", "$1[AGE]  "),
+    (r"(?m)\[AGE\]  \d+(\.\d)?(ms|s|m|h|d)(  +|$)", "[AGE]  [AGE]  "),
     (r"\b\d+(s|m|h|d)( ago|\))", "[AGE]$2"),
     (r"(?m) +$", ""),
 ];

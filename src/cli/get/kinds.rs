@@ -260,6 +260,7 @@ impl Resource for wire::Revision {
         Column::new("STATE").at_least("superseded".len()),
         Column::new("AGE").at_least(age::WIDTH),
         Column::new("TOOK").at_least(age::WIDTH),
+        Column::wide("DONE"),
         Column::wide("COMMIT"),
         Column::wide("ATTEMPTED"),
         Column::wide("APPLIED"),
@@ -280,14 +281,16 @@ impl Resource for wire::Revision {
             RevisionState::Attempted => ("attempted", Tone::Busy),
             RevisionState::Applied => ("applied", Tone::Good),
             RevisionState::Failed => ("failed", Tone::Bad),
+            RevisionState::Stalled => ("stalled", Tone::Bad),
             RevisionState::Superseded => ("superseded", Tone::Quiet),
         };
-        let took = self.applied_at.map(|applied| applied.duration_since(self.attempted_at).as_millis());
+        let actions: Vec<_> = self.actions.iter().map(|(word, number)| format!("{word} {number}")).collect();
         vec![
             Cell::new(self.commit.short()),
             Cell::new(word).tone(tone),
             Cell::new(age(self.attempted_at, now)),
-            Cell::or_dash(took.and_then(|took| u64::try_from(took).ok()).map(age::milliseconds)),
+            Cell::or_dash(self.duration_ms.map(age::milliseconds)),
+            Cell::or_dash((!actions.is_empty()).then(|| actions.join(", "))),
             Cell::new(self.commit.as_str()),
             Cell::new(time(self.attempted_at)),
             Cell::or_dash(self.applied_at.map(time)),
