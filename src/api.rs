@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use axum::{Router, middleware};
 use setpoint_schema::name::HostName;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -17,7 +16,7 @@ use tower::ServiceExt as _;
 pub use backend::{Backend, BackendError, Follow, LogStream};
 pub use snapshot::{Content, Row, Rows, Snapshot, Table, Version, Versioned};
 
-use crate::http::{self, Limits};
+use crate::http::{self, Limits, Listener};
 
 mod backend;
 mod guard;
@@ -29,7 +28,7 @@ mod snapshot;
 /// Serves the API until `shutdown`, then lets answers that have begun come to their end. Until there is a first snapshot it
 /// says that it is not ready.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     backend: Arc<dyn Backend>,
     shutdown: CancellationToken,
@@ -50,7 +49,7 @@ pub struct Api {
 
 impl Api {
     /// As [`serve`].
-    pub async fn serve(self, listener: TcpListener, limits: Limits, shutdown: CancellationToken) {
+    pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
         let router = self.router();
         let handler = move |request| {
             let answer = router.clone().oneshot(request);

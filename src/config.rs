@@ -11,6 +11,12 @@ use setpoint_schema::name::{HostName, RepoPath};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_vmm::qemu::Network;
 
+use crate::http::TokenName;
+
+pub use api::{Api, TlsFiles};
+
+mod api;
+
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG_FILE: &str = "/etc/setpoint/daemon.toml";
 
@@ -112,20 +118,6 @@ pub enum Accel {
     Kvm,
     /// Software emulation.
     Tcg,
-}
-
-/// `[api]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Api {
-    /// The address of the status API.
-    pub listen: SocketAddr,
-}
-
-impl Default for Api {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7878)) }
-    }
 }
 
 /// `[ingress]`
@@ -231,6 +223,17 @@ pub enum ConfigError {
     /// No source is set.
     #[error("no declarations repository is set")]
     NoSource,
+    /// The status API would be open to a network.
+    #[error("the status API would listen on {address} without {lacks}")]
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+        /// What there is none of.
+        lacks: &'static str,
+    },
+    /// Two tokens have one name.
+    #[error("two tokens of the status API are called {0}")]
+    SameTokenName(TokenName),
 }
 
 impl ConfigError {
@@ -240,6 +243,12 @@ impl ConfigError {
         match self {
             Self::Read { .. } => None,
             Self::Parse { .. } => Some("docs/operator-guide.md lists every key".to_owned()),
+            Self::Exposed { .. } => Some(
+                "set `tls = { cert, key }` and `tokens` (`setpoint token new NAME`) under [api], listen on 127.0.0.1, or accept \
+                 that whoever reaches that address reads it all: `insecure = true`"
+                    .to_owned(),
+            ),
+            Self::SameTokenName(_) => Some("give each a name of its own under [api], so that one can be withdrawn".to_owned()),
             Self::NoSource => {
                 Some("pass --repo PATH_OR_URL, or set `url` under `[source]` in the configuration".to_owned())
             }

@@ -11,12 +11,14 @@ use jiff::Timestamp;
 use setpoint_schema::observed::Limits;
 use setpoint_state::{StateError, Store};
 use setpoint_vmm::driver::VmmError;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
 use crate::converge::{Pass, Reconciler};
+use crate::http::{TlsError, UnixSocketError};
 use crate::ledger::Ledger;
 use crate::observe::Observer;
 use crate::report::chain;
@@ -25,7 +27,7 @@ use crate::source::{Repository, SourceConfig, SourceError};
 use crate::task::joined;
 use crate::{drivers, host, preview};
 
-pub use beacon::{Beacon, last, running};
+pub use beacon::{Beacon, Running, last, running};
 
 /// Why a daemon or a convergence could not begin or had to end; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,12 @@ pub enum DaemonError {
         #[source]
         source: std::io::Error,
     },
+    /// The certificate of the status API.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The Unix socket of the status API.
+    #[error(transparent)]
+    Socket(#[from] UnixSocketError),
     /// A file of the daemon's own.
     #[error("could not {operation} {path}")]
     Io {
@@ -74,6 +82,8 @@ impl DaemonError {
             Self::Config(error) => error.hint(),
             Self::State(error) => Some(error.hint()),
             Self::Source(error) => error.hint(),
+            Self::Tls(error) => error.hint(),
+            Self::Socket(error) => error.hint(),
             Self::Vmm(VmmError::Unsupported { hint, .. }) => Some(hint.clone()),
             Self::Vmm(_) | Self::Io { .. } => None,
             Self::Listen { .. } => {
@@ -108,10 +118,20 @@ impl Parts {
 /// # Errors
 /// When it cannot begin, or when its store fails.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), DaemonError> {
+    config.api.check()?;
+    host::allow_many_files();
     let Parts { hands, follower, limits } = Parts::assemble(&config, rewind(&config)).await?;
     let reconciler = Reconciler::new(hands.clone(), config.converge.clone(), limits, follower.followed());
-    let servers = serve::Servers::bind(&config, &hands, reconciler.passes()).await?;
-    let _beacon = Beacon::light(&config.state.dir, servers.api_address(), servers.ingress_address())?;
+    let tokens = watch::Sender::new(Arc::from(config.api.tokens.as_slice()));
+    let servers = serve::Servers::bind(&config, &hands, reconciler.passes(), tokens.subscribe()).await?;
+    let running = Running {
+        pid: std::process::id(),
+        api: servers.api_address(),
+        tls: config.api.tls.is_some(),
+        socket: config.api.socket.clone(),
+        ingress: servers.ingress_address(),
+    };
+    let _beacon = Beacon::light(&config.state.dir, &running)?;
     tracing::info!(api = %servers.api_address(), ingress = %servers.ingress_address(), "daemon is up");
 
     let watcher = Watcher::new(&hands.source, config.source.poll_interval.as_duration());

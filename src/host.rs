@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use setpoint_schema::id::HostId;
 use setpoint_schema::observed::Limits;
 use setpoint_schema::quantity::ByteSize;
@@ -26,6 +27,15 @@ pub fn limits(configured: &config::Limits, state_dir: &Path) -> Limits {
         vcpus: vcpus.unwrap_or_else(|| processors() * 4),
         disk: disk.unwrap_or_else(|| file_system_size(state_dir)),
         sandboxes: sandboxes.unwrap_or(1000),
+    }
+}
+
+/// Takes as many open files as the host allows: what shells and service managers give by default is less than the connections
+/// that the API and the ingress serve.
+pub fn allow_many_files() {
+    let Rlimit { current: _, maximum } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "could not raise the limit on open files");
     }
 }
 

@@ -1,17 +1,18 @@
 //! The accept loop under the status API and the ingress: what every HTTP listener of the daemon owes its host.
 //!
-//! A client gets a bounded time to send a bounded request head, connections are counted, and a shutdown lets answers that
-//! have begun come to their end. axum's own server bounds none of these.
+//! A client gets a bounded time to send a bounded request head and to take what is sent to it, connections are counted for
+//! each peer, those that keep others waiting give way, and a shutdown lets answers that have begun come to their end. axum's
+//! own server bounds none of these.
 //!
 //! ```text
-//!             permit free            request            shutdown
-//!  listening ─────────────▶ serving ────────▶ … ───────────────────▶ draining ──▶ closed
-//!                              │ 101                                              ▲
-//!                              └──────────▶ tunnel (keeps the permit) ────────────┘
+//!             admitted          request           shutdown
+//!  listening ──────────▶ waiting ◀────▶ serving ───────────▶ draining ──▶ closed
+//!                           │ displaced    │ 101                            ▲
+//!                           ▼              └──▶ tunnel (keeps the place) ───┘
+//!                        closed
 //! ```
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,55 +23,87 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use held::Held;
+use listener::Stream;
+use places::{Place, Places};
+use stall::Stalling;
+
+pub use access::{Guard, Token, TokenDigest, TokenName};
+pub use listener::{Listener, Traffic};
+pub use peer::Peer;
+pub use tls::{Tls, TlsError};
+pub use unix::{UnixSocket, UnixSocketError};
+
+mod access;
+mod held;
+mod listener;
+mod peer;
+mod places;
 pub mod problem;
+mod stall;
 pub mod target;
+mod tls;
+mod unix;
 
 /// What a client may take up.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Open connections, upgraded ones included. Further clients wait in the kernel's queue.
+    /// Open connections, upgraded ones included. Beyond them a newcomer takes the place of whoever has kept a connection
+    /// waiting for longest; while all of them are in use it waits.
     pub connections: usize,
-    /// From the first byte expected of a request to the last byte of its head; so also the longest idle keep-alive.
+    /// Open connections of one peer. Beyond them its own newcomers take the places of its own waiting ones, or are refused.
+    pub per_peer: usize,
+    /// From the first byte expected of a request to the last byte of its head; so also the longest idle keep-alive. A TLS
+    /// handshake has as long.
     pub head_timeout: Duration,
     /// Size of a request head.
     pub head_bytes: usize,
+    /// How long a client may take nothing of what is sent to it.
+    pub stall: Duration,
     /// How long answers that have begun may go on after the shutdown began.
     pub drain: Duration,
 }
 
+impl Limits {
+    /// What is right for programs that ask and read.
+    pub const USUAL: Self = Self {
+        connections: 1024,
+        // A few peers at their worst leave room for others.
+        per_peer: 256,
+        head_timeout: Duration::from_secs(10),
+        // Browsers send up to 16 KiB of cookies; twice that leaves room for the rest.
+        head_bytes: 32 << 10,
+        // Programs read what they asked for. Whatever pauses for longer can ask again.
+        stall: Duration::from_secs(30),
+        drain: Duration::from_secs(5),
+    };
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 1024,
-            head_timeout: Duration::from_secs(10),
-            // Browsers send up to 16 KiB of cookies; twice that leaves room for the rest.
-            head_bytes: 32 << 10,
-            drain: Duration::from_secs(5),
-        }
+        Self::USUAL
     }
 }
 
 /// The connection that a request came over, found in the request's extensions.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    peer: SocketAddr,
+    peer: Peer,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     /// Held until the last clone goes, so that a tunnel counts as the connection that it came from.
-    permit: Arc<OwnedSemaphorePermit>,
+    place: Arc<Place>,
 }
 
 impl Connection {
-    /// The client's address.
+    /// The client.
     #[must_use]
-    pub fn peer(&self) -> SocketAddr {
-        self.peer
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Resolves when the listener shuts down: the sign for an endless answer to end.
@@ -80,80 +113,104 @@ impl Connection {
 
     /// Runs what outlives HTTP on this connection, such as an upgraded stream, until it ends or the listener shuts down.
     pub fn spawn_tunnel(&self, tunnel: impl Future<Output = ()> + Send + 'static) {
-        let Self { peer: _, shutdown, tasks, permit } = self.clone();
+        let Self { peer: _, shutdown, tasks, place } = self.clone();
+        let in_use = Place::in_use(&place);
         tasks.spawn(async move {
             shutdown.run_until_cancelled(tunnel).await;
-            drop(permit);
+            drop((in_use, place));
         });
     }
 }
 
 /// Serves `handler` on `listener` until `shutdown`, then drains. Returns when no connection is left.
-pub async fn serve<H, F>(listener: TcpListener, handler: H, limits: Limits, shutdown: CancellationToken)
+pub async fn serve<H, F>(listener: impl Into<Listener>, handler: H, limits: Limits, shutdown: CancellationToken)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let listener = listener.into();
     let tasks = TaskTracker::new();
-    let permits = Arc::new(Semaphore::new(limits.connections));
-    while let Some((stream, peer, permit)) = shutdown.run_until_cancelled(accept(&listener, &permits)).await {
-        let connection =
-            Connection { peer, shutdown: shutdown.clone(), tasks: tasks.clone(), permit: Arc::new(permit) };
-        tasks.spawn(serve_connection(stream, connection, handler.clone(), limits));
+    let places = Places::new(limits.connections, limits.per_peer);
+    while let Some((stream, peer, place)) = shutdown.run_until_cancelled(newcomer(&listener, &places)).await {
+        let Some(place) = place else {
+            listener.refuse(stream);
+            continue;
+        };
+        let connection = Connection { peer, shutdown: shutdown.clone(), tasks: tasks.clone(), place: Arc::new(place) };
+        let front = Front { handler: handler.clone(), guard: listener.guard(), connection, limits };
+        tasks.spawn(listener.traffic().counting(front.receive(stream)));
     }
     drop(listener);
     tasks.close();
     tasks.wait().await;
 }
 
-/// Waits for a free place first and for a client second, so that nobody is accepted only to be kept waiting.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, permit),
-            Err(error) => {
-                // Out of descriptors, as a rule. The client stays queued, so trying again at once would spin.
-                tracing::warn!(%error, "could not accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+/// The next client, and its place unless its peer has too many of them in use.
+async fn newcomer(listener: &Listener, places: &Arc<Places>) -> (Stream, Peer, Option<Place>) {
+    let (stream, peer) = listener.accept().await;
+    let place = places.admit(&peer).await;
+    (stream, peer, place)
+}
+
+/// What stands between one connection's bytes and the handler.
+struct Front<H> {
+    handler: H,
+    guard: Option<Guard>,
+    connection: Connection,
+    limits: Limits,
+}
+
+impl<H, F> Front<H>
+where
+    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    async fn receive(self, stream: Stream) {
+        match stream {
+            Stream::Tcp(tcp) => self.serve(tcp).await,
+            Stream::Unix(unix) => self.serve(unix).await,
+            Stream::Tls(tcp, acceptor) => {
+                let handshake = tokio::time::timeout(self.limits.head_timeout, acceptor.accept(tcp));
+                let handshake = self.connection.shutdown.run_until_cancelled(handshake);
+                // A failed handshake is the client's doing, as far as anything here could tell.
+                if let Some(Some(Ok(Ok(tls)))) = self.connection.place.unless_displaced(handshake).await {
+                    self.serve(tls).await;
+                }
             }
         }
     }
-}
 
-async fn serve_connection<H, F>(stream: TcpStream, connection: Connection, handler: H, limits: Limits)
-where
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    if let Err(error) = notice_dead_clients(&stream) {
-        tracing::debug!(%error, peer = %connection.peer, "could not set socket options");
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
+        let Self { handler, guard, connection, limits } = self;
+        let context = connection.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let in_use = Place::in_use(&context.place);
+            let refusal = guard.as_ref().and_then(|guard| guard.check(&request).err());
+            request.extensions_mut().insert(context.clone());
+            let answer = match refusal {
+                None => Ok(handler(request)),
+                Some(refusal) => Err(refusal),
+            };
+            async {
+                let response = match answer {
+                    Ok(response) => response.await,
+                    Err(refusal) => refusal,
+                };
+                Ok::<_, Infallible>(response.map(|body| Held::new(body, in_use)))
+            }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head_timeout)
+            .max_header_size(limits.head_bytes)
+            .serve_connection(TokioIo::new(Stalling::new(stream, limits.stall)), service)
+            .with_upgrades();
+        let mut served = pin!(served);
+        // What goes wrong here is the client's doing (it left, or sent no HTTP) and hyper has answered it where it could.
+        let undisturbed = connection.place.unless_displaced(served.as_mut());
+        if connection.shutdown.run_until_cancelled(undisturbed).await.is_none() {
+            served.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(limits.drain, served).await;
+        }
     }
-    let context = connection.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(context.clone());
-        let response = handler(request);
-        async { Ok::<_, Infallible>(response.await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
-        .max_header_size(limits.head_bytes)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut served = pin!(served);
-    // What goes wrong here is the client's doing (it left, or sent no HTTP) and hyper has answered it where it could.
-    if connection.shutdown.run_until_cancelled(served.as_mut()).await.is_none() {
-        served.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(limits.drain, served).await;
-    }
-}
-
-/// A client that vanished, or stopped reading, gives its place back: the kernel probes after a minute of silence and ends a
-/// connection whose data nobody has taken for five, which is longer than people pause what they stream.
-fn notice_dead_clients(stream: &TcpStream) -> rustix::io::Result<()> {
-    sockopt::set_tcp_nodelay(stream, true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
-    sockopt::set_tcp_user_timeout(stream, 300_000)
 }

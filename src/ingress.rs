@@ -20,7 +20,6 @@ use hyper::{Method, Request, Response};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_vmm::driver::{Duplex, VmmError};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use routes::{Naming, Route, Routes, Unrouted, Upstream, routes};
 
 use crate::http::target::Target;
-use crate::http::{self, Connection, Limits};
+use crate::http::{self, Connection, Limits, Listener};
 use crate::report::chain;
 use refusal::{Audience, Refusal};
 
@@ -37,6 +36,11 @@ mod exchange;
 mod headers;
 mod refusal;
 mod routes;
+
+/// What clients of apps may take up. A proxy in front of the ingress is one peer, people pause what they stream, and a guest
+/// may leave its answer open for as long as somebody listens.
+pub const LIMITS: Limits =
+    Limits { connections: 4096, per_peer: 2048, stall: Duration::from_secs(300), ..Limits::USUAL };
 
 /// Opens streams into guests. The daemon implements it over its drivers.
 #[async_trait]
@@ -80,13 +84,13 @@ impl Default for Patience {
 
 /// Serves the ingress until `shutdown`, then lets answers that have begun come to their end; upgraded streams end at once.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     routes: watch::Receiver<Arc<Routes>>,
     connector: Arc<dyn Connector>,
     shutdown: CancellationToken,
 ) {
     let ingress = Ingress { routes, connector, patience: Patience::default() };
-    ingress.serve(listener, Limits::default(), shutdown).await;
+    ingress.serve(listener, LIMITS, shutdown).await;
 }
 
 /// The ingress with its bounds to choose. [`serve`] takes the usual ones.
@@ -102,7 +106,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// As [`serve`].
-    pub async fn serve(self, listener: TcpListener, limits: Limits, shutdown: CancellationToken) {
+    pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
         let handler = move |request| {
             let ingress = self.clone();
             async move { ingress.answer(request).await }

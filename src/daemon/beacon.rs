@@ -15,12 +15,18 @@ pub struct Beacon {
 }
 
 /// What the file says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// The daemon's process.
     pub pid: u32,
     /// The address of its API.
     pub api: SocketAddr,
+    /// Whether that address speaks TLS alone.
+    #[serde(default)]
+    pub tls: bool,
+    /// The API's Unix socket, where there is one.
+    #[serde(default)]
+    pub socket: Option<PathBuf>,
     /// The address of its ingress.
     pub ingress: SocketAddr,
 }
@@ -30,10 +36,9 @@ impl Beacon {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn light(state_dir: &Path, api: SocketAddr, ingress: SocketAddr) -> Result<Self, DaemonError> {
+    pub fn light(state_dir: &Path, running: &Running) -> Result<Self, DaemonError> {
         let path = file(state_dir);
-        let running = Running { pid: std::process::id(), api, ingress };
-        let text = serde_json::to_vec(&running).expect("a number and addresses serialise");
+        let text = serde_json::to_vec(running).expect("numbers, addresses and paths serialise");
         fs::write(&path, text).map_err(|source| DaemonError::Io { operation: "write", path: path.clone(), source })?;
         Ok(Self { path })
     }

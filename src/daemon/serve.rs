@@ -1,10 +1,11 @@
 //! Serves what the loop finds out: the status API, and the ingress to the apps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::name::HostName;
@@ -13,12 +14,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Snapshot};
-use crate::config::Config;
+use crate::api::{Api, Backend, Snapshot};
+use crate::config::{self, Config, TlsFiles};
 use crate::converge::Pass;
 use crate::converge::step::Hands;
 use crate::daemon::DaemonError;
 use crate::daemon::answers::Answers;
+use crate::http::{Guard, Limits, Listener, Tls, Token, UnixSocket};
 use crate::ingress::{self, Routes, Upstream};
 use crate::ledger::Ledger;
 use crate::status::{self, Identity, Report, Reporter};
@@ -28,7 +30,9 @@ const EARLIER: usize = 10_000;
 
 /// The bound addresses, and all that is served on them.
 pub(super) struct Servers {
-    api: (TcpListener, SocketAddr),
+    api: Vec<Listener>,
+    api_address: SocketAddr,
+    hosts: BTreeSet<HostName>,
     ingress: (TcpListener, SocketAddr),
     identity: Identity,
     hands: Hands,
@@ -41,8 +45,9 @@ impl Servers {
         config: &Config,
         hands: &Hands,
         passes: watch::Receiver<Option<Arc<Pass>>>,
+        tokens: watch::Receiver<Arc<[Token]>>,
     ) -> Result<Self, DaemonError> {
-        let api = listen(config.api.listen, "the status API").await?;
+        let (api, api_address) = api_listeners(&config.api, tokens).await?;
         let ingress = listen(config.ingress.listen, "the ingress").await?;
         let identity = Identity {
             started_at: Timestamp::now(),
@@ -52,12 +57,13 @@ impl Servers {
             domain: config.ingress.domain.clone(),
             ingress_port: ingress.1.port(),
         };
-        Ok(Self { api, ingress, identity, hands: hands.clone(), passes })
+        let hosts = config.api.hosts.clone();
+        Ok(Self { api, api_address, hosts, ingress, identity, hands: hands.clone(), passes })
     }
 
     /// Where the API is.
     pub fn api_address(&self) -> SocketAddr {
-        self.api.1
+        self.api_address
     }
 
     /// Where the apps are.
@@ -67,7 +73,7 @@ impl Servers {
 
     /// Serves until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { api: (api_listener, _), ingress: (ingress_listener, _), identity, hands, passes } = self;
+        let Self { api, api_address: _, hosts, ingress: (ingress_listener, _), identity, hands, passes } = self;
         let answers = Arc::new(Answers::new(&hands, passes.clone()));
         let domain = identity.domain.clone();
         // Without them, conditions begin anew; whether the store can be read at all shows elsewhere.
@@ -75,7 +81,11 @@ impl Servers {
         let reporter = Reporter::new(identity, &earlier);
         let snapshots = watch::Sender::new(None);
         let routes = watch::Sender::new(Arc::new(Routes::default()));
-        let api = api::serve(api_listener, snapshots.subscribe(), answers.clone(), shutdown.clone());
+        let backend: Arc<dyn Backend> = answers.clone();
+        let api = join_all(api.into_iter().map(|listener| {
+            let api = Api { snapshot: snapshots.subscribe(), backend: Arc::clone(&backend), hosts: hosts.clone() };
+            api.serve(listener, Limits::default(), shutdown.clone())
+        }));
         let ingress = ingress::serve(ingress_listener, routes.subscribe(), answers, shutdown.clone());
         let publisher = Publisher { reporter, domain, snapshots, routes, ledger: hands.ledger };
         tokio::join!(api, ingress, publisher.run(passes, shutdown));
@@ -156,6 +166,26 @@ fn routes_of(pass: &Pass, domain: &HostName) -> Routes {
     let kept = sandboxes.keys().filter(|key| !declared.contains_key(*key));
     let kept = kept.filter_map(|key| Some(&pass.observed.apps.get(*key)?.last_good.app));
     ingress::routes(declared.values().chain(kept).map(|app| (&**app, upstream(app))), &naming)
+}
+
+/// Paths of the status API that need no token: who checks whether the process is alive has no business with the rest.
+const OPEN_PATHS: &[&str] = &["/healthz"];
+
+/// The address of the status API, and its Unix socket where one is configured. Tokens are for the address: who may open the
+/// socket's file is known to this host already.
+async fn api_listeners(
+    config: &config::Api,
+    tokens: watch::Receiver<Arc<[Token]>>,
+) -> Result<(Vec<Listener>, SocketAddr), DaemonError> {
+    let tls = config.tls.as_ref().map(|TlsFiles { cert, key }| Tls::load(cert, key)).transpose()?;
+    let (tcp, address) = listen(config.listen, "the status API").await?;
+    let tcp = match tls {
+        Some(tls) => Listener::tls(tcp, tls),
+        None => Listener::from(tcp),
+    };
+    let unix = config.socket.as_deref().map(UnixSocket::bind).transpose()?;
+    let listeners = [tcp.guarded(Guard::new(tokens, OPEN_PATHS))].into_iter().chain(unix.map(Listener::from));
+    Ok((listeners.collect(), address))
 }
 
 async fn listen(address: SocketAddr, what: &'static str) -> Result<(TcpListener, SocketAddr), DaemonError> {
