@@ -20,12 +20,14 @@ mod select;
 mod state;
 mod style;
 mod table;
+mod token;
 mod tree;
 mod validate;
 mod version;
 mod wait;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -83,6 +85,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
     State(state::Args),
+    /// Make tokens for the status API
+    Token(token::Args),
     /// Print the version, and the daemon's
     Version(version::Args),
     /// Print a shell's completions
@@ -172,6 +176,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Man(args) => pages::man(&args),
         Command::Init(args) => init::run(&args),
         Command::Validate(args) => validate::run(&args),
+        Command::Token(args) => token::run(args),
         Command::Run => block_on(run::run(Config::load(&overrides)?)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),
         Command::Get(args) => block_on(get::run(Config::load(&overrides)?, args)),
@@ -211,9 +216,16 @@ fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<
 /// Which daemon a command asks.
 #[derive(Debug, clap::Args)]
 struct Server {
-    /// Address of the daemon's status API [default: that of the daemon on the state directory, else 127.0.0.1:7878]
-    #[arg(long, env = "SETPOINT_SERVER", value_name = "HOST:PORT")]
+    /// The daemon's status API: HOST:PORT, http://, https:// or unix:/PATH [default: that of the daemon on the state directory,
+    /// else 127.0.0.1:7878]
+    #[arg(long, env = "SETPOINT_SERVER", value_name = "ADDR")]
     server: Option<String>,
+    /// File with the token for it; or set SETPOINT_TOKEN to the token itself
+    #[arg(long, env = "SETPOINT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificate authorities to trust for https://, in place of the system's
+    #[arg(long, env = "SETPOINT_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
 }
 
 impl Server {
@@ -223,11 +235,12 @@ impl Server {
     }
 
     fn client(&self, config: &Config) -> client::Client {
-        match (&self.server, daemon::running(&config.state.dir)) {
+        let client = match (&self.server, daemon::running(&config.state.dir)) {
             (Some(server), _) => client::Client::new(server),
-            (None, Some(running)) => client::Client::local(running.api),
-            (None, None) => client::Client::local(config.api.listen),
-        }
+            (None, Some(running)) => client::Client::of(&running),
+            (None, None) => client::Client::new(&config.api.listen.to_string()),
+        };
+        client.with(client::Credentials::new(self.token_file.clone(), self.ca.clone()))
     }
 }
 

@@ -138,7 +138,7 @@ fn load(
 /// What exists, without a trace.
 async fn observe(config: &Config) -> Result<Observed, PreviewError> {
     if let Some(running) = daemon::running(&config.state.dir) {
-        return Ok(crate::cli::client::Client::local(running.api).get("/v1/observed").await?);
+        return Ok(crate::cli::client::Client::of(&running).get("/v1/observed").await?);
     }
     let limits = host::limits(&config.limits, &config.state.dir);
     if !config.store_dir().exists() {

@@ -1,8 +1,5 @@
 //! Reads the status API on behalf of commands: one GET per connection, streamed where the answer is endless.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
 use axum::body::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -11,74 +8,51 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use setpoint_schema::wire::{List, Problem};
-use tokio::net::TcpStream;
+
+use crate::daemon::Running;
+
+pub use credentials::Credentials;
+use error::Brought;
+pub use error::ClientError;
+use place::Place;
+
+mod credentials;
+mod error;
+mod place;
 
 /// A daemon on this machine or in reach.
 #[derive(Debug, Clone)]
 pub struct Client {
-    address: String,
+    place: Place,
+    credentials: Credentials,
 }
 
-/// The daemon answers at once or not at all.
-const CONNECT: Duration = Duration::from_secs(5);
 /// An answer is at most this long: ten thousand apps are some ten megabytes.
 const LONGEST_ANSWER: usize = 64 << 20;
 
-/// Why there is no answer; the cause is the source.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nobody listens.
-    #[error("could not reach a daemon at {address}")]
-    Unreachable {
-        /// Where.
-        address: String,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The connection broke.
-    #[error("connection to the daemon at {address} broke")]
-    Broken {
-        /// Where.
-        address: String,
-        /// The cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The daemon refused.
-    #[error("{0}")]
-    Refused(String),
-    /// The answer is not what this version reads.
-    #[error("could not read the daemon's answer")]
-    Unreadable(#[from] serde_json::Error),
-}
-
-impl ClientError {
-    /// What to do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unreachable { .. } => {
-                Some("start one with `setpoint run`, or name another with --server HOST:PORT".to_owned())
-            }
-            Self::Unreadable(_) => Some("the daemon is of another version: compare `setpoint version`".to_owned()),
-            Self::Broken { .. } | Self::Refused(_) => None,
-        }
-    }
-}
-
 impl Client {
-    /// A daemon at `HOST:PORT`, with or without `http://`.
+    /// A daemon at `HOST:PORT`, `http://HOST:PORT`, `https://HOST` or `unix:/PATH`, with the credentials of the environment.
     #[must_use]
     pub fn new(server: &str) -> Self {
-        let address = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
-        Self { address: address.to_owned() }
+        Self { place: Place::named(server), credentials: Credentials::from_env() }
     }
 
-    /// The daemon at this address.
+    /// The daemon that runs on this machine: over its Unix socket, where it has one that this user may open.
     #[must_use]
-    pub fn local(address: SocketAddr) -> Self {
-        Self { address: address.to_string() }
+    pub fn of(running: &Running) -> Self {
+        Self { place: Place::of(running), credentials: Credentials::from_env() }
+    }
+
+    /// The same daemon with these credentials.
+    #[must_use]
+    pub fn with(self, credentials: Credentials) -> Self {
+        Self { credentials, ..self }
+    }
+
+    /// Where the daemon is, for messages.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.place.as_str()
     }
 
     /// One answer.
@@ -87,7 +61,13 @@ impl Client {
     /// When there is none, a refusal, or one that cannot be read.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self.send(path).await?;
-        Ok(serde_json::from_slice(&self.body(response).await?)?)
+        let is_json = says(&response, "json");
+        let body = self.body(response).await?;
+        match serde_json::from_slice(&body) {
+            Ok(answer) => Ok(answer),
+            Err(error) if is_json => Err(error.into()),
+            Err(_) => Err(self.stranger("its answer is not JSON")),
+        }
     }
 
     /// All pages of a list.
@@ -122,15 +102,7 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
-        let response = self.exchange(path, &[]).await?;
-        if response.status() == StatusCode::OK {
-            return Ok(response);
-        }
-        Err(self.refusal(response).await)
-    }
-
-    /// One GET with these headers; the answer may have any status.
+    /// One GET, whatever its status.
     ///
     /// # Errors
     /// When there is no answer.
@@ -139,48 +111,69 @@ impl Client {
         path: &str,
         headers: &[(HeaderName, &str)],
     ) -> Result<Response<Incoming>, ClientError> {
-        let connect = tokio::time::timeout(CONNECT, TcpStream::connect(&self.address)).await;
-        let connect = connect.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        let unreachable = |source| ClientError::Unreachable { address: self.address.clone(), source };
-        let stream = connect.map_err(unreachable)?;
+        let token = self.credentials.token()?;
+        let stream = self.place.connect(&self.credentials).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
-        let mut request = Request::get(path).header(header::HOST, &self.address);
+        let mut request = Request::get(path).header(header::HOST, self.place.host());
         for (name, value) in headers {
             request = request.header(name, *value);
         }
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, token.as_header());
+        }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.broken(error))?;
-        sender.send_request(request).await.map_err(|error| self.broken(error))
-    }
-
-    /// What an answer that is not 200 says, as an error.
-    pub async fn refusal(&self, response: Response<Incoming>) -> ClientError {
-        let status = response.status();
-        let body = match self.body(response).await {
-            Ok(body) => body,
-            Err(error) => return error,
-        };
-        let detail = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
-        ClientError::Refused(detail.unwrap_or_else(|_| format!("the daemon answered {status}")))
-    }
-
-    /// Where the daemon is, for messages.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+        sender.send_request(request).await.map_err(|error| {
+            if error.is_parse() { self.stranger("it does not answer in HTTP") } else { self.broken(error) }
+        })
     }
 
     /// The whole body of an answer.
     ///
     /// # Errors
-    /// When it breaks off or is too long.
+    /// When it breaks off, or is longer than any answer should be.
     pub async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
         let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
-        body.map(|body| body.to_bytes()).map_err(|source| ClientError::Broken { address: self.address.clone(), source })
+        let broken = |source| ClientError::Broken { address: self.address().to_owned(), source };
+        body.map(|body| body.to_bytes()).map_err(broken)
+    }
+
+    async fn send(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let response = self.exchange(path, &[]).await?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    /// What an answer that is not 200 says, as an error.
+    pub async fn refusal(&self, response: Response<Incoming>) -> ClientError {
+        let status = response.status();
+        let (body, token) = match (self.body(response).await, self.credentials.token()) {
+            (Ok(body), Ok(token)) => (body, token),
+            (Err(error), _) | (_, Err(error)) => return error,
+        };
+        match (status, serde_json::from_slice::<Problem>(&body)) {
+            (StatusCode::UNAUTHORIZED, _) => {
+                let brought = if token.is_some() { Brought::Token } else { Brought::Nothing };
+                ClientError::Unauthorized { address: self.address().to_owned(), brought }
+            }
+            (_, Ok(problem)) => ClientError::Refused(problem.detail),
+            (_, Err(_)) => self.stranger(format!("it answered {status}")),
+        }
     }
 
     fn broken(&self, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
-        ClientError::Broken { address: self.address.clone(), source: Box::new(source) }
+        ClientError::Broken { address: self.address().to_owned(), source: Box::new(source) }
     }
+
+    fn stranger(&self, what: impl Into<String>) -> ClientError {
+        ClientError::Stranger { address: self.address().to_owned(), what: what.into() }
+    }
+}
+
+fn says(response: &Response<Incoming>, kind: &str) -> bool {
+    let value = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.contains(kind))
 }
