@@ -14,16 +14,28 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 pub use backend::{Backend, BackendError, Follow, LogStream};
+pub use openapi::document as description;
 pub use snapshot::{Content, Row, Rows, Snapshot, Table, Version, Versioned};
 
 use crate::http::{self, Limits, Listener};
+use entity::Instance;
 
+mod ask;
 mod backend;
+mod cache;
+mod daemon;
+mod entity;
+mod fields;
 mod guard;
+mod history;
+mod lists;
+mod openapi;
 mod params;
+mod poll;
 mod refusal;
 mod routes;
 mod snapshot;
+mod stream;
 
 /// Serves the API until `shutdown`, then lets answers that have begun come to their end. Until there is a first snapshot it
 /// says that it is not ready.
@@ -63,7 +75,8 @@ impl Api {
 
     fn router(self) -> Router {
         let Self { snapshot, backend, hosts } = self;
-        routes::router(routes::Sources { snapshot, backend })
+        let (cache, instance) = (Arc::default(), Instance::begin());
+        routes::router(routes::Sources { snapshot, backend, cache, instance })
             .layer(middleware::from_fn_with_state(Arc::new(hosts), guard::guard))
     }
 }

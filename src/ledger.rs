@@ -14,6 +14,7 @@ use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord};
 use setpoint_state::{Apps, Batch, Disks, NewEvent, Sandboxes, StateError, Store, View};
+use tokio::sync::watch;
 
 use crate::desired::Remembered;
 use crate::task::blocking;
@@ -25,6 +26,7 @@ use mirror::Mirror;
 pub struct Ledger {
     store: Store,
     mirror: Arc<Mirror>,
+    history: watch::Sender<u64>,
 }
 
 /// The whole inventory at one moment.
@@ -76,7 +78,8 @@ impl Ledger {
     /// When it cannot be read.
     pub fn new(store: Store) -> Result<Self> {
         let mirror = Arc::new(Mirror::of(Inventory::read(&store)?));
-        Ok(Self { store, mirror })
+        let history = watch::Sender::new(store.history_version());
+        Ok(Self { store, mirror, history })
     }
 
     /// Runs `work` on the store on this thread, which may block. The inventory is not written this way.
@@ -84,7 +87,9 @@ impl Ledger {
     /// # Errors
     /// Those of `work`.
     pub fn blocking<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
-        work(&self.store)
+        let done = work(&self.store);
+        tell(&self.store, &self.history);
+        done
     }
 
     /// Runs `work` on the store on a blocking thread. The inventory is not written this way.
@@ -92,8 +97,19 @@ impl Ledger {
     /// # Errors
     /// Those of `work`.
     pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T> + Send + 'static) -> Result<T> {
-        let store = self.store.clone();
-        blocking(move || work(&store)).await
+        let (store, history) = (self.store.clone(), self.history.clone());
+        blocking(move || {
+            let done = work(&store);
+            tell(&store, &history);
+            done
+        })
+        .await
+    }
+
+    /// Moves after every change of what the store remembers of events and revisions.
+    #[must_use]
+    pub fn history(&self) -> watch::Receiver<u64> {
+        self.history.subscribe()
     }
 
     /// Resolves after any row of the inventory has changed since the last call.
@@ -262,7 +278,22 @@ impl Ledger {
     }
 
     async fn write(&self, work: impl FnOnce(&Store, &Mirror) -> Result<()> + Send + 'static) -> Result<()> {
-        let (store, mirror) = (self.store.clone(), Arc::clone(&self.mirror));
-        blocking(move || work(&store, &mirror)).await
+        let (store, mirror, history) = (self.store.clone(), Arc::clone(&self.mirror), self.history.clone());
+        blocking(move || {
+            let done = work(&store, &mirror);
+            tell(&store, &history);
+            done
+        })
+        .await
     }
+}
+
+/// Wakes those who follow the history, if it is longer than they know.
+fn tell(store: &Store, history: &watch::Sender<u64>) {
+    history.send_if_modified(|known| {
+        let now = store.history_version();
+        let news = now > *known;
+        *known = now.max(*known);
+        news
+    });
 }

@@ -2,188 +2,35 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use futures_util::StreamExt as _;
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use serde_json::json;
-use setpoint::api::{Api, Backend, BackendError, Content, Follow, LogStream, Rows, Snapshot};
+use setpoint::api::{Content, Rows};
 use setpoint::http::Limits;
-use setpoint_schema::id::SandboxId;
-use setpoint_schema::name::{AppKey, HostName, TemplateName};
-use setpoint_schema::wire;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use client::{Reply, connect, get, raw, read_until, send};
+use client::{connect, get, raw, read_until, send};
+use fake::{Daemon, content, status};
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "api/contract.rs"]
+mod contract;
+#[path = "api/fake.rs"]
+mod fake;
+#[path = "api/poll.rs"]
+mod poll;
+#[path = "api/stream.rs"]
+mod stream;
 
 /// A wait that only a failing test sits out.
 const LONG: Duration = Duration::from_secs(20);
-
-#[derive(Default)]
-struct Fake {
-    planning: Notify,
-    planned: Notify,
-}
-
-#[async_trait]
-impl Backend for Fake {
-    fn events(&self, after: Option<&str>, limit: usize) -> Result<Vec<wire::Event>, BackendError> {
-        let after = after.map(|id| id.parse::<u32>()).transpose();
-        let first =
-            after.map_err(|_| BackendError::BadParameter { parameter: "cursor", detail: "no such event".into() })?;
-        Ok((first.map_or(0, |id| id + 1)..5).take(limit).map(event).collect())
-    }
-
-    fn revisions(&self, after: Option<&str>, _: usize) -> Result<Vec<wire::Revision>, BackendError> {
-        match after {
-            None => Ok(vec![revision()]),
-            Some(_) => Err(BackendError::Failed { operation: "read revisions", source: "checksum mismatch".into() }),
-        }
-    }
-
-    async fn plan(&self, rev: Option<&str>) -> Result<serde_json::Value, BackendError> {
-        if rev == Some("slow") {
-            self.planning.notify_one();
-            self.planned.notified().await;
-        }
-        Ok(json!({"format_version": "1.0", "rev": rev}))
-    }
-
-    fn observed(&self) -> Result<serde_json::Value, BackendError> {
-        Ok(json!({"host": "box"}))
-    }
-
-    async fn logs(&self, app: &AppKey, process: &str, tail: u32, follow: Follow) -> Result<LogStream, BackendError> {
-        match process {
-            "web" => {}
-            "sleeper" => return Err(BackendError::Unavailable("the app is stopped".into())),
-            _ => return Err(BackendError::NotFound(format!("{app} has no process {process}"))),
-        }
-        let last = futures_util::stream::iter([Ok(Bytes::from(format!("last {tail} of {app}\n")))]);
-        Ok(match follow {
-            Follow::No => last.boxed(),
-            Follow::Yes => last.chain(futures_util::stream::pending()).boxed(),
-        })
-    }
-}
-
-struct Daemon {
-    address: SocketAddr,
-    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    backend: Arc<Fake>,
-    shutdown: CancellationToken,
-    served: JoinHandle<()>,
-}
-
-impl Daemon {
-    async fn start(limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (snapshot, seen) = watch::channel(Some(Arc::new(snapshot())));
-        let backend = Arc::new(Fake::default());
-        let hosts = BTreeSet::from([HostName::new("setpoint.example.org").unwrap()]);
-        let api = Api { snapshot: seen, backend: Arc::<Fake>::clone(&backend), hosts };
-        let shutdown = CancellationToken::new();
-        let served = tokio::spawn(api.serve(listener, limits, shutdown.clone()));
-        Self { address, snapshot, backend, shutdown, served }
-    }
-
-    async fn get(&self, path: &str) -> Reply {
-        get(self.address, "127.0.0.1:7878", path).await
-    }
-}
-
-fn snapshot() -> Snapshot {
-    Snapshot::after(None, content())
-}
-
-fn content() -> Content {
-    let apps = ["alpha", "blog", "ops/alpha", "zeta"].map(|key| key.parse::<AppKey>().unwrap());
-    let ids = ["alpha-00000001", "blog-00000002", "zeta-00000003"].map(|id| SandboxId(id.to_owned()));
-    Content {
-        at: "2026-01-01T00:00:05Z".parse().unwrap(),
-        status: serde_json::from_value(status()).unwrap(),
-        apps: Rows::All(apps.into_iter().map(|key| (key.clone(), app(&key))).collect()),
-        sandboxes: Rows::All(ids.into_iter().map(|id| (id.clone(), sandbox(&id))).collect()),
-        templates: Rows::All([("minimal", 3), ("web", 1)].into_iter().map(template).collect()),
-    }
-}
-
-fn status() -> serde_json::Value {
-    json!({
-        "version": "0.1.0", "host": "box", "startedAt": "2026-01-01T00:00:00Z",
-        "source": {
-            "url": "https://git.example.org/a.git", "branch": "main", "lastAttempted": "c0ffee", "lastApplied": null,
-            "error": null, "since": null
-        },
-        "apps": {"total": 4, "ready": 4, "reconciling": 0, "unready": 0, "blocked": 0, "stalled": 0, "resting": 0},
-        "driver": "sim",
-        "limits": {
-            "memory": {"used": "1Gi", "total": "4Gi"}, "vcpus": {"used": 4, "total": 8},
-            "disk": {"used": "4Gi", "total": "100Gi"}, "sandboxes": {"used": 4, "total": 50}
-        }
-    })
-}
-
-fn app(key: &AppKey) -> wire::App {
-    serde_json::from_value(json!({
-        "team": key.team, "name": key.name, "phase": "ready", "ready": true, "conditions": [{
-            "type": "Ready", "status": "True", "reason": "Healthy", "message": "web answers", "since": "2026-01-01T00:00:00Z"
-        }],
-        "generation": 2, "observedGeneration": 2, "lastAttemptedRevision": "c0ffee", "lastAppliedRevision": "c0ffee",
-        "blocked": [], "held": null, "dependsOn": [], "sandbox": "blog-00000002", "preview": "up",
-        "urls": ["http://blog.localhost:8080/"], "urlsMissing": [],
-        "build": {"state": "skipped"},
-        "web": {"process": {"state": "running", "restarts": 1}, "health": {"state": "healthy"}},
-        "workers": [], "restarts": 1, "power": "running", "template": "minimal",
-        "resources": {"vcpus": 1, "memory": "256Mi", "disk": "1Gi"}, "labels": {}
-    }))
-    .unwrap()
-}
-
-fn sandbox(id: &SandboxId) -> wire::Sandbox {
-    serde_json::from_value(json!({
-        "id": id, "app": "blog", "host": "box",
-        "vm": {"state": "running", "nonce": "ab", "since": "2026-01-01T00:00:00Z"},
-        "vcpus": 1, "memory": "256Mi", "disk": {"id": "blog-00000002", "size": "1Gi"}, "createdAt": "2026-01-01T00:00:00Z"
-    }))
-    .unwrap()
-}
-
-fn template((name, apps): (&str, u32)) -> (TemplateName, wire::Template) {
-    let root = json!({"kind": "repoRootfs", "path": "templates/web"});
-    let template = json!({"name": name, "digest": "d1", "root": root, "apps": apps});
-    (TemplateName::new(name).unwrap(), serde_json::from_value(template).unwrap())
-}
-
-fn event(id: u32) -> wire::Event {
-    serde_json::from_value(json!({
-        "id": id.to_string(), "at": "2026-01-01T00:00:00Z", "kind": "healed", "app": "blog", "sandbox": null,
-        "reason": "Panic", "message": "the guest kernel panicked"
-    }))
-    .unwrap()
-}
-
-fn revision() -> wire::Revision {
-    serde_json::from_value(json!({
-        "commit": "c0ffee", "state": "applied", "message": "4 apps", "attemptedAt": "2026-01-01T00:00:00Z",
-        "appliedAt": "2026-01-01T00:00:09Z", "durationMs": 9000, "actions": {"created": 4}
-    }))
-    .unwrap()
-}
 
 const JSON_ROUTES: [&str; 9] = [
     "/v1/status",
@@ -210,6 +57,10 @@ async fn every_route_answers_get_and_head() {
         let request = Request::head(*path).header(HOST, "localhost").body(Body::empty()).unwrap();
         let head = send(daemon.address, request).await;
         assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
+        for name in ["etag", "cache-control", "content-type", "content-length", "vary"] {
+            // A log has no length before it ends.
+            assert_eq!(head.headers.get(name), reply.headers.get(name), "{path}: {name}");
+        }
     }
 }
 
@@ -219,9 +70,7 @@ async fn objects_say_what_was_published_last() {
     assert_eq!(daemon.get("/v1/status").await.json(), status());
     let app = daemon.get("/v1/apps/ops/alpha").await.json();
     assert_eq!((&app["team"], &app["conditions"][0]["type"]), (&json!("ops"), &json!("Ready")));
-    daemon
-        .snapshot
-        .send_replace(Some(Arc::new(Snapshot::after(None, Content { apps: Rows::All(BTreeMap::new()), ..content() }))));
+    daemon.publish(Content { apps: Rows::All(BTreeMap::new()), ..content() });
     assert_eq!(daemon.get("/v1/apps").await.json(), json!({"items": [], "next": null}));
     assert_eq!(daemon.get("/v1/apps/ops/alpha").await.status, 404);
 }
@@ -361,7 +210,8 @@ async fn answers_are_safe_to_open_in_a_browser_and_grant_nothing_to_other_origin
     for path in ["/v1/status", "/nothing", "/v1/apps?limit=x"] {
         let reply = daemon.get(path).await;
         assert_eq!(reply.header("x-content-type-options"), "nosniff", "{path}");
-        assert_eq!(reply.header("cache-control"), "no-store", "{path}");
+        let kept = if reply.status == 200 { "no-cache" } else { "no-store" };
+        assert_eq!(reply.header("cache-control"), kept, "{path}");
         assert_eq!(reply.header("content-security-policy"), "default-src 'none'; frame-ancestors 'none'", "{path}");
         assert!(!reply.headers.keys().any(|name| name.as_str().starts_with("access-control-")), "{path}");
     }

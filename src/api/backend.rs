@@ -5,6 +5,7 @@ use axum::body::Bytes;
 use futures_util::stream::BoxStream;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire;
+use tokio::sync::watch;
 
 /// Why the daemon could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// At most `limit` revisions, newest first, each commit once, older than the commit `after`. May block on the store.
     fn revisions(&self, after: Option<&str>, limit: usize) -> Result<Vec<wire::Revision>, BackendError>;
+
+    /// Moves after every change of what [`Self::events`] and [`Self::revisions`] say.
+    fn history(&self) -> watch::Receiver<u64>;
 
     /// The JSON form of the plan for `rev`, or for the branch's tip, against what is observed now. Changes nothing.
     async fn plan(&self, rev: Option<&str>) -> Result<serde_json::Value, BackendError>;

@@ -14,9 +14,8 @@ use setpoint_schema::name::HostName;
 use super::refusal::Refusal;
 use crate::http::target::Target;
 
-/// What answers carry: they are data for programs, so that no browser shall run, frame, guess or keep them.
-const SAFE_ANSWER: [(HeaderName, &str); 6] = [
-    (header::CACHE_CONTROL, "no-store"),
+/// What answers carry: they are data for programs, so that no browser shall run, frame or guess them.
+const SAFE_ANSWER: [(HeaderName, &str); 5] = [
     (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
     (header::REFERRER_POLICY, "no-referrer"),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -38,7 +37,7 @@ fn check(request: &Request, hosts: &BTreeSet<HostName>) -> Result<(), Refusal> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Refusal::method());
     }
-    let target = Target::of(request).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let target = Target::of(request).map_err(|error| Refusal::bad_request(error.to_string()))?;
     if is_ours(&target.name, hosts) {
         Ok(())
     } else {
@@ -56,4 +55,6 @@ fn make_safe(headers: &mut HeaderMap) {
     for (name, value) in SAFE_ANSWER {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    // Nobody keeps what has no tag to ask about it with.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }

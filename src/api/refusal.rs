@@ -1,9 +1,10 @@
 //! How the API says no: one problem document for every kind of refusal.
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
+use setpoint_schema::name::AppKey;
 use setpoint_schema::wire::Problem;
 
 use super::backend::BackendError;
@@ -26,6 +27,25 @@ impl Refusal {
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 404, for an app.
+    pub(super) fn no_app(key: &AppKey) -> Self {
+        Self::not_found(format!("there is no app {key}"))
+    }
+
+    /// 503, while nothing is known.
+    pub(super) fn early() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the first pass has not finished yet")
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// What the client is told.
+    pub(super) fn problem(&self) -> &Problem {
+        &self.0
     }
 
     /// 400, naming the query parameter at fault.
@@ -60,14 +80,8 @@ impl From<BackendError> for Refusal {
     }
 }
 
-impl From<PathRejection> for Refusal {
-    fn from(rejection: PathRejection) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, rejection.body_text())
-    }
-}
-
 impl From<QueryRejection> for Refusal {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, rejection.body_text())
+        Self::bad_request(rejection.body_text())
     }
 }

@@ -1,25 +1,28 @@
-//! The routes of the status API.
+//! The one table of routes: what is served, what it is called with and what it answers.
+//!
+//! The router and the API's description are both made from it, so that there is no route without a description.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{Extension, RawPathParams, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
-use futures_util::StreamExt as _;
-use hyper::{StatusCode, Uri, header};
-use setpoint_schema::id::SandboxId;
-use setpoint_schema::name::{AppKey, AppName, Team, TemplateName, WorkerName};
-use setpoint_schema::wire::{self, List};
+use axum::{Router, http::HeaderMap};
+use futures_util::future::BoxFuture;
+use hyper::Uri;
+use setpoint_schema::wire;
 use tokio::sync::watch;
 
+use super::ask::Ask;
 use super::backend::{Backend, BackendError};
-use super::params::{Page, Params};
+use super::cache::Cache;
+use super::entity::Instance;
+use super::openapi::Shape;
+use super::params::Parameter::{self, App, Cursor, Fields, Follow, Label, Limit, Phase, Rev, Tail, Team, Wait};
 use super::refusal::Refusal;
-use super::snapshot::{Snapshot, Table};
+use super::snapshot::Snapshot;
+use super::{daemon, history, lists};
 use crate::http::Connection;
 
 /// What the routes read.
@@ -27,171 +30,188 @@ use crate::http::Connection;
 pub(super) struct Sources {
     pub(super) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(super) backend: Arc<dyn Backend>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) instance: Instance,
+}
+
+/// One route. All of them answer GET and HEAD alone.
+pub(super) struct Route {
+    /// As axum and OpenAPI both write it: `{name}` stands for one segment.
+    pub(super) path: &'static str,
+    /// What it answers, in a sentence.
+    pub(super) summary: &'static str,
+    /// What may stand behind `?`.
+    pub(super) parameters: &'static [Parameter],
+    /// The form of a good answer.
+    pub(super) answer: Answer,
+    /// Answers.
+    handler: Handler,
+}
+
+type Handler = fn(Sources, Ask) -> BoxFuture<'static, Result<Response, Refusal>>;
+
+/// The forms of good answers.
+pub(super) enum Answer {
+    /// A line of text, made anew for each request.
+    Text,
+    /// A log: text that may go on for as long as the client stays.
+    Log,
+    /// A document with a tag.
+    Document(Shape),
+    /// A document with a tag; or, for who accepts `text/event-stream`, an event for each change, its data in this shape.
+    DocumentOrStream {
+        /// The document.
+        document: Shape,
+        /// The name and the data of a stream's events.
+        event: (&'static str, Shape),
+    },
+}
+
+impl Route {
+    /// Whether the route has a stream to offer.
+    pub(super) fn streams(&self) -> bool {
+        matches!(self.answer, Answer::DocumentOrStream { .. })
+    }
+}
+
+/// Every route there is.
+pub(super) const ROUTES: &[Route] = &[
+    Route {
+        path: "/healthz",
+        summary: "Whether the daemon runs and its event loop turns.",
+        parameters: &[],
+        answer: Answer::Text,
+        handler: |sources, ask| Box::pin(daemon::healthz(sources, ask)),
+    },
+    Route {
+        path: "/readyz",
+        summary: "Whether one pass has been finished, so that what the other routes say has been observed; and when the last one was.",
+        parameters: &[],
+        answer: Answer::Text,
+        handler: |sources, ask| Box::pin(daemon::readyz(sources, ask)),
+    },
+    Route {
+        path: "/v1/openapi.json",
+        summary: "This description of the API.",
+        parameters: &[],
+        answer: Answer::Document(Shape::Anything("An OpenAPI 3.1 document.")),
+        handler: |sources, ask| Box::pin(daemon::description(sources, ask)),
+    },
+    Route {
+        path: "/v1/status",
+        summary: "The daemon: its source, its counts and its limits.",
+        parameters: &[Fields, Wait],
+        answer: Answer::DocumentOrStream {
+            document: Shape::of::<wire::Status>(),
+            event: ("status", Shape::of::<wire::Status>()),
+        },
+        handler: |sources, ask| Box::pin(lists::status(sources, ask)),
+    },
+    Route {
+        path: "/v1/apps",
+        summary: "The apps, by team and name.",
+        parameters: &[Team, Phase, Label, Fields, Limit, Cursor, Wait],
+        answer: Answer::Document(Shape::of::<wire::List<wire::App>>()),
+        handler: |sources, ask| Box::pin(lists::apps(sources, ask)),
+    },
+    Route {
+        path: "/v1/apps/{team}/{name}",
+        summary: "One app.",
+        parameters: &[Fields, Wait],
+        answer: Answer::DocumentOrStream {
+            document: Shape::of::<wire::App>(),
+            event: ("app", Shape::of::<wire::App>()),
+        },
+        handler: |sources, ask| Box::pin(lists::app(sources, ask)),
+    },
+    Route {
+        path: "/v1/apps/{team}/{name}/processes/{process}/logs",
+        summary: "The log of one process: `web`, `build` or a worker.",
+        parameters: &[Tail, Follow],
+        answer: Answer::Log,
+        handler: |sources, ask| Box::pin(daemon::logs(sources, ask)),
+    },
+    Route {
+        path: "/v1/sandboxes",
+        summary: "The microVMs, by id.",
+        parameters: &[App, Fields, Limit, Cursor, Wait],
+        answer: Answer::Document(Shape::of::<wire::List<wire::Sandbox>>()),
+        handler: |sources, ask| Box::pin(lists::sandboxes(sources, ask)),
+    },
+    Route {
+        path: "/v1/templates",
+        summary: "The templates that apps start from, by name.",
+        parameters: &[Fields, Limit, Cursor, Wait],
+        answer: Answer::Document(Shape::of::<wire::List<wire::Template>>()),
+        handler: |sources, ask| Box::pin(lists::templates(sources, ask)),
+    },
+    Route {
+        path: "/v1/revisions",
+        summary: "The revisions that were tried, newest first.",
+        parameters: &[Fields, Limit, Cursor, Wait],
+        answer: Answer::Document(Shape::of::<wire::List<wire::Revision>>()),
+        handler: |sources, ask| Box::pin(history::revisions(sources, ask)),
+    },
+    Route {
+        path: "/v1/events",
+        summary: "What happened, oldest first. A stream begins after `Last-Event-ID`, or else after `cursor`, and does not end.",
+        parameters: &[App, Fields, Limit, Cursor, Wait],
+        answer: Answer::DocumentOrStream {
+            document: Shape::of::<wire::List<wire::Event>>(),
+            event: ("event", Shape::of::<wire::Event>()),
+        },
+        handler: |sources, ask| Box::pin(history::events(sources, ask)),
+    },
+    Route {
+        path: "/v1/plan",
+        summary: "The plan for a revision, or for the branch's tip, against what is observed now. Asking changes nothing.",
+        parameters: &[Rev],
+        answer: Answer::Document(Shape::Anything("A plan, as `setpoint reconcile --dry-run -o json` prints it.")),
+        handler: |sources, ask| Box::pin(daemon::plan(sources, ask)),
+    },
+    Route {
+        path: "/v1/observed",
+        summary: "What the planner knows of the world, for dry runs beside this daemon. Its shape is its own version's affair.",
+        parameters: &[],
+        answer: Answer::Document(Shape::Anything("What is observed, in a form that changes from version to version.")),
+        handler: |sources, ask| Box::pin(daemon::observed(sources, ask)),
+    },
+];
+
+/// The router of all routes. Methods other than GET and HEAD never come here.
+pub(super) fn router(sources: Sources) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let answer = async move |State(sources): State<Sources>,
+                                 names: Result<RawPathParams, RawPathParamsRejection>,
+                                 Extension(connection): Extension<Connection>,
+                                 uri: Uri,
+                                 headers: HeaderMap| {
+            let names = names.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+            let ask = Ask::of(route, &names, uri, &headers, connection)?;
+            (route.handler)(sources, ask).await
+        };
+        router = router.route(route.path, get(answer));
+    }
+    router.fallback(async || Refusal::not_found("there is nothing under this path").into_response()).with_state(sources)
 }
 
 impl Sources {
-    fn now(&self) -> Result<Arc<Snapshot>, Refusal> {
-        let early = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the first pass has not finished yet");
-        self.snapshot.borrow().clone().ok_or_else(early)
+    /// The newest snapshot.
+    pub(super) fn now(&self) -> Result<Arc<Snapshot>, Refusal> {
+        self.snapshot.borrow().clone().ok_or_else(Refusal::early)
     }
-}
 
-type Answer<T> = Result<Json<T>, Refusal>;
-
-/// Every route. Methods other than GET and HEAD never come here.
-pub(super) fn router(sources: Sources) -> Router {
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/v1/status", get(status))
-        .route("/v1/apps", get(apps))
-        .route("/v1/apps/{team}/{name}", get(app))
-        .route("/v1/apps/{team}/{name}/processes/{process}/logs", get(logs))
-        .route("/v1/sandboxes", get(sandboxes))
-        .route("/v1/templates", get(templates))
-        .route("/v1/revisions", get(revisions))
-        .route("/v1/events", get(events))
-        .route("/v1/plan", get(plan))
-        .route("/v1/observed", get(observed))
-        .fallback(async || Refusal::not_found("there is nothing under this path"))
-        .with_state(sources)
-}
-
-/// The process runs and its event loop turns.
-async fn healthz() -> &'static str {
-    "ok\n"
-}
-
-/// One pass has been finished, so that what the other routes say has been observed.
-async fn readyz(State(sources): State<Sources>) -> Result<&'static str, Refusal> {
-    sources.now()?;
-    Ok("ready\n")
-}
-
-async fn status(State(sources): State<Sources>, uri: Uri) -> Answer<wire::Status> {
-    Params::of(&uri)?.finish()?;
-    Ok(Json(sources.now()?.status.value().clone()))
-}
-
-async fn apps(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::App>> {
-    let page = only_page(&uri)?;
-    let after = page.cursor.as_deref().map(str::parse::<AppKey>).transpose();
-    let after = after.map_err(|_| Refusal::parameter("cursor", "`cursor` must be the `next` of an earlier page"))?;
-    Ok(Json(page_of(&sources.now()?.apps, after.as_ref(), page.limit)))
-}
-
-async fn app(
-    State(sources): State<Sources>,
-    path: Result<Path<(String, String)>, PathRejection>,
-    uri: Uri,
-) -> Answer<wire::App> {
-    let Path((team, name)) = path?;
-    Params::of(&uri)?.finish()?;
-    let key = app_key(team, name)?;
-    sources.now()?.apps.get(&key).map(|row| Json(row.value().clone())).ok_or_else(|| no_such_app(&key))
-}
-
-async fn logs(
-    State(sources): State<Sources>,
-    path: Result<Path<(String, String, String)>, PathRejection>,
-    Extension(connection): Extension<Connection>,
-    uri: Uri,
-) -> Result<Response, Refusal> {
-    let Path((team, name, process)) = path?;
-    let mut params = Params::of(&uri)?;
-    let (tail, follow) = (params.tail()?, params.follow()?);
-    params.finish()?;
-    let key = app_key(team, name)?;
-    if sources.now()?.apps.get(&key).is_none() {
-        return Err(no_such_app(&key));
+    /// Asks the daemon away from the event loop, because it may read from disk.
+    pub(super) async fn blocking<T, F>(&self, ask: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Sources) -> Result<T, Refusal> + Send + 'static,
+    {
+        let sources = self.clone();
+        let asked = tokio::task::spawn_blocking(move || ask(&sources)).await;
+        asked.unwrap_or_else(|panic| {
+            Err(BackendError::Failed { operation: "ask the store", source: panic.into() }.into())
+        })
     }
-    // The spelling of a worker's name is that of `web` and `build` too.
-    let process = WorkerName::new(process).map_err(|error| Refusal::not_found(format!("a process name {error}")))?;
-    let lines = sources.backend.logs(&key, process.as_str(), tail, follow).await?;
-    let body = Body::from_stream(lines.take_until(connection.closing()));
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
-}
-
-async fn sandboxes(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Sandbox>> {
-    let page = only_page(&uri)?;
-    Ok(Json(page_of(&sources.now()?.sandboxes, page.cursor.map(SandboxId).as_ref(), page.limit)))
-}
-
-async fn templates(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Template>> {
-    let page = only_page(&uri)?;
-    let after = page.cursor.map(TemplateName::new).transpose();
-    let after = after.map_err(|_| Refusal::parameter("cursor", "`cursor` must be the `next` of an earlier page"))?;
-    Ok(Json(page_of(&sources.now()?.templates, after.as_ref(), page.limit)))
-}
-
-async fn revisions(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Revision>> {
-    let page = only_page(&uri)?;
-    let limit = page.limit;
-    let items = blocking(sources, move |backend| backend.revisions(page.cursor.as_deref(), limit + 1)).await?;
-    Ok(Json(cut(items, limit, |revision| revision.commit.to_string())))
-}
-
-async fn events(State(sources): State<Sources>, uri: Uri) -> Answer<List<wire::Event>> {
-    let page = only_page(&uri)?;
-    let limit = page.limit;
-    let items = blocking(sources, move |backend| backend.events(page.cursor.as_deref(), limit + 1)).await?;
-    Ok(Json(cut(items, limit, |event| event.id.clone())))
-}
-
-/// What the planner knows of the world.
-async fn observed(State(sources): State<Sources>, uri: Uri) -> Answer<serde_json::Value> {
-    Params::of(&uri)?.finish()?;
-    Ok(Json(sources.backend.observed()?))
-}
-
-async fn plan(State(sources): State<Sources>, uri: Uri) -> Answer<serde_json::Value> {
-    let mut params = Params::of(&uri)?;
-    let rev = params.rev()?;
-    params.finish()?;
-    Ok(Json(sources.backend.plan(rev.as_deref()).await?))
-}
-
-fn only_page(uri: &Uri) -> Result<Page, Refusal> {
-    let mut params = Params::of(uri)?;
-    let page = params.page()?;
-    params.finish()?;
-    Ok(page)
-}
-
-/// The page after the key `after`, which need not exist any more.
-fn page_of<K: Ord + ToString, V: Clone + PartialEq>(all: &Table<K, V>, after: Option<&K>, limit: usize) -> List<V> {
-    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let page: Vec<_> = all.range(start).iter().take(limit + 1).collect();
-    let page = cut(page, limit, |row| row.key().to_string());
-    List { items: page.items.into_iter().map(|row| row.value().clone()).collect(), next: page.next }
-}
-
-/// Cuts what was read for one page and one item more; that one says whether there is a next page.
-fn cut<T>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) -> List<T> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = items.last().filter(|_| more).map(cursor);
-    List { items, next }
-}
-
-/// Asks the store away from the event loop, because it may read from disk.
-async fn blocking<T, F>(sources: Sources, ask: F) -> Result<T, Refusal>
-where
-    T: Send + 'static,
-    F: FnOnce(&dyn Backend) -> Result<T, BackendError> + Send + 'static,
-{
-    let asked = tokio::task::spawn_blocking(move || ask(&*sources.backend)).await;
-    let asked =
-        asked.unwrap_or_else(|panic| Err(BackendError::Failed { operation: "ask the store", source: panic.into() }));
-    Ok(asked?)
-}
-
-fn app_key(team: String, name: String) -> Result<AppKey, Refusal> {
-    let team = Team::new(team).map_err(|error| Refusal::not_found(format!("a team's name {error}")))?;
-    let name = AppName::new(name).map_err(|error| Refusal::not_found(format!("an app's name {error}")))?;
-    Ok(AppKey::new(team, name))
-}
-
-fn no_such_app(key: &AppKey) -> Refusal {
-    Refusal::not_found(format!("there is no app {key}"))
 }

@@ -73,6 +73,12 @@ impl Snapshot {
             versions,
         }
     }
+
+    /// Whether a later snapshot has nothing new: whatever changes takes a version.
+    #[must_use]
+    pub fn says_as_much_as(&self, later: &Self) -> bool {
+        self.versions.last == later.versions.last
+    }
 }
 
 /// Identifies what one object said from one change to the next, within one life of the daemon. No two objects share one.

@@ -67,6 +67,10 @@ impl Backend for Answers {
         Ok(older.skip(usize::from(after.is_some())).take(limit).map(revision).collect())
     }
 
+    fn history(&self) -> watch::Receiver<u64> {
+        self.hands.ledger.history()
+    }
+
     async fn plan(&self, rev: Option<&str>) -> Result<serde_json::Value, BackendError> {
         let pass = self.pass()?;
         let Some(rev) = rev else {

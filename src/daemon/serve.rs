@@ -123,7 +123,12 @@ impl Publisher {
         let now = pass.at.max(Timestamp::now());
         let Report { snapshot, events, until } = self.reporter.report(pass, &routes, now);
         self.routes.send_replace(routes);
-        self.snapshots.send_replace(Some(snapshot));
+        self.snapshots.send_if_modified(|current| {
+            let says_more = current.as_ref().is_none_or(|current| !current.says_as_much_as(&snapshot));
+            *current = Some(snapshot);
+            // Who waits for news is not woken for none.
+            says_more
+        });
         if !events.is_empty()
             && let Err(error) = self.ledger.note(events, |_| Vec::new()).await
         {

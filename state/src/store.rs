@@ -23,6 +23,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -53,6 +54,7 @@ struct Inner {
     view: View,
     sequence: Mutex<Sequence>,
     saving_plans: Mutex<()>,
+    history_version: AtomicU64,
     committer: Option<JoinHandle<()>>,
     _lock: LockFile,
 }
@@ -90,7 +92,8 @@ impl Store {
         let (queue, committer) = commit::start(engine, mark, summary).map_err(io("start the writer of"))?;
         sequence.queue = Some(queue);
         let (sequence, saving_plans, committer) = (Mutex::new(sequence), Mutex::new(()), Some(committer));
-        Ok(Self { inner: Arc::new(Inner { view, sequence, saving_plans, committer, _lock: lock }) })
+        let history_version = AtomicU64::new(0);
+        Ok(Self { inner: Arc::new(Inner { view, sequence, saving_plans, history_version, committer, _lock: lock }) })
     }
 
     /// Writes one record, new or in place of an older one.
@@ -121,12 +124,27 @@ impl Store {
     /// batch was carried out shows then.
     pub fn commit(&self, batch: Batch) -> Result<()> {
         let Batch { mut writes, events } = batch;
+        let is_history = !events.is_empty();
         self.submit(|sequence| {
             for (at, event) in events {
                 writes.extend(sequence.event(at, event)?.1);
             }
             Ok(((), writes))
-        })
+        })?;
+        if is_history {
+            self.history_changed();
+        }
+        Ok(())
+    }
+
+    /// Grows with every event and revision that this handle or a clone of it has written, once a read finds it.
+    #[must_use]
+    pub fn history_version(&self) -> u64 {
+        self.inner.history_version.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn history_changed(&self) {
+        self.inner.history_version.fetch_add(1, Ordering::Release);
     }
 
     /// Makes a request in sequence, queues it, and waits until it is durable.

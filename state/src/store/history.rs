@@ -49,7 +49,9 @@ impl Store {
             sequence.last_revision = Some(revision.clone());
             sequence.meta = meta;
             Ok(((), writes))
-        })
+        })?;
+        self.history_changed();
+        Ok(())
     }
 
     /// Changes what there is one of.

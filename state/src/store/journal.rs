@@ -59,6 +59,8 @@ impl Store {
     /// # Errors
     /// See [`Store::commit`].
     pub fn append_event_at(&self, at: Timestamp, event: NewEvent) -> Result<EventRecord> {
-        self.submit(|sequence| sequence.event(at, event))
+        let record = self.submit(|sequence| sequence.event(at, event))?;
+        self.history_changed();
+        Ok(record)
     }
 }
