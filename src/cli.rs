@@ -19,6 +19,7 @@ mod run;
 mod select;
 mod state;
 mod style;
+mod suspend;
 mod table;
 mod token;
 mod tree;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::Verb;
 use crate::config::{Config, Overrides};
 use crate::{daemon, report};
 
@@ -81,6 +83,10 @@ enum Command {
     Events(events::Args),
     /// Show the revisions that were tried, or what was done to an app
     History(history::Args),
+    /// Freeze an app on this host: nothing is changed, healed or removed
+    Suspend(suspend::Args),
+    /// End what `suspend` began
+    Resume(suspend::Args),
     /// Find and explain what is wrong with this machine, or with a daemon
     Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
@@ -136,6 +142,7 @@ failures!(
     crate::preview::PreviewError,
     crate::source::SourceError,
     client::ClientError,
+    crate::admin::client::AdminError,
 );
 
 impl From<setpoint_state::StateError> for Failure {
@@ -177,7 +184,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Init(args) => init::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Token(args) => token::run(args),
-        Command::Run => block_on(run::run(Config::load(&overrides)?)),
+        Command::Run => block_on(run::run(Config::load(&overrides)?, overrides)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),
         Command::Get(args) => block_on(get::run(Config::load(&overrides)?, args)),
         Command::Describe(args) => block_on(describe::run(Config::load(&overrides)?, args)),
@@ -187,6 +194,8 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Version(args) => block_on(version::run(Config::load(&overrides)?, args)),
         Command::Logs(args) => block_on(logs::run(Config::load(&overrides)?, args)),
         Command::Events(args) => block_on(events::run(Config::load(&overrides)?, args)),
+        Command::Suspend(args) => block_on(suspend::run(Config::load(&overrides)?, args, Verb::Suspend)),
+        Command::Resume(args) => block_on(suspend::run(Config::load(&overrides)?, args, Verb::Resume)),
         Command::Doctor(args) => block_on(doctor::run(Config::load(&overrides)?, args)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }

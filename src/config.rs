@@ -38,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// How convergence is paced.
     pub converge: Converge,
+    /// What is logged.
+    pub log: Log,
 }
 
 /// `[source]`
@@ -168,6 +170,15 @@ impl Default for Converge {
     }
 }
 
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// What is logged, as `info,setpoint::converge=debug`. The variable `RUST_LOG` wins over it; without either, everything from
+    /// `info` up is.
+    pub filter: Option<String>,
+}
+
 /// What flags and environment set over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
@@ -220,6 +231,14 @@ pub enum ConfigError {
         /// Line, column and the offending text.
         message: String,
     },
+    /// A value makes no sense.
+    #[error("{key} {rule}")]
+    Unusable {
+        /// Which one.
+        key: &'static str,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
     /// No source is set.
     #[error("no declarations repository is set")]
     NoSource,
@@ -242,7 +261,7 @@ impl ConfigError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read { .. } => None,
-            Self::Parse { .. } => Some("docs/operator-guide.md lists every key".to_owned()),
+            Self::Parse { .. } | Self::Unusable { .. } => Some("docs/operator-guide.md lists every key".to_owned()),
             Self::Exposed { .. } => Some(
                 "set `tls = { cert, key }` and `tokens` (`setpoint token new NAME`) under [api], listen on 127.0.0.1, or accept \
                  that whoever reaches that address reads it all: `insecure = true`"
@@ -268,6 +287,7 @@ impl Config {
             None => Self::default(),
         };
         config.apply(overrides);
+        config.check()?;
         Ok(config)
     }
 
@@ -295,6 +315,17 @@ impl Config {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let Converge { concurrency, interval } = self.converge;
+        if concurrency == 0 {
+            return Err(ConfigError::Unusable { key: "[converge] concurrency", rule: "must be at least 1" });
+        }
+        if interval == Span::default() {
+            return Err(ConfigError::Unusable { key: "[converge] interval", rule: "must be longer than nothing" });
+        }
+        Ok(())
     }
 
     fn apply(&mut self, overrides: &Overrides) {

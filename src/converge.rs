@@ -18,8 +18,9 @@ pub mod follow;
 mod jobs;
 mod revisions;
 pub mod step;
+mod turns;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Limits, Observed, SandboxRecord};
 use setpoint_state::{Outcome as StepEnd, StateError};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Converge;
@@ -41,6 +42,8 @@ use crate::converge::follow::Followed;
 use crate::converge::jobs::{Ended, Jobs};
 use crate::converge::revisions::Idle;
 use crate::converge::step::Hands;
+use crate::converge::turns::{Try, Turns};
+use crate::systemd::Manager;
 use crate::world::World;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
@@ -65,11 +68,22 @@ pub struct Pass {
     pub at: Timestamp,
 }
 
+/// What of the loop can be changed while it runs.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// How it is paced.
+    pub pace: Converge,
+    /// What may run here.
+    pub limits: Limits,
+}
+
 /// Drives the host to what the declarations want, for as long as it runs.
 pub struct Reconciler {
     hands: Hands,
     books: Books,
     pace: Converge,
+    tuning: watch::Sender<Tuning>,
+    manager: Manager,
     world: World,
     followed: watch::Receiver<Arc<Followed>>,
     passes: watch::Sender<Option<Arc<Pass>>>,
@@ -78,19 +92,20 @@ pub struct Reconciler {
     ready: Ready,
 }
 
-/// What of the newest plan can begin and has not, in its order. The plan gave room to all of it, so it may begin at any time
+/// What of the newest plan can begin and has not. The plan gave room to all of it, so it may begin at any time
 /// until there is a newer plan or a newer revision.
 #[derive(Default)]
 struct Ready {
     newest: Option<(Arc<Plan>, Arc<Followed>)>,
-    waiting: VecDeque<usize>,
+    waiting: Turns,
 }
 
 impl Ready {
-    fn next(&mut self) -> Option<(PlanId, Arc<Action>, Arc<Followed>)> {
+    fn next(&mut self, jobs: &Jobs, places: usize) -> Option<(PlanId, Arc<Action>, Try, Arc<Followed>)> {
         let (plan, followed) = self.newest.as_ref()?;
-        let action = plan.actions.get(self.waiting.pop_front()?)?;
-        Some((plan.id.clone(), Arc::clone(action), Arc::clone(followed)))
+        let (place, attempt) = self.waiting.next(&jobs.load(), places)?;
+        let action = plan.actions.get(place)?;
+        Some((plan.id.clone(), Arc::clone(action), attempt, Arc::clone(followed)))
     }
 }
 
@@ -103,6 +118,8 @@ impl Reconciler {
             world: World::new(hands.observer.clone(), hands.ledger.clone(), limits),
             jobs: Jobs::new(hands.clone()),
             hands,
+            tuning: watch::Sender::new(Tuning { pace: pace.clone(), limits }),
+            manager: Manager::default(),
             pace,
             followed,
             passes: watch::Sender::new(None),
@@ -117,6 +134,18 @@ impl Reconciler {
         self.passes.subscribe()
     }
 
+    /// Tells this service manager that the loop goes round, for as long as it does.
+    #[must_use]
+    pub fn watched_by(self, manager: Manager) -> Self {
+        Self { manager, ..self }
+    }
+
+    /// Where its pace and its limits can be changed.
+    #[must_use]
+    pub fn tuning(&self) -> watch::Sender<Tuning> {
+        self.tuning.clone()
+    }
+
     /// Runs until `shutdown`, then lets the actions on their way finish their present step.
     ///
     /// # Errors
@@ -125,15 +154,15 @@ impl Reconciler {
         self.books.resume().await?;
         self.note_unfinished().await?;
         self.look_for_unrecorded().await;
-        let mut full_look = tokio::time::interval(self.pace.interval.as_duration());
-        full_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut timers = Timers::new(&self.pace, &self.manager);
+        let mut tuning = self.tuning.subscribe();
         while !shutdown.is_cancelled() {
             let began = Instant::now();
             let followed = Arc::clone(&self.followed.borrow_and_update());
             self.books.take_in(&followed, self.hands.observer.now()).await?;
             let deadline = self.pass(followed).await?;
             let rested = Instant::now() + BREATH.max(began.elapsed() * REST);
-            self.rest(rested, deadline, &mut full_look, &shutdown).await?;
+            self.rest(rested, deadline, &mut timers, &mut tuning, &shutdown).await?;
         }
         self.drain().await
     }
@@ -144,7 +173,9 @@ impl Reconciler {
         self.world.look().await;
         let desired = followed.plannable();
         let plan = Arc::new(self.plan(&desired, now));
-        self.jobs.supersede(&desired);
+        self.jobs.supersede(&desired, &plan);
+        // Here a test can hold the loop up.
+        execute::crash_point("pass", "planned");
         self.books.note_plan(&plan, now).await?;
         self.ready = self.ready(&plan, &followed);
         let deadline = deadline::next(&plan, &desired, &self.world, now);
@@ -175,22 +206,27 @@ impl Reconciler {
                 && !self.jobs.is_busy(&action.app)
                 && sandboxes.all(|sandbox| self.world.is_asked(sandbox))
         };
-        let ready = plan.actions.iter().enumerate().filter(|(_, action)| can_begin(action));
-        let waiting = ready.map(|(index, _)| index).collect();
+        let tries = |app: &AppKey| match self.world.observed().apps.get(app) {
+            Some(record) if record.retry.failures > 0 => Try::Again,
+            Some(_) | None => Try::First,
+        };
+        let actions = plan.actions.iter().map(Arc::as_ref).enumerate();
+        let ready = actions.filter(|(_, action)| can_begin(action));
+        let waiting = Turns::of(ready, tries);
         Ready { newest: Some((Arc::clone(plan), Arc::clone(followed))), waiting }
     }
 
-    /// Starts what is ready, in the plan's order, as much as may run at once.
+    /// Starts what is ready, each in its turn, as much as may run at once.
     async fn begin_ready(&mut self) -> Result<(), StateError> {
         while self.jobs.len() < self.pace.concurrency
-            && let Some((plan, action, followed)) = self.ready.next()
+            && let Some((plan, action, attempt, followed)) = self.ready.next(&self.jobs, self.pace.concurrency)
         {
             self.books.note_begin(&action, self.hands.observer.now()).await?;
             let leads_to = followed.desired.apps.get(&action.app).map(|app| app.spec.digest().clone());
             if let Some(record) = recorded_first(&action) {
                 self.world.expect(record);
             }
-            self.jobs.start(plan, action, leads_to);
+            self.jobs.start(plan, action, attempt, leads_to);
         }
         Ok(())
     }
@@ -200,11 +236,13 @@ impl Reconciler {
         &mut self,
         rested: Instant,
         deadline: Option<Timestamp>,
-        full_look: &mut tokio::time::Interval,
+        timers: &mut Timers,
+        tuning: &mut watch::Receiver<Tuning>,
         shutdown: &CancellationToken,
     ) -> Result<(), StateError> {
         let mut is_news = false;
         loop {
+            let Timers { full_look, beat } = timers;
             // No arm awaits anything in its handler: what an arm yields is handled below.
             let woken = tokio::select! {
                 () = shutdown.cancelled() => Woken::Pass,
@@ -215,6 +253,8 @@ impl Reconciler {
                 () = self.hands.ledger.changed(), if !is_news => Woken::News,
                 () = sleep_until(deadline, self.hands.observer.now()), if !is_news => Woken::News,
                 _ = full_look.tick() => Woken::Interval,
+                () = next(beat) => Woken::Beat,
+                Ok(()) = tuning.changed() => Woken::Tuned,
             };
             match woken {
                 Woken::Pass => return Ok(()),
@@ -225,6 +265,11 @@ impl Reconciler {
                     self.finish(ended).await?;
                     self.begin_ready().await?;
                 }
+                Woken::Beat => {
+                    self.manager.beat();
+                    continue;
+                }
+                Woken::Tuned => self.tune(timers, tuning.borrow_and_update().clone()),
                 Woken::Interval => {
                     self.hands.observer.nudge_all();
                     self.look_for_unrecorded().await;
@@ -232,6 +277,16 @@ impl Reconciler {
             }
             is_news = true;
         }
+    }
+
+    fn tune(&mut self, timers: &mut Timers, Tuning { pace, limits }: Tuning) {
+        self.world.set_limits(limits);
+        // The next plan may give the room to others.
+        self.ready = Ready::default();
+        if pace.interval != self.pace.interval {
+            *timers = Timers::new(&pace, &self.manager);
+        }
+        self.pace = pace;
     }
 
     async fn finish(&mut self, ended: Vec<Ended>) -> Result<(), StateError> {
@@ -288,8 +343,34 @@ impl Reconciler {
     }
 }
 
+/// What wakes the loop though nothing happens.
+struct Timers {
+    full_look: Interval,
+    beat: Option<Interval>,
+}
+
+impl Timers {
+    fn new(pace: &Converge, manager: &Manager) -> Self {
+        let every = |time: Duration| {
+            let mut interval = tokio::time::interval(time);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        Self { full_look: every(pace.interval.as_duration()), beat: manager.beat_interval().map(every) }
+    }
+}
+
+async fn next(timer: &mut Option<Interval>) {
+    match timer {
+        Some(timer) => drop(timer.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
 /// Why the loop goes on.
 enum Woken {
+    Beat,
+    Tuned,
     Pass,
     News,
     Revision,

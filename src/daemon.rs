@@ -2,6 +2,7 @@
 
 mod answers;
 mod beacon;
+mod reload;
 mod serve;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use setpoint_vmm::driver::VmmError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{Admin, AdminSocket};
 use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
@@ -24,10 +26,14 @@ use crate::observe::Observer;
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
+use crate::systemd::Manager;
 use crate::task::joined;
 use crate::{drivers, host, preview};
 
+use reload::Live;
+
 pub use beacon::{Beacon, Running, last, running};
+pub use reload::{Reloads, SetLog};
 
 /// Why a daemon or a convergence could not begin or had to end; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -117,11 +123,13 @@ impl Parts {
 ///
 /// # Errors
 /// When it cannot begin, or when its store fails.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), DaemonError> {
+pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) -> Result<(), DaemonError> {
+    let manager = Manager::from_env();
     config.api.check()?;
     host::allow_many_files();
     let Parts { hands, follower, limits } = Parts::assemble(&config, rewind(&config)).await?;
     let reconciler = Reconciler::new(hands.clone(), config.converge.clone(), limits, follower.followed());
+    let reconciler = reconciler.watched_by(manager.clone());
     let tokens = watch::Sender::new(Arc::from(config.api.tokens.as_slice()));
     let servers = serve::Servers::bind(&config, &hands, reconciler.passes(), tokens.subscribe()).await?;
     let running = Running {
@@ -132,18 +140,53 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         ingress: servers.ingress_address(),
     };
     let _beacon = Beacon::light(&config.state.dir, &running)?;
+    let admin = Admin { ledger: hands.ledger.clone(), observer: hands.observer.clone(), passes: reconciler.passes() };
+    let path = config.state.dir.clone();
+    let socket = AdminSocket::bind(&path).map_err(|source| DaemonError::Io { operation: "listen in", path, source })?;
     tracing::info!(api = %servers.api_address(), ingress = %servers.ingress_address(), "daemon is up");
 
     let watcher = Watcher::new(&hands.source, config.source.poll_interval.as_duration());
     let following = tokio::spawn(follower.run(watcher, shutdown.clone()));
     let serving = tokio::spawn(servers.run(shutdown.clone()));
+    let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
+    let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
+    let live = Live { config, tuning: reconciler.tuning(), tokens, manager: manager.clone() };
+    let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.
     shutdown.cancel();
-    for task in [following, serving] {
+    manager.stopping();
+    for task in [following, serving, administering, reporting, reloading] {
         joined(task.await);
     }
     Ok(outcome?)
+}
+
+/// Tells the service manager that the daemon is up once the loop has looked around, and then how things are.
+async fn report_to(manager: Manager, mut passes: watch::Receiver<Option<Arc<Pass>>>, shutdown: CancellationToken) {
+    let mut last = None;
+    while let Some(Ok(())) = shutdown.run_until_cancelled(passes.changed()).await {
+        let Some(line) = passes.borrow_and_update().as_ref().map(|pass| in_short(pass)) else { continue };
+        if last.is_none() {
+            manager.ready();
+        }
+        if last.as_ref() != Some(&line) {
+            manager.status(&line);
+        }
+        last = Some(line);
+    }
+}
+
+fn in_short(pass: &Pass) -> String {
+    let Pass { followed, plan, busy, .. } = pass;
+    let trouble = followed.trouble.as_ref().map(|trouble| format!("; source: {}", trouble.message)).unwrap_or_default();
+    let (apps, revision) = (followed.desired.apps.len(), followed.desired.revision.short());
+    format!(
+        "{apps} apps at {revision}: {} to do, {} under way, {} held{trouble}",
+        plan.actions.len(),
+        busy.len(),
+        plan.held.len()
+    )
 }
 
 /// Converges once on the branch's tip. Returns the last pass: the world as it was left, and what is left to do.

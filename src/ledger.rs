@@ -219,14 +219,6 @@ impl Ledger {
         self.mirror.rows().apps.clone()
     }
 
-    /// Writes rows of apps in one go.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn put_apps(&self, records: Vec<AppRecord>) -> Result<()> {
-        self.note(Vec::new(), move |_| records).await
-    }
-
     /// Records events, and the rows that `change` makes of those that are known by then: all of it, or nothing.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The daemon and the command line of Setpoint: source → desired → plan → converge → observed → status.
 
+pub mod admin;
 mod agent;
 pub mod api;
 pub mod cli;
@@ -18,5 +19,6 @@ pub mod render;
 mod report;
 pub mod source;
 mod status;
+mod systemd;
 mod task;
 mod world;

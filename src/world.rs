@@ -137,6 +137,11 @@ impl World {
         }
     }
 
+    /// Other limits hold from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.observed.limits = limits;
+    }
+
     /// MicroVMs that the driver was found to hold and the inventory did not.
     pub fn set_unrecorded(&mut self, machines: Vec<Machine>) {
         self.unrecorded = machines;

@@ -102,6 +102,51 @@ async fn the_disk_of_a_removed_app_is_kept_for_its_time_and_then_deleted() {
     running.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_waits_for_its_window_and_begins_as_it_opens() {
+    let mut running = Running::start("", &[App::new("blog")]).await;
+    running.wait_for(|pass| (pass.plan.unchanged.len() == 1).then_some(())).await;
+    let opening = running.observer.now().checked_add(SignedDuration::from_hours(5)).unwrap();
+    let from = opening.strftime("%H:%M").to_string();
+    let opening: Timestamp = opening.strftime("%Y-%m-%dT%H:%M:00Z").to_string().parse().unwrap();
+    let to = opening.checked_add(SignedDuration::from_mins(30)).unwrap().strftime("%H:%M").to_string();
+    let windows = format!("  windows: [{{kind: allow, from: {from}, to: {to}}}]\n");
+    App { memory: "192Mi".into(), extra: windows.leak(), ..App::new("blog") }.write(&running.host);
+    running.host.commit("more memory");
+    running.follower.look().await;
+    let waits = |pass: &Pass| {
+        let mut blocks = pass.plan.actions.iter().flat_map(|action| &action.blocked);
+        blocks.any(|block| *block == Block::Window { opens: Some(opening) }).then_some(())
+    };
+    running.wait_for(waits).await;
+    let world = running.world.clone();
+    let (_, at) = running.wait_for(|_| (world.vms().unwrap()[0].launches == 2).then_some(())).await;
+    let waited = at.duration_since(opening);
+    assert!(waited >= SignedDuration::ZERO && waited < SignedDuration::from_secs(5), "{waited} after the opening");
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_apps_that_fail_do_not_keep_one_waiting_that_works() {
+    let bad: Vec<_> = (0..16).map(|n| App::new(format!("bad-{n}"))).collect();
+    let mut running = Running::start("[[fate]]\napp = \"bad-*\"\nsilent_after = \"0ms\"\n", &bad).await;
+    let all_failed = |pass: &Pass| {
+        let mut records = pass.observed.apps.values();
+        (pass.observed.apps.len() == 16 && records.all(|app| app.retry.failures > 0)).then_some(())
+    };
+    running.wait_for(all_failed).await;
+    // Each of these holds its place for three minutes, and all of them want one again.
+    App::new("good").write(&running.host);
+    running.host.commit("one that works");
+    let declared_at = running.observer.now();
+    running.follower.look().await;
+    let good: AppKey = "good".parse().unwrap();
+    let (_, at) = running.wait_for(|pass| pass.plan.unchanged.contains(&good).then_some(())).await;
+    let waited = at.duration_since(declared_at);
+    assert!(waited < SignedDuration::from_secs(10), "{waited}");
+    running.end().await;
+}
+
 /// The loop in this process, by a clock that jumps to whatever is waited for next.
 struct Running {
     host: Host,

@@ -114,11 +114,20 @@ impl Windows {
         !denied && (allowing.peek().is_none() || allowing.any(|window| window.shows(now)))
     }
 
-    /// Nothing opens but by the beginning of what allows, the end of what denies, or a change of clocks.
+    /// When changes may be carried out no more, if they may at `now` and not for ever.
+    #[must_use]
+    pub fn closes(&self, now: Timestamp) -> Option<Timestamp> {
+        self.is_open(now).then(|| self.turns(now).into_iter().find(|at| !self.is_open(*at)))?
+    }
+
     fn next_opening(&self, now: Timestamp) -> Option<Timestamp> {
-        let horizon = now.checked_add(SignedDuration::from_hours(24 * FORESEEABLE_DAYS)).ok()?;
-        let candidates: BTreeSet<_> = self.0.iter().flat_map(|window| window.turns(now, horizon)).collect();
-        candidates.into_iter().find(|at| self.is_open(*at))
+        self.turns(now).into_iter().find(|at| self.is_open(*at))
+    }
+
+    /// The times after `now` at which anything can change: windows begin or end, or clocks are changed.
+    fn turns(&self, now: Timestamp) -> BTreeSet<Timestamp> {
+        let horizon = now.checked_add(SignedDuration::from_hours(24 * FORESEEABLE_DAYS)).unwrap_or(Timestamp::MAX);
+        self.0.iter().flat_map(|window| window.turns(now, horizon)).collect()
     }
 }
 
@@ -140,16 +149,13 @@ impl Window {
         self.days.is_empty() || self.days.contains(&Day::of(date.weekday()))
     }
 
-    /// The times after `now` at which it may make room for changes.
+    /// The times after `now` at which it may begin or end.
     fn turns(&self, now: Timestamp, horizon: Timestamp) -> Vec<Timestamp> {
         let zone = self.timezone.zone();
-        let time = match self.kind {
-            WindowKind::Allow => self.from,
-            WindowKind::Deny => self.to,
-        };
         let today = zone.to_datetime(now).date();
         let days = (0..=FORESEEABLE_DAYS).filter_map(|day| today.checked_add(day.days()).ok());
-        let by_the_clock = days.flat_map(|day| moments(&zone, day.at(time.hour, time.minute, 0, 0)));
+        let shown = days.flat_map(|day| [self.from, self.to].map(|time| day.at(time.hour, time.minute, 0, 0)));
+        let by_the_clock = shown.flat_map(|shown| moments(&zone, shown));
         let clock_changes = zone.following(now).map(|change| change.timestamp()).take_while(|at| *at <= horizon);
         by_the_clock.chain(clock_changes).filter(|at| *at > now).collect()
     }

@@ -59,12 +59,14 @@ impl Books {
         if self.taken_in.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, followed)) {
             return Ok(());
         }
-        let before = self.taken_in.as_ref().map(|taken| &taken.desired);
-        let good = followed.desired.apps.iter().filter(|(key, app)| is_good_news(before, &followed.desired, key, app));
-        let changed = good
-            .filter_map(|(key, app)| renewed(self.ledger.app(key).as_deref(), app, &followed.desired.revision))
-            .collect();
-        self.ledger.put_apps(changed).await?;
+        let (before, newest) = (self.taken_in.clone(), Arc::clone(followed));
+        // In one turn, so that what others write of an app meanwhile is not lost.
+        let renew = move |known: &BTreeMap<AppKey, Arc<AppRecord>>| {
+            let (before, desired) = (before.as_ref().map(|taken| &taken.desired), &newest.desired);
+            let good = desired.apps.iter().filter(|(key, app)| is_good_news(before, desired, key, app));
+            good.filter_map(|(key, app)| renewed(known.get(key).map(Arc::as_ref), app, &desired.revision)).collect()
+        };
+        self.ledger.note(Vec::new(), renew).await?;
         self.taken_in = Some(Arc::clone(followed));
         self.revisions.note_attempt(followed, now).await
     }

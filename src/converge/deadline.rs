@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::desired::Desired;
-use setpoint_plan::model::{Block, Plan};
+use setpoint_plan::model::{Action, Block, Plan};
 use setpoint_schema::app::Timeouts;
 use setpoint_schema::observed::{FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
 use setpoint_schema::quantity::Span;
@@ -28,9 +28,22 @@ pub(super) fn next(plan: &Plan, desired: &Desired, world: &World, now: Timestamp
         | Block::Unhealthy(_)
         | Block::Dependent(_) => None,
     });
+    let closings = plan.actions.iter().filter_map(|action| window_closes(action, desired, world, now));
     let guests = world.quiet().filter_map(|sandbox| patience_ends(sandbox, desired));
-    let all = blocks.chain(guests).chain(world.retained());
+    let all = blocks.chain(closings).chain(guests).chain(world.retained());
     all.filter_map(|at| at.checked_add(JUST_AFTER).ok()).filter(|at| *at > now).min()
+}
+
+/// When an action that could begin now, and may still have to wait its turn, can begin no more.
+fn window_closes(action: &Action, desired: &Desired, world: &World, now: Timestamp) -> Option<Timestamp> {
+    if !action.blocked.is_empty() {
+        return None;
+    }
+    let windows = match desired.apps.get(&action.app) {
+        Some(app) => &app.spec.app.windows,
+        None => &world.observed().apps.get(&action.app)?.last_good.spec.app.windows,
+    };
+    windows.closes(now)
 }
 
 /// When a guest that does not answer counts as hung.

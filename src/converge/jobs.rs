@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use setpoint_plan::desired::Desired;
-use setpoint_plan::model::{Action, PlanId};
+use setpoint_plan::model::{Action, Hold, Plan, PlanId};
 use setpoint_schema::id::SpecDigest;
 use setpoint_schema::name::AppKey;
 use tokio::task::{JoinError, JoinSet};
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::converge::execute::Outcome;
 use crate::converge::step::Hands;
+use crate::converge::turns::{Load, Try};
 use crate::task::joined;
 
 /// Runs actions, at most one an app.
@@ -25,6 +26,7 @@ struct Job {
     action: Arc<Action>,
     /// The spec that it leads to; absent for removals.
     leads_to: Option<SpecDigest>,
+    attempt: Try,
     superseded: CancellationToken,
 }
 
@@ -56,10 +58,10 @@ impl Jobs {
     }
 
     /// Starts an action of an app that is not busy.
-    pub fn start(&mut self, plan: PlanId, action: Arc<Action>, leads_to: Option<SpecDigest>) {
+    pub fn start(&mut self, plan: PlanId, action: Arc<Action>, attempt: Try, leads_to: Option<SpecDigest>) {
         let app = action.app.clone();
         let superseded = CancellationToken::new();
-        let job = Job { action: Arc::clone(&action), leads_to, superseded: superseded.clone() };
+        let job = Job { action: Arc::clone(&action), leads_to, attempt, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
         let hands = self.hands.clone();
         self.tasks.spawn(async move {
@@ -68,8 +70,24 @@ impl Jobs {
         });
     }
 
-    /// Lets go of actions whose app is declared otherwise by now, so that a bad rollout cannot block its own fix.
-    pub fn supersede(&self, desired: &Desired) {
+    /// What the actions on their way take of the places that there are.
+    pub fn load(&self) -> Load {
+        let mut load = Load::default();
+        for (app, job) in &self.busy {
+            *load.teams.entry(app.team.clone()).or_default() += 1;
+            load.retries += usize::from(job.attempt == Try::Again);
+        }
+        load
+    }
+
+    /// Lets go of actions whose app is declared otherwise by now, so that a bad rollout cannot block its own fix, and of those
+    /// whose app has been suspended here.
+    pub fn supersede(&self, desired: &Desired, plan: &Plan) {
+        for held in plan.held.iter().filter(|held| matches!(held.reason, Hold::SuspendedHere(_))) {
+            if let Some(job) = self.busy.get(&held.app) {
+                job.superseded.cancel();
+            }
+        }
         for (app, job) in &self.busy {
             let wanted = desired.apps.get(app).map(|app| app.spec.digest());
             if wanted != job.leads_to.as_ref() {

@@ -79,6 +79,8 @@ impl Announced {
                 | EventKind::Adopted
                 | EventKind::Exited
                 | EventKind::Failed
+                | EventKind::SuspendedHere
+                | EventKind::ResumedHere
                 | EventKind::SourceError
                 | EventKind::SourceRecovered
                 | EventKind::RevisionAttempted

@@ -148,6 +148,10 @@ pub enum EventKind {
     Stalled,
     /// A stalled declaration is good again.
     Resumed,
+    /// Somebody on this host suspended an app.
+    SuspendedHere,
+    /// Somebody on this host ended that.
+    ResumedHere,
     /// The source could not be read.
     SourceError,
     /// The source can be read again.

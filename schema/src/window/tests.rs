@@ -146,9 +146,9 @@ fn window() -> impl Strategy<Value = Window> {
 }
 
 proptest! {
-    /// The next opening is what somebody finds who looks at the clock every quarter of an hour, as all windows begin then.
+    /// Both are what somebody finds who looks at the clock every quarter of an hour, when all these windows begin and end.
     #[test]
-    fn the_next_opening_is_the_first_moment_that_is_open(
+    fn the_next_opening_and_closing_are_the_first_moments_that_are_so(
         windows in prop::collection::vec(window(), 0..4).prop_map(Windows),
         // Around changes of clocks as well as far from them.
         quarters in 0..(366 * 96_i64),
@@ -157,7 +157,10 @@ proptest! {
         let later = |steps: i64| now.checked_add(SignedDuration::from_mins(15 * steps)).unwrap();
         let first = (1..=FORESEEABLE_DAYS * 96).map(later).find(|at| windows.is_open(*at));
         match windows.at(now) {
-            Opening::Open => prop_assert!(windows.is_open(now)),
+            Opening::Open => {
+                let end = (1..=FORESEEABLE_DAYS * 96).map(later).find(|at| !windows.is_open(*at));
+                prop_assert_eq!(windows.closes(now), end);
+            }
             Opening::Closed { until } => prop_assert_eq!(until, first),
         }
     }

@@ -99,6 +99,19 @@ pub struct Override {
     pub by: String,
 }
 
+/// What the admin socket answers: how an app's override stands now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverrideChange {
+    /// Which app.
+    pub app: AppKey,
+    /// Whether it stood otherwise before.
+    pub changed: bool,
+    /// The override; null when there is none.
+    #[serde(rename = "override")]
+    pub now: Option<Override>,
+}
+
 impl From<&Suspension> for Override {
     fn from(suspension: &Suspension) -> Self {
         let Suspension { since, by } = suspension;

@@ -1,0 +1,91 @@
+//! Asks the admin socket on behalf of commands.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::wire::{OverrideChange, Problem};
+
+use super::{PATIENCE, Verb, socket};
+
+/// Answers name one app.
+const LONGEST_ANSWER: usize = 64 << 10;
+
+/// Why the daemon did not do what was asked; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Nobody listens.
+    #[error("could not reach a daemon through {path}")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke, or the answer is not what this version reads.
+    #[error("could not read the daemon's answer from {path}")]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The daemon refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl AdminError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run this as the daemon's user, or as root".to_owned())
+            }
+            Self::Unreachable { .. } => {
+                Some("run this on the daemon's machine, with its --state-dir or --config".to_owned())
+            }
+            Self::Broken { .. } => Some("the daemon may be of another version: compare `setpoint version`".to_owned()),
+            Self::Refused(_) => Some("`setpoint get apps` lists what there is".to_owned()),
+        }
+    }
+}
+
+/// Asks the daemon that has this state directory, and waits until it is done.
+///
+/// # Errors
+/// When it cannot be asked, or refuses.
+pub async fn ask(state_dir: &Path, app: &AppKey, verb: Verb) -> Result<OverrideChange, AdminError> {
+    let path = socket::path(state_dir);
+    let unreachable = |source| AdminError::Unreachable { path: path.clone(), source };
+    let stream = socket::connect(state_dir).await.map_err(unreachable)?;
+    let answer = tokio::time::timeout(PATIENCE, exchange(TokioIo::new(stream), app, verb)).await;
+    let broken = |source| AdminError::Broken { path: path.clone(), source };
+    let (status, body) = answer.unwrap_or_else(|late| Err(late.into())).map_err(broken)?;
+    if status == StatusCode::OK {
+        return serde_json::from_slice(&body).map_err(|error| broken(error.into()));
+    }
+    let problem = serde_json::from_slice::<Problem>(&body);
+    Err(AdminError::Refused(problem.map_or_else(|_| format!("the daemon answered {status}"), |problem| problem.detail)))
+}
+
+async fn exchange(
+    stream: TokioIo<tokio::net::UnixStream>,
+    app: &AppKey,
+    verb: Verb,
+) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    tokio::spawn(connection);
+    let path = format!("/v1/apps/{}/{}/{}", app.team, app.name, verb.as_str());
+    let request = Request::post(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    Ok((status, Limited::new(response.into_body(), LONGEST_ANSWER).collect().await?.to_bytes()))
+}
