@@ -1,9 +1,10 @@
 # make demo   from nothing to an app served from inside a microVM
 # make test   every test, real microVMs included
 # make bench  the measurements of docs/performance.md
+# make deb    a Debian package under target/debian
 # make fuzz   a minute for each fuzz target, where there is a nightly toolchain
 
-.PHONY: demo test bench fuzz check missing
+.PHONY: demo test bench deb fuzz check missing
 
 demo: missing
 	KEEP=$(KEEP) scripts/demo
@@ -16,6 +17,9 @@ bench: missing
 
 fuzz: missing
 	scripts/fuzz 60
+
+deb: missing
+	scripts/deb
 
 check: missing
 	cargo fmt --all --check
