@@ -28,9 +28,11 @@ use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, Hold, Plan, PlanId, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{Limits, Observed, SandboxRecord};
+use setpoint_schema::observed::{AppRecord, Limits, Observed, SandboxRecord};
+use setpoint_schema::shared::SharedMap;
 use setpoint_state::{Outcome as StepEnd, StateError};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -90,6 +92,29 @@ pub struct Reconciler {
     jobs: Jobs,
     parent: Option<PlanId>,
     ready: Ready,
+    undeclared: Undeclared,
+}
+
+/// The apps that are remembered and not declared, as long as neither changes.
+#[derive(Default)]
+struct Undeclared {
+    remembered: SharedMap<AppKey, Arc<AppRecord>>,
+    declared: SharedMap<AppKey, Arc<DesiredApp>>,
+    keys: Vec<AppKey>,
+}
+
+impl Undeclared {
+    fn among(
+        &mut self,
+        remembered: &SharedMap<AppKey, Arc<AppRecord>>,
+        declared: &SharedMap<AppKey, Arc<DesiredApp>>,
+    ) -> &[AppKey] {
+        if !self.remembered.is_same(remembered) || !self.declared.is_same(declared) {
+            self.keys = remembered.keys().filter(|key| !declared.contains_key(*key)).cloned().collect();
+            (self.remembered, self.declared) = (remembered.clone(), declared.clone());
+        }
+        &self.keys
+    }
 }
 
 /// What of the newest plan can begin and has not. The plan gave room to all of it, so it may begin at any time
@@ -125,6 +150,7 @@ impl Reconciler {
             passes: watch::Sender::new(None),
             parent: None,
             ready: Ready::default(),
+            undeclared: Undeclared::default(),
         }
     }
 
@@ -306,13 +332,15 @@ impl Reconciler {
     }
 
     /// Apps that are remembered though they are neither declared nor have anything left.
-    fn gone(&self, desired: &Desired) -> Vec<AppKey> {
+    fn gone(&mut self, desired: &Desired) -> Vec<AppKey> {
         if desired.completeness != Completeness::Complete {
             return Vec::new();
         }
-        let declared = |key: &AppKey| desired.apps.contains_key(key) || desired.stalled.contains_key(key);
-        let gone = |key: &&AppKey| !declared(key) && !self.world.is_in_use(key) && !self.jobs.is_busy(key);
-        self.world.observed().apps.keys().filter(gone).cloned().collect()
+        let undeclared = self.undeclared.among(&self.world.observed().apps, &desired.apps);
+        let gone = |key: &&AppKey| {
+            !desired.stalled.contains_key(*key) && !self.world.is_in_use(key) && !self.jobs.is_busy(key)
+        };
+        undeclared.iter().filter(gone).cloned().collect()
     }
 
     /// Steps that a crash cut short are closed in the journal; the plan finds by itself what is left of them.

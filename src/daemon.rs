@@ -2,6 +2,7 @@
 
 mod answers;
 mod beacon;
+mod publish;
 mod reload;
 mod serve;
 

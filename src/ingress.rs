@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use routes::{Naming, Route, Routes, Unrouted, Upstream, routes};
+pub use routes::{Naming, Route, Routes, Unrouted, Upstream, routes, same_hosts};
 
 use crate::http::target::Target;
 use crate::http::{self, Connection, Limits, Listener};
@@ -138,7 +138,7 @@ impl Ingress {
     }
 
     fn route(&self, target: &Target) -> Result<(Route, SandboxId), Refusal> {
-        let route = self.routes.borrow().get(&target.name).cloned().ok_or(Refusal::UnknownHost)?;
+        let route = self.routes.borrow().get(&target.name).ok_or(Refusal::UnknownHost)?;
         match &route.upstream {
             Upstream::Ready(sandbox) => {
                 let sandbox = sandbox.clone();

@@ -1,5 +1,6 @@
 //! Turns a pass of the loop into what people see: the snapshot behind the status API, and events for what has changed in it.
 
+mod changes;
 mod conditions;
 mod facts;
 mod news;
@@ -9,20 +10,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use setpoint_plan::model::{Action, Hold};
-use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::{AppKey, HostName};
 use setpoint_schema::observed::ObservedSandbox;
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
 use setpoint_state::{EventRecord, NewEvent};
 
-use crate::api::{Content, Rows, Snapshot};
+use crate::api::{Content, Row, Rows, Snapshot};
 use crate::converge::Pass;
 use crate::ingress::{Naming, Routes};
 
+use changes::Sums;
+pub use changes::{Changes, Names, Tracker, View};
 use conditions::Earlier;
-use facts::{AppFacts, Busy};
+use facts::AppFacts;
 use news::Announced;
 
 /// What stays the same from pass to pass.
@@ -42,11 +43,14 @@ pub struct Identity {
     pub ingress_port: u16,
 }
 
-/// Makes snapshots, each with the one before in mind: a condition keeps its time while it does not change.
+/// Makes snapshots, each with the one before in mind: what did not change is shared, and a condition keeps its time.
 pub struct Reporter {
     identity: Identity,
     previous: Option<Arc<Snapshot>>,
     announced: Announced,
+    counts: wire::AppCounts,
+    /// Apps that lack a host name.
+    unrouted: BTreeSet<AppKey>,
     /// When each app that only waits to become ready counts as stalled.
     timeouts: BTreeMap<AppKey, Timestamp>,
 }
@@ -65,61 +69,106 @@ impl Reporter {
     /// Knows what earlier daemons announced, oldest first, and nothing of the present.
     #[must_use]
     pub fn new(identity: Identity, earlier: &[EventRecord]) -> Self {
-        Self { identity, previous: None, announced: Announced::before(earlier), timeouts: BTreeMap::new() }
+        Self {
+            identity,
+            previous: None,
+            announced: Announced::before(earlier),
+            counts: wire::AppCounts::default(),
+            unrouted: BTreeSet::new(),
+            timeouts: BTreeMap::new(),
+        }
     }
 
     /// The report of a pass, with the routes that the ingress has from it, at this time.
-    pub fn report(&mut self, pass: &Pass, routes: &Routes, now: Timestamp) -> Report {
-        let facts = Facts::gather(pass);
-        let apps = self.apps(pass, &facts, routes, now);
-        let status = self.status(pass, &apps);
+    pub fn report(
+        &mut self,
+        view: &View<'_>,
+        changes: &Changes,
+        naming: &Naming,
+        routes: &Routes,
+        now: Timestamp,
+    ) -> Report {
+        let missing = Self::missing(routes);
+        let timed_out = self.timeouts.iter().filter(|(_, at)| **at < now).map(|(key, _)| key);
+        let lacking = missing.keys().copied().chain(&self.unrouted);
+        let affected: BTreeSet<_> = timed_out.chain(&changes.apps).chain(lacking).cloned().collect();
+        let apps = self.apps(view, affected, naming, &missing, now);
+        self.unrouted = missing.keys().map(|key| (*key).clone()).collect();
+        let status = self.status(view.pass, changes);
         let mut events: Vec<_> = self.announced.source(status.source.error.as_ref()).into_iter().collect();
-        for (key, app) in &apps {
-            events.extend(self.announced.app(key, app, facts.busy(key)));
+        for (key, app) in apps.iter().filter_map(|(key, app)| Some((key, app.as_ref()?))) {
+            events.extend(self.announced.app(key, app, view.busy(key)));
         }
-        let content = Content {
-            at: now,
-            status,
-            apps: Rows::All(apps),
-            sandboxes: Rows::All(sandboxes(pass)),
-            templates: Rows::All(tally::templates(pass)),
+        let sandboxes = changes.sandboxes.iter().map(|id| {
+            let sandbox = view.pass.observed.sandboxes.get(id);
+            (id.clone(), sandbox.map(|sandbox| describe(view.pass, sandbox)))
+        });
+        let templates = match changes.sums {
+            Sums::Same => Rows::Changed(BTreeMap::new()),
+            Sums::Changed => Rows::All(tally::templates(view.pass)),
         };
+        let sandboxes = Rows::Changed(sandboxes.collect());
+        let content = Content { at: now, status, apps: Rows::Changed(apps), sandboxes, templates };
         let snapshot = Arc::new(Snapshot::after(self.previous.as_deref(), content));
         self.previous = Some(Arc::clone(&snapshot));
         Report { snapshot, events, until: self.timeouts.values().copied().filter(|at| *at >= now).min() }
     }
 
-    fn apps(&mut self, pass: &Pass, facts: &Facts<'_>, routes: &Routes, now: Timestamp) -> BTreeMap<AppKey, wire::App> {
-        let naming = naming(pass, &self.identity.domain);
+    /// The host names that apps lack.
+    fn missing(routes: &Routes) -> BTreeMap<&AppKey, Vec<wire::MissingUrl>> {
         let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for unrouted in routes.unrouted() {
             let url = wire::MissingUrl { host: unrouted.host.clone(), reason: unrouted.reason.clone() };
             missing.entry(&unrouted.app).or_default().push(url);
         }
+        missing
+    }
+
+    /// The apps that may be shown otherwise than before; nothing for those that are gone.
+    fn apps(
+        &mut self,
+        view: &View<'_>,
+        affected: BTreeSet<AppKey>,
+        naming: &Naming,
+        missing: &BTreeMap<&AppKey, Vec<wire::MissingUrl>>,
+        now: Timestamp,
+    ) -> BTreeMap<AppKey, Option<wire::App>> {
         let mut apps = BTreeMap::new();
-        for key in facts.keys() {
-            let Some(facts) = facts.of(&key) else { continue };
-            let urls_missing = missing.remove(&key).unwrap_or_default();
-            let app = self.app(&facts, &naming, urls_missing, now);
+        for key in affected {
+            let before = self.shown(&key).map(|app| app.value().phase);
+            let urls_missing = missing.get(&key).cloned().unwrap_or_default();
+            let app = view.facts(&key).map(|facts| self.app(&facts, naming, urls_missing, now));
+            if app.is_none() {
+                self.announced.forget(&key);
+                self.timeouts.remove(&key);
+            }
+            self.counts.move_app(before, app.as_ref().map(|app| app.phase));
             apps.insert(key, app);
         }
-        for key in self.previous.iter().flat_map(|previous| previous.apps.iter()).map(|(key, _)| key) {
-            if !apps.contains_key(key) {
-                self.announced.forget(key);
-                self.timeouts.remove(key);
-            }
-        }
-        let unready: BTreeMap<_, _> =
-            apps.iter().filter_map(|(key, app)| Some((key.clone(), unready_since(app)?))).collect();
-        for app in apps.values_mut() {
-            for blocker in &mut app.blocked {
-                let since = blocker.on.as_ref().and_then(|on| unready.get(on));
-                if let (wire::BlockerReason::Dependency, Some(since)) = (blocker.reason, since) {
-                    blocker.since = *since;
-                }
-            }
-        }
+        self.date_dependencies(&mut apps);
         apps
+    }
+
+    /// Since when an app waits for another is since when that one has not been ready.
+    fn date_dependencies(&self, apps: &mut BTreeMap<AppKey, Option<wire::App>>) {
+        let since = |on: &AppKey| match apps.get(on) {
+            Some(app) => unready_since(app.as_ref()?),
+            None => unready_since(self.shown(on)?.value()),
+        };
+        let waits = apps.values().flatten().flat_map(|app| &app.blocked);
+        let waits = waits.filter(|blocker| blocker.reason == wire::BlockerReason::Dependency);
+        let dated: BTreeMap<_, _> =
+            waits.filter_map(|blocker| blocker.on.as_ref()).filter_map(|on| Some((on.clone(), since(on)?))).collect();
+        for blocker in apps.values_mut().flatten().flat_map(|app| &mut app.blocked) {
+            let since = blocker.on.as_ref().and_then(|on| dated.get(on));
+            if let (wire::BlockerReason::Dependency, Some(since)) = (blocker.reason, since) {
+                blocker.since = *since;
+            }
+        }
+    }
+
+    fn shown(&self, key: &AppKey) -> Option<&Row<AppKey, wire::App>> {
+        self.previous.as_ref()?.apps.get(key)
     }
 
     fn app(
@@ -130,7 +179,7 @@ impl Reporter {
         now: Timestamp,
     ) -> wire::App {
         let key = &facts.declared.metadata.key;
-        let row = self.previous.as_ref().and_then(|previous| previous.apps.get(key).map(Arc::clone));
+        let row = self.shown(key).map(Arc::clone);
         let earlier = Earlier { app: row.as_ref().map(|row| row.value()), known: self.announced.of(key) };
         let spec = &facts.declared.spec.app;
         let phase = facts.phase();
@@ -171,9 +220,13 @@ impl Reporter {
         app
     }
 
-    fn status(&self, pass: &Pass, apps: &BTreeMap<AppKey, wire::App>) -> wire::Status {
+    fn status(&self, pass: &Pass, changes: &Changes) -> wire::Status {
         let Identity { started_at, source_url, branch, driver, domain: _, ingress_port: _ } = self.identity.clone();
         let trouble = pass.followed.trouble.as_ref();
+        let limits = match (&self.previous, changes.sums) {
+            (Some(previous), Sums::Same) => previous.status.value().limits,
+            (Some(_) | None, _) => tally::usage(pass),
+        };
         wire::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: pass.observed.host.clone(),
@@ -186,17 +239,11 @@ impl Reporter {
                 error: trouble.map(|trouble| trouble.message.clone()),
                 since: trouble.map(|trouble| trouble.since),
             },
-            apps: wire::AppCounts::of(apps.values()),
+            apps: self.counts,
             driver,
-            limits: tally::usage(pass),
+            limits,
         }
     }
-}
-
-/// How apps are named to browsers, as the declarations of this pass say.
-#[must_use]
-pub fn naming(pass: &Pass, domain: &HostName) -> Naming {
-    Naming { domain: domain.clone(), pattern: pass.followed.project.hosts.pattern.clone() }
 }
 
 /// Since when an app has not been ready, if it is not.
@@ -205,51 +252,8 @@ fn unready_since(app: &wire::App) -> Option<Timestamp> {
     (ready.status == ConditionStatus::False).then_some(ready.since)
 }
 
-/// Everything that a pass knows, by app.
-struct Facts<'a> {
-    pass: &'a Pass,
-    sandboxes: BTreeMap<&'a AppKey, &'a ObservedSandbox>,
-    actions: BTreeMap<&'a AppKey, &'a Action>,
-    held: BTreeMap<&'a AppKey, &'a Hold>,
-}
-
-impl<'a> Facts<'a> {
-    fn gather(pass: &'a Pass) -> Self {
-        Self {
-            pass,
-            sandboxes: pass.observed.sandboxes.values().map(|sandbox| (&sandbox.record.app, &**sandbox)).collect(),
-            actions: pass.plan.actions.iter().map(|action| (&action.app, &**action)).collect(),
-            held: pass.plan.held.iter().map(|held| (&held.app, &held.reason)).collect(),
-        }
-    }
-
-    /// Declared apps, and those that are not any more but still have a sandbox.
-    fn keys(&self) -> BTreeSet<AppKey> {
-        self.pass.followed.desired.apps.keys().chain(self.sandboxes.keys().copied()).cloned().collect()
-    }
-
-    fn busy(&self, key: &AppKey) -> Busy {
-        if self.pass.busy.contains(key) { Busy::Yes } else { Busy::No }
-    }
-
-    fn of(&self, key: &AppKey) -> Option<AppFacts<'a>> {
-        let desired = &self.pass.followed.desired;
-        let record = self.pass.observed.apps.get(key).map(|record| &**record);
-        Some(AppFacts {
-            declared: desired.apps.get(key).or_else(|| record.map(|record| &record.last_good.app))?,
-            stalled: desired.stalled.get(key).map(String::as_str),
-            record,
-            sandbox: self.sandboxes.get(key).copied(),
-            action: self.actions.get(key).copied(),
-            held: self.held.get(key).copied(),
-            busy: self.busy(key),
-            attempted: self.pass.followed.attempted.as_ref(),
-        })
-    }
-}
-
-fn sandboxes(pass: &Pass) -> BTreeMap<SandboxId, wire::Sandbox> {
-    let describe = |sandbox: &ObservedSandbox| wire::Sandbox {
+fn describe(pass: &Pass, sandbox: &ObservedSandbox) -> wire::Sandbox {
+    wire::Sandbox {
         id: sandbox.record.id.clone(),
         app: sandbox.record.app.clone(),
         host: sandbox.record.host.clone(),
@@ -258,6 +262,5 @@ fn sandboxes(pass: &Pass) -> BTreeMap<SandboxId, wire::Sandbox> {
         memory: ByteSize::mib(sandbox.record.machine.memory_mib),
         disk: pass.observed.disks.get(&sandbox.record.disk).map(|disk| (&**disk).into()),
         created_at: sandbox.record.created_at,
-    };
-    pass.observed.sandboxes.iter().map(|(id, sandbox)| (id.clone(), describe(sandbox))).collect()
+    }
 }

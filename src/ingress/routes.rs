@@ -1,16 +1,26 @@
 //! Which host name leads where: built from the desired apps on every pass, pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::{AppKey, HostName};
 use setpoint_schema::project::HostPattern;
+use setpoint_schema::shared::SharedMap;
 
-/// Host names and where each leads.
+/// Host names and where each leads. The names change with declarations, the guests behind them all the time, so a copy with other
+/// guests shares the names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routes {
-    hosts: BTreeMap<String, Route>,
+    names: Arc<Names>,
+    upstreams: SharedMap<AppKey, Arc<Upstream>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Names {
+    /// Whose each host name is, and the port on the guest's localhost.
+    hosts: BTreeMap<String, (AppKey, u16)>,
     unrouted: Vec<Unrouted>,
 }
 
@@ -48,26 +58,42 @@ pub struct Unrouted {
 impl Routes {
     /// The route of a host name in lower case, without port.
     #[must_use]
-    pub fn get(&self, host: &str) -> Option<&Route> {
-        self.hosts.get(host)
+    pub fn get(&self, host: &str) -> Option<Route> {
+        let (app, port) = self.names.hosts.get(host)?;
+        let upstream = Upstream::clone(self.upstreams.get(app)?);
+        Some(Route { app: app.clone(), port: *port, upstream })
     }
 
     /// Host names that apps asked for and did not get.
     #[must_use]
     pub fn unrouted(&self) -> &[Unrouted] {
-        &self.unrouted
+        &self.names.unrouted
     }
 
-    fn add(&mut self, host: String, route: Route) {
+    /// The same names, and other guests behind those of some apps.
+    #[must_use]
+    pub fn with(&self, upstreams: impl IntoIterator<Item = (AppKey, Upstream)>) -> Self {
+        let mut routes = self.clone();
+        for (app, upstream) in upstreams {
+            if routes.upstreams.get(&app).is_some_and(|known| **known != upstream) {
+                routes.upstreams.insert(app, Arc::new(upstream));
+            }
+        }
+        routes
+    }
+}
+
+impl Names {
+    fn add(&mut self, host: String, app: &AppKey, port: u16) {
         let reason = match (HostName::new(host.as_str()), self.hosts.get(&host)) {
             (Ok(_), None) => {
-                self.hosts.insert(host, route);
+                self.hosts.insert(host, (app.clone(), port));
                 return;
             }
-            (Ok(_), Some(other)) => format!("the host name {host} belongs to {} already", other.app),
+            (Ok(_), Some((other, _))) => format!("the host name {host} belongs to {other} already"),
             (Err(error), _) => format!("the host name {host} {error}"),
         };
-        self.unrouted.push(Unrouted { app: route.app, host, reason });
+        self.unrouted.push(Unrouted { app: app.clone(), host, reason });
     }
 }
 
@@ -76,16 +102,22 @@ impl Routes {
 pub fn routes<'a>(apps: impl IntoIterator<Item = (&'a DesiredApp, Upstream)>, naming: &Naming) -> Routes {
     let mut apps: Vec<_> = apps.into_iter().collect();
     apps.sort_by(|(a, _), (b, _)| a.metadata.key.cmp(&b.metadata.key));
-    let mut routes = Routes::default();
-    for names in [Naming::own_hosts, declared_hosts] {
-        for (app, upstream) in &apps {
-            for (host, port) in names(naming, app) {
-                let route = Route { app: app.metadata.key.clone(), port, upstream: upstream.clone() };
-                routes.add(host, route);
+    let mut names = Names::default();
+    for hosts_of in [Naming::own_hosts, declared_hosts] {
+        for (app, _) in &apps {
+            for (host, port) in hosts_of(naming, app) {
+                names.add(host, &app.metadata.key, port);
             }
         }
     }
-    routes
+    let upstreams = apps.into_iter().map(|(app, upstream)| (app.metadata.key.clone(), Arc::new(upstream)));
+    Routes { names: Arc::new(names), upstreams: upstreams.collect() }
+}
+
+/// Whether two declarations of one app ask for the same host names.
+#[must_use]
+pub fn same_hosts(a: &DesiredApp, b: &DesiredApp) -> bool {
+    web_port(a) == web_port(b) && a.spec.app.expose == b.spec.app.expose
 }
 
 /// How host names are made.
@@ -161,7 +193,7 @@ mod tests {
     fn table(apps: &[DesiredApp], naming: &Naming) -> (Vec<String>, Vec<String>) {
         let down = || Upstream::NotReady(String::new());
         let routes = routes(apps.iter().map(|app| (app, down())), naming);
-        let hosts = routes.hosts.iter().map(|(host, route)| format!("{host} {} {}", route.app, route.port)).collect();
+        let hosts = routes.names.hosts.iter().map(|(host, (app, port))| format!("{host} {app} {port}")).collect();
         (hosts, routes.unrouted().iter().map(|unrouted| format!("{} {}", unrouted.app, unrouted.reason)).collect())
     }
 
@@ -214,6 +246,20 @@ mod tests {
             table(&[app(&long, Some(1), &[], &[])], &naming(&format!("{}-{{app}}.{{domain}}", "b".repeat(30))));
         assert!(hosts.is_empty());
         assert_eq!(unrouted.len(), 1);
+    }
+
+    #[test]
+    fn other_guests_stand_behind_the_same_names() {
+        let apps = [app("blog", Some(1), &[], &[]), app("shop", Some(2), &[], &[])];
+        let down = || Upstream::NotReady("down".to_owned());
+        let before = routes(apps.iter().map(|app| (app, down())), &naming("{app}.{domain}"));
+        let up = Upstream::Ready(SandboxId("blog-1".to_owned()));
+        let unknown: AppKey = "gone".parse().unwrap();
+        let after = before.with([(apps[0].metadata.key.clone(), up.clone()), (unknown, up.clone())]);
+        assert_eq!(after.get("blog.localhost").unwrap().upstream, up);
+        assert_eq!(after.get("shop.localhost").unwrap().upstream, down());
+        assert_eq!(before.get("blog.localhost").unwrap().upstream, down(), "whoever has the old routes keeps them");
+        assert!(after.get("gone.localhost").is_none());
     }
 
     #[test]

@@ -1,0 +1,242 @@
+//! What a pass may show otherwise than the pass before: found by comparing what both share, not by looking at every app.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use setpoint_plan::model::{Action, Block, Hold, Plan};
+use setpoint_schema::app::DesiredApp;
+use setpoint_schema::id::SandboxId;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::ObservedSandbox;
+use setpoint_schema::shared::{Difference, SharedMap};
+
+use super::facts::{AppFacts, Busy};
+use crate::converge::Pass;
+use crate::ingress::same_hosts;
+
+/// What may be shown otherwise than before.
+pub struct Changes {
+    /// These apps, some of which may have come or gone.
+    pub apps: BTreeSet<AppKey>,
+    /// These sandboxes, likewise.
+    pub sandboxes: BTreeSet<SandboxId>,
+    /// Which host names there are.
+    pub names: Names,
+    /// What all apps share: templates, and how much of the host is taken.
+    pub(super) sums: Sums,
+}
+
+/// Whether there are other host names than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// There are not.
+    Same,
+    /// There may be.
+    Changed,
+}
+
+/// Whether what is summed up over all apps has to be summed up anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sums {
+    Same,
+    Changed,
+}
+
+/// Remembers the newest pass, and which sandboxes each app has in it.
+#[derive(Default)]
+pub struct Tracker {
+    newest: Option<Arc<Pass>>,
+    sandboxes: BTreeMap<AppKey, BTreeSet<SandboxId>>,
+}
+
+impl Tracker {
+    /// Makes this the newest pass; returns what it may show otherwise than the one before.
+    pub fn advance(&mut self, pass: &Arc<Pass>) -> Changes {
+        let before = self.newest.replace(Arc::clone(pass));
+        let no_sandboxes = SharedMap::new();
+        let known = before.as_ref().map_or(&no_sandboxes, |before| &before.observed.sandboxes);
+        let mut changes =
+            Changes { apps: BTreeSet::new(), sandboxes: BTreeSet::new(), names: Names::Same, sums: Sums::Same };
+        let mut settled = BTreeMap::new();
+        for (id, difference) in known.differences(&pass.observed.sandboxes) {
+            changes.sandboxes.insert(id.clone());
+            let (old, new) = sides(&difference);
+            for app in [old, new].into_iter().flatten().map(|sandbox| &sandbox.record.app) {
+                settled.entry(app.clone()).or_insert_with(|| self.sandboxes.contains_key(app));
+            }
+            self.reindex(id, old.map(|old| &old.record.app), new.map(|new| &new.record.app));
+        }
+        changes.apps.extend(settled.keys().cloned());
+        let same_naming = |before: &Pass| before.followed.project.hosts == pass.followed.project.hosts;
+        match before.filter(|before| same_naming(before)) {
+            Some(before) => changes.compare(&before, pass, self, &settled),
+            None => changes.everything(pass, self),
+        }
+        changes
+    }
+
+    /// The newest pass, looked up by app.
+    #[must_use]
+    pub fn view<'a>(&'a self, pass: &'a Pass) -> View<'a> {
+        View {
+            pass,
+            sandboxes: &self.sandboxes,
+            actions: actions(&pass.plan),
+            held: pass.plan.held.iter().map(|held| (&held.app, &held.reason)).collect(),
+        }
+    }
+
+    fn reindex(&mut self, id: &SandboxId, old: Option<&AppKey>, new: Option<&AppKey>) {
+        if let Some(old) = old
+            && let Some(ids) = self.sandboxes.get_mut(old)
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.sandboxes.remove(old);
+            }
+        }
+        if let Some(new) = new {
+            self.sandboxes.entry(new.clone()).or_default().insert(id.clone());
+        }
+    }
+}
+
+impl Changes {
+    fn everything(&mut self, pass: &Pass, tracker: &Tracker) {
+        self.apps.extend(pass.followed.desired.apps.keys().cloned());
+        self.apps.extend(tracker.sandboxes.keys().cloned());
+        self.names = Names::Changed;
+        self.sums = Sums::Changed;
+    }
+
+    /// `settled` says which of the apps whose sandboxes changed had any before.
+    fn compare(&mut self, before: &Pass, after: &Pass, tracker: &Tracker, settled: &BTreeMap<AppKey, bool>) {
+        let (old, new) = (&before.followed.desired, &after.followed.desired);
+        self.apps.extend(old.apps.differences(&new.apps).map(|(key, _)| key.clone()));
+        self.apps.extend(differing(&old.stalled, &new.stalled));
+        if before.followed.attempted != after.followed.attempted {
+            self.apps.extend(new.stalled.keys().cloned());
+        }
+        self.apps.extend(before.observed.apps.differences(&after.observed.apps).map(|(key, _)| key.clone()));
+        for (_, difference) in before.observed.disks.differences(&after.observed.disks) {
+            let (old, new) = sides(&difference);
+            for disk in [old, new].into_iter().flatten() {
+                self.sandboxes.extend(tracker.sandboxes.get(&disk.app).into_iter().flatten().cloned());
+            }
+            self.sums = Sums::Changed;
+        }
+        self.apps.extend(before.busy.symmetric_difference(&after.busy).cloned());
+        self.compare_plans(&before.plan, &after.plan);
+        let same_templates = old.templates == new.templates && old.apps.is_same(&new.apps);
+        if !same_templates || !self.sandboxes.is_empty() {
+            self.sums = Sums::Changed;
+        }
+        let same_names = |key: &AppKey| {
+            let has_sandbox = tracker.sandboxes.contains_key(key);
+            let had_sandbox = settled.get(key).copied().unwrap_or(has_sandbox);
+            match (shown(before, had_sandbox, key), shown(after, has_sandbox, key)) {
+                (Some(old), Some(new)) => same_hosts(old, new),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            }
+        };
+        if !self.apps.iter().all(same_names) {
+            self.names = Names::Changed;
+        }
+    }
+
+    fn compare_plans(&mut self, before: &Plan, after: &Plan) {
+        let (old, new) = (actions(before), actions(after));
+        let same = |action: &Arc<Action>, other: Option<&&Arc<Action>>| {
+            other.is_some_and(|other| Arc::ptr_eq(action, other) || action == *other)
+        };
+        let gone = old.iter().filter(|(key, _)| !new.contains_key(*key));
+        let changed = new.iter().filter(|(key, action)| !same(action, old.get(*key)));
+        self.apps.extend(gone.chain(changed).map(|(key, _)| (*key).clone()));
+        let holds = |plan: &Plan| -> BTreeMap<AppKey, Hold> {
+            plan.held.iter().map(|held| (held.app.clone(), held.reason.clone())).collect()
+        };
+        if before.held != after.held {
+            self.apps.extend(differing(&holds(before), &holds(after)));
+        }
+        // Since when an app waits for another is since when that other one is not ready.
+        let waiting = after.actions.iter().filter(|action| {
+            action.blocked.iter().any(|block| matches!(block, Block::Dependency { app, .. } if self.apps.contains(app)))
+        });
+        let waiting: Vec<_> = waiting.map(|action| action.app.clone()).collect();
+        self.apps.extend(waiting);
+    }
+}
+
+/// A pass, looked up by app.
+pub struct View<'a> {
+    /// The pass.
+    pub pass: &'a Pass,
+    sandboxes: &'a BTreeMap<AppKey, BTreeSet<SandboxId>>,
+    actions: BTreeMap<&'a AppKey, &'a Arc<Action>>,
+    held: BTreeMap<&'a AppKey, &'a Hold>,
+}
+
+impl<'a> View<'a> {
+    /// Declared apps, and those that are not any more but still have a sandbox.
+    pub fn apps(&self) -> impl Iterator<Item = &'a AppKey> {
+        let declared = &self.pass.followed.desired.apps;
+        let kept = self.sandboxes.keys().filter(|key| !declared.contains_key(*key));
+        declared.keys().chain(kept)
+    }
+
+    /// An app as it is declared, or was last, if it still has a sandbox.
+    #[must_use]
+    pub fn shown(&self, key: &AppKey) -> Option<&'a DesiredApp> {
+        shown(self.pass, self.sandboxes.contains_key(key), key)
+    }
+
+    /// The sandbox of an app; the last, where a pass that was cut short has left several.
+    #[must_use]
+    pub fn sandbox(&self, key: &AppKey) -> Option<&'a ObservedSandbox> {
+        let id = self.sandboxes.get(key)?.last()?;
+        self.pass.observed.sandboxes.get(id).map(|sandbox| &**sandbox)
+    }
+
+    pub(super) fn busy(&self, key: &AppKey) -> Busy {
+        if self.pass.busy.contains(key) { Busy::Yes } else { Busy::No }
+    }
+
+    pub(super) fn facts(&self, key: &AppKey) -> Option<AppFacts<'a>> {
+        let followed = &self.pass.followed;
+        Some(AppFacts {
+            declared: self.shown(key)?,
+            stalled: followed.desired.stalled.get(key).map(String::as_str),
+            record: self.pass.observed.apps.get(key).map(|record| &**record),
+            sandbox: self.sandbox(key),
+            action: self.actions.get(key).map(|action| &***action),
+            held: self.held.get(key).copied(),
+            busy: self.busy(key),
+            attempted: followed.attempted.as_ref(),
+        })
+    }
+}
+
+fn shown<'a>(pass: &'a Pass, has_sandbox: bool, key: &AppKey) -> Option<&'a DesiredApp> {
+    let remembered = || pass.observed.apps.get(key).filter(|_| has_sandbox).map(|record| &*record.last_good.app);
+    pass.followed.desired.apps.get(key).map(|app| &**app).or_else(remembered)
+}
+
+fn actions(plan: &Plan) -> BTreeMap<&AppKey, &Arc<Action>> {
+    plan.actions.iter().map(|action| (&action.app, action)).collect()
+}
+
+fn sides<'a, V>(difference: &Difference<'a, Arc<V>>) -> (Option<&'a V>, Option<&'a V>) {
+    match difference {
+        Difference::Added(new) => (None, Some(new)),
+        Difference::Removed(old) => (Some(old), None),
+        Difference::Changed { before, after } => (Some(before), Some(after)),
+    }
+}
+
+/// The keys that only one of two maps has, or each with another value.
+fn differing<'a, K: Ord + Clone, V: PartialEq>(a: &'a BTreeMap<K, V>, b: &'a BTreeMap<K, V>) -> Vec<K> {
+    let gone = a.keys().filter(|key| !b.contains_key(*key));
+    let changed = b.iter().filter(|(key, value)| a.get(*key) != Some(*value)).map(|(key, _)| key);
+    gone.chain(changed).cloned().collect()
+}
