@@ -14,12 +14,15 @@
 mod watcher;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use setpoint_schema::app::Timeouts;
 use setpoint_schema::id::{BootNonce, SandboxId};
 use setpoint_schema::observed::{GuestState, VmState};
+use setpoint_schema::quantity::Span;
 use setpoint_vmm::driver::{Driver, Guest};
 use setpoint_vmm::sim::{Clock, WallClock};
 use tokio::sync::{Notify, watch};
@@ -80,6 +83,7 @@ struct Watcher {
     view: watch::Receiver<View>,
     since: Instant,
     nudge: Arc<Notify>,
+    unresponsive: Arc<AtomicU64>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -148,6 +152,13 @@ impl Observer {
         self.watchers().values().for_each(|watcher| watcher.nudge.notify_one());
     }
 
+    /// How long the agent of a sandbox may be silent before its guest counts as hung: a quiet agent is asked often enough for that.
+    pub fn set_unresponsive(&self, sandbox: &SandboxId, limit: Span) {
+        if let Some(watcher) = self.watchers().get(sandbox) {
+            watcher.unresponsive.store(limit.as_millis(), Ordering::Relaxed);
+        }
+    }
+
     /// Watches a sandbox no longer.
     pub fn forget(&self, sandbox: &SandboxId) {
         self.watchers().remove(sandbox);
@@ -202,16 +213,18 @@ impl Observer {
     fn spawn(&self, sandbox: SandboxId) -> Watcher {
         let (sender, view) = watch::channel(watcher::unknown());
         let nudge = Arc::new(Notify::new());
+        let unresponsive = Arc::new(AtomicU64::new(Timeouts::default().unresponsive.as_millis()));
         let task = watcher::Task {
             driver: Arc::clone(&self.shared.driver),
             clock: Arc::clone(&self.shared.clock),
             sandbox,
             views: sender,
             nudge: Arc::clone(&nudge),
+            unresponsive: Arc::clone(&unresponsive),
             news: Arc::clone(&self.shared.news),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run()));
-        Watcher { view, since: Instant::now(), nudge, _task: task }
+        Watcher { view, since: Instant::now(), nudge, unresponsive, _task: task }
     }
 
     fn watchers(&self) -> MutexGuard<'_, HashMap<SandboxId, Watcher>> {

@@ -149,8 +149,10 @@ impl World {
 
     fn look_at(&mut self, id: &SandboxId) {
         let record = self.ledger.sandbox(id).map(|record| SandboxRecord::clone(&record));
-        if record.is_some() {
+        if let Some(record) = &record {
             self.expected.remove(id);
+            let applied = record.applied.as_ref().map(|applied| applied.spec.app.timeouts.unresponsive);
+            applied.into_iter().for_each(|limit| self.observer.set_unresponsive(id, limit));
         }
         let sandbox = match (record, self.expected.get(id)) {
             (Some(record), _) => {
@@ -284,8 +286,7 @@ pub async fn let_guests_answer(observer: &Observer, inventory: &Inventory) {
 /// # Errors
 /// When the driver cannot list them.
 pub async fn unrecorded(driver: &dyn Driver, ledger: &Ledger) -> Result<Vec<Machine>, VmmError> {
-    // The driver first: a microVM is recorded before it is made, so this order cannot see one too few rows.
-    let machines = driver.list().await?;
-    let recorded = ledger.sandboxes();
-    Ok(machines.into_iter().filter(|machine| !recorded.contains_key(&machine.sandbox)).collect())
+    // What is recorded after this look and found by the driver is sorted out when the list is used.
+    let recorded = ledger.sandboxes().into_keys().collect();
+    driver.list_beyond(&recorded).await
 }

@@ -1,6 +1,8 @@
 //! The task that watches one sandbox; [`super`] shows its states.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,8 +15,11 @@ use tokio::sync::{Notify, watch};
 
 use super::{News, View};
 
-/// A status is asked for at least this often, so that a silent guest is told from an unchanged one.
+/// A status is asked for this often after news, so that a silent guest is told from an unchanged one. Each time that nothing is new
+/// the wait doubles, as far as the guest's own limit lets silence be noticed in time.
 const HEARTBEAT: Span = Span::secs(3);
+/// A guest whose limit is hours is asked this often all the same: its connection should not be forgotten on the way.
+const LONGEST_HEARTBEAT: Span = Span::secs(60);
 /// An answer that takes this much longer than asked for is silence: a loaded host under emulation stalls for seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A driver that has not answered after this long is asked again.
@@ -28,6 +33,8 @@ pub(super) struct Task {
     pub sandbox: SandboxId,
     pub views: watch::Sender<View>,
     pub nudge: Arc<Notify>,
+    /// How long the agent may be silent, in milliseconds.
+    pub unresponsive: Arc<AtomicU64>,
     pub news: Arc<News>,
 }
 
@@ -97,19 +104,41 @@ impl Task {
     async fn follow_status(&self, agent: &Arc<dyn Guest>, nonce: &BootNonce, vm: &VmState) {
         let mut answer = tokio::time::timeout(PATIENCE, agent.status()).await;
         let mut last_answer = None;
+        let (mut known, mut heartbeat) = (None, HEARTBEAT);
         while let Ok(Ok(status)) = answer {
             if status.nonce != *nonce {
                 tracing::warn!(sandbox = %self.sandbox, "agent answers with another boot's nonce");
                 return;
             }
             last_answer = Some(self.clock.now());
-            self.answered(status.clone(), agent, vm);
-            let patience = HEARTBEAT.as_duration() + PATIENCE;
-            answer = tokio::time::timeout(patience, agent.status_change(&status, HEARTBEAT)).await;
+            if known.as_ref() == Some(&status) {
+                heartbeat = self.slower(heartbeat);
+            } else {
+                heartbeat = HEARTBEAT;
+                self.answered(status.clone(), agent, vm);
+            }
+            answer =
+                tokio::time::timeout(heartbeat.as_duration() + PATIENCE, agent.status_change(&status, heartbeat)).await;
+            known = Some(status);
         }
         if let Some(since) = last_answer {
             self.publish(View { vm: Some(vm.clone()), guest: GuestState::Silent { since }, agent: None });
         }
+    }
+
+    /// The wait after one in which nothing was new. It differs a little from sandbox to sandbox, so that thousands that began
+    /// together do not go on together.
+    fn slower(&self, heartbeat: Span) -> Span {
+        let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+        let limit = self.unresponsive.load(Ordering::Relaxed).saturating_sub(patience);
+        let shorter = limit.min(LONGEST_HEARTBEAT.as_millis()) / 100 * (100 - self.own_number() % 20);
+        Span::millis((heartbeat.as_millis() * 2).min(shorter).max(HEARTBEAT.as_millis()))
+    }
+
+    fn own_number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.sandbox.hash(&mut hasher);
+        hasher.finish()
     }
 
     fn answered(&self, status: GuestStatus, agent: &Arc<dyn Guest>, vm: &VmState) {

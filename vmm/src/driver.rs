@@ -3,6 +3,7 @@
 //! A driver keeps its VMs outside the daemon: they outlive it, and a new driver over the same directory finds them all by
 //! [`Driver::list`]. Every method is idempotent, so that a step that was cut short can be carried out again.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -66,6 +67,12 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Every microVM that this driver's directory holds, running or not.
     async fn list(&self) -> Result<Vec<Machine>>;
+
+    /// Those that are not among `known`: asked now and then, when nearly all are, so a driver need not look into those.
+    async fn list_beyond(&self, known: &BTreeSet<SandboxId>) -> Result<Vec<Machine>> {
+        let all = self.list().await?;
+        Ok(all.into_iter().filter(|machine| !known.contains(&machine.sandbox)).collect())
+    }
 
     /// What one microVM is doing, asked of its VMM and not of a record.
     async fn observe(&self, sandbox: &SandboxId) -> Result<VmState>;

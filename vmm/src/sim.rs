@@ -15,7 +15,7 @@ mod wakes;
 mod web;
 pub mod world;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -78,6 +78,11 @@ impl Driver for SimDriver {
         self.sim
             .call(Operation::List, EVERYTHING, |world| Ok(world.vms()?.into_iter().map(|vm| vm.machine).collect()))
             .await
+    }
+
+    async fn list_beyond(&self, known: &BTreeSet<SandboxId>) -> Result<Vec<Machine>> {
+        let beyond = |world: &World| Ok(world.vms_beyond(known)?.into_iter().map(|vm| vm.machine).collect());
+        self.sim.call(Operation::List, EVERYTHING, beyond).await
     }
 
     async fn observe(&self, sandbox: &SandboxId) -> Result<VmState> {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
@@ -52,6 +53,33 @@ impl Lock {
     pub(super) fn remove(&self, path: &Path) -> Result<()> {
         absent_is_none(fs::remove_file(path)).map(|_| ()).map_err(failed("remove", path))
     }
+}
+
+/// What tells one content of a file from another without reading it. Files are replaced as a whole, so that a new content has a new
+/// inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file at `path`, if there is one.
+    pub fn of(path: &Path) -> Result<Option<Self>> {
+        let metadata = absent_is_none(fs::metadata(path)).map_err(failed("read", path))?;
+        Ok(metadata.map(|m| Self { inode: m.ino(), length: m.len(), modified: (m.mtime(), m.mtime_nsec()) }))
+    }
+}
+
+/// The names, without their ending, of all files in the directory at `path`; none if there is no directory.
+pub(super) fn names(path: &Path) -> Result<Vec<String>> {
+    let Some(entries) = absent_is_none(fs::read_dir(path)).map_err(failed("list", path))? else {
+        return Ok(Vec::new());
+    };
+    let name = |entry: fs::DirEntry| Some(entry.path().file_stem()?.to_str()?.to_owned());
+    let names: std::io::Result<Vec<_>> = entries.map(|entry| entry.map(name)).collect();
+    Ok(names.map_err(failed("list", path))?.into_iter().flatten().collect())
 }
 
 /// The value that the file at `path` holds, if there is one.

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use setpoint_schema::id::{BootNonce, SandboxId, TreeDigest};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime::ProcessSet;
 use tokio::time::Instant;
 
 use super::clock::after;
+use super::files::Stamp;
 use super::script::{Fate, Operation, Phase, Script};
 use super::world::{Disk, End, File, Vm};
 use super::{ANSWER_TIMEOUT, Sim, web};
@@ -65,11 +66,21 @@ pub(super) struct SimGuest {
     sim: Arc<Sim>,
     sandbox: SandboxId,
     nonce: BootNonce,
+    calm: Mutex<Option<Calm>>,
+}
+
+/// What the last status followed from: as long as that stands, so does the status, and nothing has to be read for it.
+#[derive(Clone)]
+struct Calm {
+    disk: DiskId,
+    stamps: (Stamp, Stamp),
+    /// When something changes by itself.
+    until: Option<Timestamp>,
 }
 
 impl SimGuest {
     pub(super) fn new(sim: Arc<Sim>, sandbox: SandboxId, nonce: BootNonce) -> Self {
-        Self { sim, sandbox, nonce }
+        Self { sim, sandbox, nonce, calm: Mutex::default() }
     }
 
     /// The microVM as soon as its agent answers, which one that boots or has fallen silent may not do in time.
@@ -134,6 +145,39 @@ impl SimGuest {
         Ok(GuestStatus { nonce, tree, processes: Some(processes.set.digest()), build, web, workers, disk })
     }
 
+    /// Whether what `calm` says still stands.
+    fn is_calm(&self, calm: &Calm) -> bool {
+        let in_time = calm.until.is_none_or(|until| self.sim.world.now() < until);
+        in_time && matches!(self.sim.world.stamps(&self.sandbox, &calm.disk), Ok(Some(stamps)) if stamps == calm.stamps)
+    }
+
+    /// Waits while nothing happens; whether nothing has happened until the deadline.
+    async fn is_calm_until(&self, deadline: Instant) -> Result<bool> {
+        let script = self.sim.script.current()?;
+        let is_scripted = script.may_fail(Operation::Status, self.sandbox.as_str())
+            || !script.latency(Operation::Status, self.sandbox.as_str()).is_zero();
+        let Some(calm) = self.calm().clone().filter(|_| !is_scripted) else { return Ok(false) };
+        let now = self.sim.world.now();
+        let until = calm.until.map(|at| Instant::now() + super::clock::until(at, now));
+        let end = until.map_or(deadline, |until| until.min(deadline));
+        self.sim.world.stirred(&self.sandbox, end, || self.is_calm(&calm)).await;
+        Ok(Instant::now() >= deadline && self.is_calm(&calm))
+    }
+
+    /// The status, and what it follows from.
+    fn look(&self, vm: &Vm, now: Timestamp) -> Result<GuestStatus> {
+        // The stamps first: what is replaced between the two is another content the next time.
+        let disk = vm.machine.disk.clone();
+        let stamps = self.sim.world.stamps(&self.sandbox, &disk)?;
+        let status = self.status_of(vm, now)?;
+        *self.calm() = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now) });
+        Ok(status)
+    }
+
+    fn calm(&self) -> MutexGuard<'_, Option<Calm>> {
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn error(&self, problem: impl Into<String>) -> VmmError {
         VmmError::Guest { sandbox: self.sandbox.clone(), problem: problem.into() }
     }
@@ -151,10 +195,14 @@ impl Guest for SimGuest {
 
     async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<GuestStatus> {
         let deadline = Instant::now() + wait.as_duration();
+        if self.is_calm_until(deadline).await? {
+            return Ok(known.clone());
+        }
         let changed = |vm: Option<&Vm>, now| {
+            *self.calm() = None;
             let vm = self.alive(vm, now)?;
             // A silent agent does not tell of changes.
-            let status = if vm.answers(now) { Some(self.status_of(vm, now)?) } else { None };
+            let status = if vm.answers(now) { Some(self.look(vm, now)?) } else { None };
             Ok(status.filter(|status| status != known))
         };
         match self.sim.world.watch(&self.sandbox, Some(deadline), changed).await? {

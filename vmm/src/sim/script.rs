@@ -35,7 +35,6 @@
 //! build_fails = "exit code 2: no such file"
 //! ```
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,7 +44,7 @@ use setpoint_schema::id::sha256_hex;
 use setpoint_schema::observed::ExitReason;
 use setpoint_schema::quantity::Span;
 
-use super::files::{absent_is_none, failed};
+use super::files::{Stamp, absent_is_none, failed};
 use super::sim_error;
 use crate::driver::Result;
 
@@ -271,15 +270,6 @@ pub(super) struct ScriptFile {
     cached: Mutex<(Option<Stamp>, Arc<Script>)>,
 }
 
-/// What tells one content of the file from another without reading it. The script is replaced as a whole, so that a new
-/// content has a new inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-}
-
 impl ScriptFile {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, cached: Mutex::default() }
@@ -287,11 +277,7 @@ impl ScriptFile {
 
     /// The script now; the empty one if there is no file.
     pub(super) fn current(&self) -> Result<Arc<Script>> {
-        let stamp = absent_is_none(std::fs::metadata(&self.path)).map_err(failed("read", &self.path))?.map(|m| Stamp {
-            inode: m.ino(),
-            length: m.len(),
-            modified: (m.mtime(), m.mtime_nsec()),
-        });
+        let stamp = Stamp::of(&self.path)?;
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if cached.0 != stamp {
             let text = absent_is_none(std::fs::read_to_string(&self.path)).map_err(failed("read", &self.path))?;

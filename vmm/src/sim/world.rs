@@ -10,9 +10,9 @@
 //! Files are replaced atomically under one lock, so several processes can work on a world. What a microVM is doing follows
 //! from its file and the time alone. Drivers and tests open the same [`World`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use setpoint_schema::quantity::{ByteSize, Span};
 use tokio::time::Instant;
 
 use super::clock::{Clock, WallClock, after, until};
-use super::files::{self, Lock, absent_is_none, failed};
+use super::files::{self, Lock, Stamp, absent_is_none, failed};
 use super::script::{self, Phase, Script};
 use super::wakes::Wakes;
 use super::{REREAD_AFTER, sim_error};
@@ -120,7 +120,7 @@ impl Vm {
     }
 
     /// When, after `now`, something about it changes by itself.
-    fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
         let end = self.end.as_ref().map(|end| end.at);
         let processes = self.processes.iter().flat_map(Processes::changes);
         [Some(self.agent_at), self.silent_from, end].into_iter().flatten().chain(processes).filter(|at| *at > now).min()
@@ -133,6 +133,31 @@ pub struct World {
     dir: PathBuf,
     clock: Arc<dyn Clock>,
     wakes: Arc<Wakes>,
+    seen: Arc<Seen>,
+}
+
+/// What was found out about each microVM, and of which content of its file, so that asking again reads nothing.
+type Seen = Mutex<HashMap<SandboxId, (Stamp, Boot)>>;
+
+/// What a driver tells of one boot.
+#[derive(Debug, Clone)]
+struct Boot {
+    nonce: BootNonce,
+    since: Timestamp,
+    end: Option<End>,
+}
+
+impl Boot {
+    fn of(vm: Vm) -> Self {
+        Self { nonce: vm.machine.nonce, since: vm.booted_at, end: vm.end }
+    }
+
+    fn state(self, now: Timestamp) -> VmState {
+        match self.end.filter(|end| end.at <= now) {
+            Some(End { at: _, reason }) => VmState::Exited { reason },
+            None => VmState::Running { nonce: self.nonce, since: self.since },
+        }
+    }
 }
 
 /// Looking at the world, and tampering with it.
@@ -144,7 +169,7 @@ impl World {
     }
 
     pub(super) fn with_clock(dir: PathBuf, clock: Arc<dyn Clock>) -> Self {
-        Self { dir, clock, wakes: Arc::default() }
+        Self { dir, clock, wakes: Arc::default(), seen: Arc::default() }
     }
 
     /// The driver's directory, which holds the world and the script.
@@ -239,11 +264,45 @@ impl World {
 /// What the driver does.
 impl World {
     pub(super) fn state(&self, sandbox: &SandboxId) -> Result<VmState> {
-        let Some(vm) = self.vm(sandbox)? else { return Ok(VmState::Absent) };
-        Ok(match vm.ended(self.now()) {
-            Some(reason) => VmState::Exited { reason: reason.clone() },
-            None => VmState::Running { nonce: vm.machine.nonce, since: vm.booted_at },
-        })
+        // The stamp first: a content that is replaced between the two is read anew the next time.
+        let stamp = Stamp::of(&self.vm_path(sandbox))?;
+        let known = self.seen().get(sandbox).filter(|(seen, _)| Some(*seen) == stamp).map(|(_, boot)| boot.clone());
+        if let Some(boot) = known {
+            return Ok(boot.state(self.now()));
+        }
+        let (Some(stamp), Some(vm)) = (stamp, self.vm(sandbox)?) else {
+            self.seen().remove(sandbox);
+            return Ok(VmState::Absent);
+        };
+        let boot = Boot::of(vm);
+        self.seen().insert(sandbox.clone(), (stamp, boot.clone()));
+        Ok(boot.state(self.now()))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<SandboxId, (Stamp, Boot)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The microVMs that are not among `known`.
+    pub(super) fn vms_beyond(&self, known: &BTreeSet<SandboxId>) -> Result<Vec<Vm>> {
+        let names = files::names(&self.vms_dir())?.into_iter().map(SandboxId);
+        names.filter(|id| !known.contains(id)).filter_map(|id| self.vm(&id).transpose()).collect()
+    }
+
+    /// What tells whether a microVM or its disk is other than before.
+    pub(super) fn stamps(&self, sandbox: &SandboxId, disk: &DiskId) -> Result<Option<(Stamp, Stamp)>> {
+        let vm = Stamp::of(&self.vm_path(sandbox))?;
+        Ok(vm.zip(Stamp::of(&self.disk_path(disk))?))
+    }
+
+    /// Resolves after a change of the microVM, or when `deadline` is over.
+    pub(super) async fn stirred(&self, sandbox: &SandboxId, deadline: Instant, calm: impl FnOnce() -> bool) {
+        // Subscribing comes before looking, so that no change falls between the two.
+        let mut changes = self.wakes.subscribe(sandbox, &self.vms_dir());
+        if calm() {
+            // Either way it is time to look again.
+            drop(tokio::time::timeout_at(deadline, changes.changed()).await);
+        }
     }
 
     /// Starts a boot, unless it runs already.
