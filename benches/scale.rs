@@ -1,0 +1,161 @@
+//! A daemon at scale, with scripted microVMs: `cargo bench --bench scale`.
+//!
+//! First, from a commit that declares many new apps to all of them ready, twenty at a time, each booting for 50 ms. The floor is
+//! the schedule itself: what the boots alone take if each begins as soon as one before it ends. Then a daemon that has ten
+//! thousand apps and nothing to do: what it keeps in memory, what it uses of a processor, and how fast its API is, beside an
+//! axum handler that does nothing but return the same bytes.
+
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be made ends there")]
+
+#[path = "support/figures.rs"]
+mod figures;
+#[path = "../tests/support/host.rs"]
+mod host;
+#[path = "scale/polls.rs"]
+mod polls;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use figures::{Millis, Table, processor_time, ratio};
+use host::Host;
+
+/// As in the measurement that Flux publishes: how many apps, and what it says of their time and of its memory.
+const COMMITS: [(usize, &str); 3] = [(100, "26 s"), (500, "2 m 0 s"), (1000, "4 m 13 s")];
+const CONCURRENCY: u32 = 20;
+const BOOT: Duration = Duration::from_millis(50);
+const MANY: usize = 10_000;
+/// How long a daemon with nothing to do is watched: processor time is counted in hundredths of a second.
+const IDLE: Duration = Duration::from_secs(60);
+/// A quiet guest is asked less and less often; by now, as seldom as it will be.
+const SETTLE: Duration = Duration::from_secs(45);
+
+fn main() {
+    let only = std::env::var("SCALE").unwrap_or_default();
+    if only != "idle" {
+        commits();
+    }
+    if only != "commits" {
+        many();
+    }
+}
+
+fn commits() {
+    let title = format!("A commit of new apps → all ready, {CONCURRENCY} at a time, boots of 50 ms");
+    let columns = ["new apps", "time", "floor", "ratio", "processor time", "peak memory", "Flux 2.9, published"];
+    let mut table = Table::new("scale-commits", title, &columns);
+    for (apps, flux) in COMMITS {
+        let mut host = host_with("50ms", CONCURRENCY);
+        host.start();
+        let pid = daemon_of(&host);
+        let used = processor_time(pid);
+        let began = Instant::now();
+        declare(&host, apps);
+        wait_ready(&host, apps);
+        let took = began.elapsed();
+        let floor = BOOT * u32::try_from(apps).unwrap().div_ceil(CONCURRENCY);
+        let processor = processor_time(pid) - used;
+        let flux = format!("{flux}, 134 to 223 MiB");
+        let times = format!("{:.2}", ratio(took, floor));
+        let peak = format!("{} MiB", memory(pid, "VmHWM") >> 10);
+        table.row(&[&apps, &Millis(took), &Millis(floor), &times, &Millis(processor), &peak, &flux]);
+    }
+    table.print();
+}
+
+fn many() {
+    let mut host = host_with("0ms", 64);
+    host.start();
+    let began = Instant::now();
+    declare(&host, MANY);
+    wait_ready(&host, MANY);
+    println!("{MANY} apps ready after {}", Millis(began.elapsed()));
+    let busy = memory(daemon_of(&host), "VmHWM") >> 10;
+    // What a daemon keeps is asked of one that has not made the apps itself.
+    host.stop_daemon();
+    let began = Instant::now();
+    host.start();
+    wait_ready(&host, MANY);
+    let restart = began.elapsed();
+    std::thread::sleep(SETTLE);
+    let pid = daemon_of(&host);
+    let used = processor_time(pid);
+    std::thread::sleep(IDLE);
+    let idle = ratio(processor_time(pid) - used, IDLE) * 100.0;
+    let mut table = Table::new("scale-daemon", format!("A daemon with {MANY} apps"), &["", "figure", "bound"]);
+    table.row(&[&"resident memory", &format!("{} MiB", memory(pid, "VmRSS") >> 10), &"200 MiB"]);
+    table.row(&[&"peak memory of the daemon that made them", &format!("{busy} MiB"), &""]);
+    table.row(&[&"processor with nothing to do", &format!("{idle:.2} % of a core"), &"1 %"]);
+    table.row(&[&"start → all known to be ready", &Millis(restart), &""]);
+    table.print();
+    polls::measure(host.api_address());
+}
+
+/// A host of scripted microVMs with room for all, on an empty repository.
+fn host_with(boot: &str, concurrency: u32) -> Host {
+    let host = Host::sim();
+    let limits = "[limits]\nmemory = \"64Ti\"\nvcpus = 1000000\ndisk = \"4096Ti\"\nsandboxes = 1000000\n";
+    host.configure(&format!("[converge]\nconcurrency = {concurrency}\n\n{limits}"));
+    host.world().set_script(&format!("[latency]\nboot = \"{boot}\"\n")).unwrap();
+    host.write("setpoint.toml", "[policies]\nallow_empty = true\n");
+    host.commit("begin");
+    host
+}
+
+/// Commits this many new apps.
+fn declare(host: &Host, apps: usize) {
+    let from = host.git(&["rev-parse", "HEAD"]);
+    let mut stream = String::from("commit refs/heads/main\ncommitter Ada <ada@example.org> 1700000000 +0000\n");
+    write!(stream, "{}from {from}\n", data("declare")).unwrap();
+    for n in 0..apps {
+        let folder = format!("apps/team-{}/app-{n}", n / 100);
+        for (name, text) in
+            [("app.yaml", app(n)), ("sandbox.yaml", SANDBOX.to_owned()), ("index.html", format!("<h1>app {n}</h1>\n"))]
+        {
+            write!(stream, "M 644 inline {folder}/{name}\n{}", data(&text)).unwrap();
+        }
+    }
+    host.git_feed(&["fast-import", "--quiet", "--force"], stream.as_bytes());
+}
+
+fn app(n: usize) -> String {
+    format!(
+        "apiVersion: setpoint/v1\nkind: App\nmetadata:\n  name: app-{n}\n  labels: {{tier: web, shard: \"{}\"}}\nspec:\n  \
+         resources: {{vcpus: 1, memory: 128Mi, disk: 64Mi}}\n  env:\n    GREETING: hello from {n}\n    LOG_LEVEL: info\n",
+        n % 16
+    )
+}
+
+const SANDBOX: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\n  health_path: /\n";
+
+fn data(text: &str) -> String {
+    format!("data {}\n{text}\n", text.len())
+}
+
+/// Waits until this many apps are ready, however long it takes.
+fn wait_ready(host: &Host, apps: usize) {
+    loop {
+        let ready = host.api_answer("/v1/status").and_then(|answer| {
+            let status: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+            status["apps"]["ready"].as_u64()
+        });
+        if ready == Some(apps as u64) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn daemon_of(host: &Host) -> u32 {
+    let text = fs::read(host.state().join("daemon.json")).unwrap();
+    let running: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    u32::try_from(running["pid"].as_u64().unwrap()).unwrap()
+}
+
+/// A figure of a process's memory, in KiB.
+fn memory(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
