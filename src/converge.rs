@@ -27,7 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, Hold, Plan, PlanId, Step};
-use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_plan::planner::{Entropy, Inputs, Planner};
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
@@ -90,6 +90,7 @@ pub struct Reconciler {
     followed: watch::Receiver<Arc<Followed>>,
     passes: watch::Sender<Option<Arc<Pass>>>,
     jobs: Jobs,
+    planner: Planner,
     parent: Option<PlanId>,
     ready: Ready,
     undeclared: Undeclared,
@@ -148,6 +149,7 @@ impl Reconciler {
             pace,
             followed,
             passes: watch::Sender::new(None),
+            planner: Planner::new(),
             parent: None,
             ready: Ready::default(),
             undeclared: Undeclared::default(),
@@ -219,9 +221,10 @@ impl Reconciler {
         Ok(deadline)
     }
 
-    fn plan(&self, desired: &Desired, now: Timestamp) -> Plan {
+    fn plan(&mut self, desired: &Desired, now: Timestamp) -> Plan {
         let entropy = Entropy(ulid::Ulid::generate().to_bytes());
-        plan(&Inputs { desired, observed: self.world.observed(), parent: self.parent.as_ref(), now, entropy })
+        let (observed, parent) = (self.world.observed(), self.parent.as_ref());
+        self.planner.plan(&Inputs { desired, observed, parent, now, entropy })
     }
 
     /// The actions that nothing is in the way of, whose app is not busy, and about whose sandboxes the driver has answered.

@@ -23,7 +23,8 @@ pub const FORMAT_VERSION: &str = "1.0";
 #[must_use]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The plan's identity: the hash of everything else in it.
+    /// The plan's identity: a hash of where it leads, from what, with which entropy for ids, and of what it does to whom. The
+    /// rest follows from these.
     pub id: PlanId,
     /// The plan that was current when this one was made.
     pub parent: Option<PlanId>,

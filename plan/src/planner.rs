@@ -1,7 +1,8 @@
 //! Makes plans: compares what is declared with what was observed, app by app, then lets the apps wait for each other.
 //!
 //! Each app is decided by itself first (`app`, `prune`). Then come the rules between apps: dependencies and backoff
-//! (`gate`), the host's limits (`capacity`), removals last (`prune`), and the order (`order`).
+//! (`gate`), the host's limits (`capacity`), removals last (`prune`), and the order (`order`). From one plan to the next, what did
+//! not change is not looked at again (`memo`, `index`).
 
 mod app;
 mod boot;
@@ -9,9 +10,13 @@ mod capacity;
 mod disks;
 mod gate;
 mod guest;
+mod index;
+mod memo;
 mod mint;
 mod order;
 mod prune;
+mod renames;
+mod tally;
 mod world;
 
 use std::collections::BTreeMap;
@@ -24,6 +29,7 @@ use setpoint_schema::observed::Observed;
 use crate::desired::Desired;
 use crate::model::{Action, ActionKind, Held, Hold, Plan, PlanId};
 
+use memo::Memo;
 pub use mint::Entropy;
 use world::World;
 
@@ -53,50 +59,89 @@ enum Verdict {
     Unchanged,
 }
 
-/// Every app's verdict. Undeclared apps that exist are among them.
+/// The verdict on every app that is not as declared. Undeclared apps that exist are among them.
 type Verdicts<'a> = BTreeMap<&'a AppKey, Verdict>;
 
 /// Makes the plan that leads from what was observed to what is desired.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
-    let world = World::new(*inputs);
-    let ranks = order::ranks(&world);
-    let mut verdicts = decide(&world);
-    gate::apply(&world, &ranks, &mut verdicts);
-    capacity::apply(&world, &ranks, &mut verdicts);
-    prune::wait_for_the_rest(&world, &ranks, &mut verdicts);
-    disks::apply(&world, &mut verdicts);
-    seal(inputs, &ranks, verdicts)
+    Planner::new().plan(inputs)
 }
 
-fn decide<'a>(world: &World<'a>) -> Verdicts<'a> {
-    let declared = world.desired.apps.iter().map(|(key, app)| (key, app::decide(world, key, app)));
-    let undeclared = world.undeclared().map(|key| (key, prune::decide(world, key)));
-    declared.chain(undeclared).collect()
+/// Makes one plan after the other, each the same as [`plan`] would, and keeps from each what need not be found out again for the
+/// next.
+#[derive(Debug, Default)]
+pub struct Planner {
+    memo: Option<Memo>,
 }
 
-/// Puts the actions in order and names the plan by its content.
-fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>) -> Plan {
-    let (mut actions, mut held, mut unchanged): (Vec<Arc<Action>>, _, Vec<_>) = (Vec::new(), Vec::new(), Vec::new());
+impl Planner {
+    /// A planner that has made no plan yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the plan that leads from what was observed to what is desired.
+    pub fn plan(&mut self, inputs: &Inputs<'_>) -> Plan {
+        let (mut memo, to_decide) = Memo::after(self.memo.take(), inputs);
+        let world = World::new(*inputs, &memo.index);
+        let mut verdicts = Verdicts::new();
+        let mut unchanged = Vec::new();
+        for key in &to_decide {
+            match decide(&world, key) {
+                Some(Verdict::Unchanged) => unchanged.push(key),
+                Some(verdict @ (Verdict::Act(_) | Verdict::Hold(_))) => drop(verdicts.insert(key, verdict)),
+                None => {}
+            }
+        }
+        memo.verdicts.settle(&to_decide, &unchanged, |key| verdicts.contains_key(key));
+        let dependents = prune::dependents(&world, &verdicts);
+        let apps = verdicts.keys().chain(dependents.values().flatten()).copied();
+        let ranks = order::Ranks::of_all(&world, apps);
+        gate::apply(&world, &ranks, &mut verdicts);
+        capacity::apply(&world, &ranks, &mut verdicts);
+        prune::wait_for_the_rest(&world, &ranks, &dependents, &mut verdicts);
+        disks::apply(&world, &mut verdicts);
+        let plan = seal(inputs, &ranks, verdicts, &memo);
+        self.memo = Some(memo);
+        plan
+    }
+}
+
+/// What is to be done about an app by itself; nothing can be said of one that is neither declared nor exists.
+fn decide(world: &World<'_>, key: &AppKey) -> Option<Verdict> {
+    match world.desired.apps.get(key) {
+        Some(app) => Some(app::decide(world, key, app)),
+        None => world.is_known(key).then(|| prune::decide(world, key)),
+    }
+}
+
+/// Puts the actions in order and names the plan.
+fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, memo: &Memo) -> Plan {
+    let (mut actions, mut held) = (Vec::new(), Vec::new());
+    let mut unchanged = memo.verdicts.unchanged.clone();
     for (key, verdict) in verdicts {
+        // An old disk can be due of an app that is as declared.
+        if unchanged.contains(key) {
+            unchanged.remove(key);
+        }
         match verdict {
             Verdict::Act(action) => actions.push(Arc::from(action)),
             Verdict::Hold(reason) => held.push(Held { app: key.clone(), reason }),
-            // An undeclared app is never unchanged: there would be nothing to say of it.
-            Verdict::Unchanged => unchanged.push(key.clone()),
+            Verdict::Unchanged => {}
         }
     }
-    actions.sort_by_cached_key(|action| place(ranks, action));
-    let observation = mint::digest_of_observation(inputs.observed);
+    actions.sort_by_cached_key(|action: &Arc<Action>| place(ranks, action));
     let mut plan = Plan {
         id: PlanId(String::new()),
         parent: inputs.parent.cloned(),
         revision: inputs.desired.revision.clone(),
-        observation,
+        observation: memo.observation.clone(),
         actions,
         held,
-        unchanged: unchanged.into_iter().collect(),
+        unchanged,
     };
-    plan.id = PlanId(mint::digest(&plan).0);
+    plan.id = mint::name(&plan, inputs.entropy);
     plan
 }
 

@@ -155,8 +155,9 @@ impl<'a> Case<'a> {
     /// The case of an app that has a sandbox.
     fn new(world: &'a World<'a>, key: &AppKey, app: &'a DesiredApp) -> Option<Self> {
         let sandboxes = world.sandboxes(key);
-        let kept = sandboxes.iter().copied().max_by_key(|sandbox| worth(world, sandbox, &app.spec))?;
-        let leftovers = sandboxes.iter().copied().filter(|sandbox| sandbox.record.id != kept.record.id).collect();
+        let kept = sandboxes.iter().map(|sandbox| &**sandbox).max_by_key(|sandbox| worth(world, sandbox, &app.spec))?;
+        let leftovers =
+            sandboxes.iter().map(|sandbox| &**sandbox).filter(|sandbox| sandbox.record.id != kept.record.id).collect();
         let mut changes = kept.record.applied.as_ref().map(|a| a.spec.diff(&app.spec)).unwrap_or_default();
         if kept.record.uid != app.metadata.uid {
             changes.push(FieldChange {
@@ -225,7 +226,7 @@ impl<'a> Case<'a> {
 
     /// The removal of what an unfinished pass left behind; disks that the kept sandbox uses stay.
     pub fn clear_leftovers(&self) -> Vec<Step> {
-        prune::clear(self.world, self.key(), &self.leftovers)
+        prune::clear(self.world, self.key(), self.leftovers.iter().copied())
     }
 
     /// Writes the app's present name into the inventory.

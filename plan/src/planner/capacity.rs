@@ -3,7 +3,7 @@
 use std::fmt;
 
 use setpoint_schema::id::{DiskId, SandboxId};
-use setpoint_schema::observed::{Limits, Machine, VmState};
+use setpoint_schema::observed::{DiskRecord, Limits, Machine, Observed, ObservedSandbox, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use super::order::Ranks;
@@ -13,7 +13,7 @@ use crate::model::{Action, Block, Step};
 
 /// An amount of everything that is limited.
 #[derive(Debug, Clone, Copy, Default)]
-struct Amount {
+pub(super) struct Amount {
     memory: ByteSize,
     vcpus: u32,
     disk: ByteSize,
@@ -57,7 +57,7 @@ enum Claim {
 /// Gives the room there is to the actions that may begin, in order, and blocks those that do not fit.
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
     let limits = world.observed.limits;
-    let mut used = in_use(world);
+    let mut used = world.in_use();
     let mut actions: Vec<_> = verdicts
         .values_mut()
         .filter_map(|verdict| match verdict {
@@ -82,15 +82,72 @@ fn claim(world: &World<'_>, action: &Action) -> Claim {
     if world.sandboxes(&action.app).is_empty() { Claim::New } else { Claim::Established }
 }
 
-/// What runs, and what exists.
-fn in_use(world: &World<'_>) -> Amount {
-    let observed = world.observed;
-    let running = observed.sandboxes.values().filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
-    let machines = running.map(|sandbox| &sandbox.record.machine).chain(&observed.unrecorded);
-    let disks = observed.disks.values().fold(ByteSize::default(), |sum, disk| sum.saturating_add(disk.size));
-    let count = observed.sandboxes.len().saturating_add(observed.unrecorded.len());
-    let exists = Amount { disk: disks, sandboxes: u32::try_from(count).unwrap_or(u32::MAX), ..Amount::default() };
-    machines.map(Amount::of).fold(exists, Amount::plus)
+/// What runs, and what exists, in sums that nothing overflows, so that what is added can be taken away again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct InUse {
+    memory: u128,
+    vcpus: u64,
+    disk: u128,
+    sandboxes: usize,
+}
+
+impl InUse {
+    pub fn of(observed: &Observed) -> Self {
+        let mut sum = Self::default();
+        for sandbox in observed.sandboxes.values() {
+            sum.add(sandbox);
+        }
+        for machine in &observed.unrecorded {
+            sum.sandboxes += 1;
+            sum.add_machine(machine);
+        }
+        for disk in observed.disks.values() {
+            sum.change_disk(None, Some(disk));
+        }
+        sum
+    }
+
+    pub fn add(&mut self, sandbox: &ObservedSandbox) {
+        self.sandboxes += 1;
+        match &sandbox.vm {
+            VmState::Running { .. } => self.add_machine(&sandbox.record.machine),
+            VmState::Absent | VmState::Exited { .. } => {}
+        }
+    }
+
+    /// Takes away a sandbox that was added as it is here.
+    pub fn remove(&mut self, sandbox: &ObservedSandbox) {
+        self.sandboxes -= 1;
+        match &sandbox.vm {
+            VmState::Running { .. } => {
+                let amount = Amount::of(&sandbox.record.machine);
+                self.memory -= u128::from(amount.memory.as_bytes());
+                self.vcpus -= u64::from(amount.vcpus);
+            }
+            VmState::Absent | VmState::Exited { .. } => {}
+        }
+    }
+
+    pub fn change_disk(&mut self, before: Option<&DiskRecord>, after: Option<&DiskRecord>) {
+        let size = |disk: Option<&DiskRecord>| disk.map_or(0, |disk| u128::from(disk.size.as_bytes()));
+        self.disk = self.disk + size(after) - size(before);
+    }
+
+    pub fn amount(&self) -> Amount {
+        let bytes = |sum: u128| ByteSize::bytes(u64::try_from(sum).unwrap_or(u64::MAX));
+        Amount {
+            memory: bytes(self.memory),
+            vcpus: u32::try_from(self.vcpus).unwrap_or(u32::MAX),
+            disk: bytes(self.disk),
+            sandboxes: u32::try_from(self.sandboxes).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn add_machine(&mut self, machine: &Machine) {
+        let amount = Amount::of(machine);
+        self.memory += u128::from(amount.memory.as_bytes());
+        self.vcpus += u64::from(amount.vcpus);
+    }
 }
 
 /// What an action takes beyond what its app has. What it gives back counts once it is observed, not before.

@@ -1,5 +1,7 @@
 //! Data disks that no sandbox uses: kept until their retention is over.
 
+use std::sync::Arc;
+
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{DiskRecord, DiskState};
@@ -27,7 +29,7 @@ pub(super) fn apply<'a>(world: &World<'a>, verdicts: &mut Verdicts<'a>) {
     }
 }
 
-fn expire(world: &World<'_>, key: &AppKey, disks: &[&DiskRecord]) -> Option<Action> {
+fn expire(world: &World<'_>, key: &AppKey, disks: &[Arc<DiskRecord>]) -> Option<Action> {
     // The disk that a declared app will start from again waits for it, however long that is blocked.
     let awaited = world.desired.apps.contains_key(key) && world.sandboxes(key).is_empty();
     let returning = world.returning_disk(key).filter(|_| awaited).map(|disk| &disk.id);

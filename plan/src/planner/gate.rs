@@ -1,7 +1,7 @@
 //! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the flap breaker, maintenance
 //! windows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
@@ -16,12 +16,7 @@ use crate::model::{Action, ActionKind, Block, Hold, Reason};
 
 /// Blocks what has to wait.
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
-    let unready: BTreeMap<AppKey, String> = world
-        .desired
-        .apps
-        .keys()
-        .filter_map(|key| Some((key.clone(), unready(world, key, verdicts.get(key)?)?)))
-        .collect();
+    let unready = unready_dependencies(world, verdicts);
     for (key, verdict) in verdicts.iter_mut() {
         let Verdict::Act(action) = verdict else { continue };
         action.blocked.extend(backoff(world, key));
@@ -33,6 +28,14 @@ pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdict
     }
 }
 
+/// Which declared apps others wait for here, and why they cannot be built on yet.
+fn unready_dependencies<'a>(world: &World<'a>, verdicts: &Verdicts<'a>) -> BTreeMap<&'a AppKey, String> {
+    let dependencies = |key: &AppKey| world.desired.apps.get(key).into_iter().flat_map(|app| &app.spec.app.depends_on);
+    let needed: BTreeSet<_> = verdicts.keys().flat_map(|key| dependencies(key)).collect();
+    let verdict = |key: &AppKey| verdicts.get(key).unwrap_or(&Verdict::Unchanged);
+    needed.into_iter().filter_map(|key| Some((key, unready(world, key, verdict(key))?))).collect()
+}
+
 /// Whether the action starts or disturbs the app, and so waits for what the app depends on.
 fn disturbs(kind: ActionKind) -> bool {
     match kind {
@@ -42,7 +45,7 @@ fn disturbs(kind: ActionKind) -> bool {
     }
 }
 
-fn dependencies(world: &World<'_>, ranks: &Ranks<'_>, key: &AppKey, unready: &BTreeMap<AppKey, String>) -> Vec<Block> {
+fn dependencies(world: &World<'_>, ranks: &Ranks<'_>, key: &AppKey, unready: &BTreeMap<&AppKey, String>) -> Vec<Block> {
     let depends_on = world.desired.apps.get(key).into_iter().flat_map(|app| &app.spec.app.depends_on);
     let waits = depends_on.filter(|dependency| *dependency != key && ranks.waits(key, dependency));
     let blocks = waits.filter_map(|dependency| {

@@ -1,55 +1,122 @@
 //! The order of apps: what others depend on comes first, then by key. Total for any input, circles included.
+//!
+//! Where two apps stand to each other is up to them and to what they depend on, directly or not, and to no other app. So only
+//! the apps that something is done about are put in order, with what they depend on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use setpoint_schema::name::AppKey;
 
 use super::world::World;
 
-/// Every app's place. An app that is not known comes behind all others.
-pub(super) struct Ranks<'a>(BTreeMap<&'a AppKey, usize>);
+/// The place of every app that something is done about. An app that is not known comes behind all others.
+pub(super) struct Ranks<'a> {
+    /// In key order.
+    apps: Vec<&'a AppKey>,
+    /// Each one's place.
+    places: Vec<usize>,
+}
 
-impl Ranks<'_> {
+impl<'a> Ranks<'a> {
+    /// Ranks these apps and all that they depend on.
+    pub fn of_all(world: &World<'a>, apps: impl Iterator<Item = &'a AppKey>) -> Self {
+        let (apps, dependencies) = closure(world, apps);
+        let places = kahn(&dependencies);
+        Self { apps, places }
+    }
+
     pub fn of(&self, app: &AppKey) -> usize {
-        self.0.get(app).copied().unwrap_or(usize::MAX)
+        self.apps.binary_search(&app).map_or(usize::MAX, |index| self.places[index])
     }
 
     /// Whether `app` waits for `dependency`. In a circle, which declarations refuse but an older spec may still close, one
     /// app has to begin: it does not wait for those behind it.
     pub fn waits(&self, app: &AppKey, dependency: &AppKey) -> bool {
-        !self.0.contains_key(dependency) || self.of(dependency) < self.of(app)
+        let place = self.of(dependency);
+        place == usize::MAX || place < self.of(app)
     }
 }
 
-/// Kahn's algorithm with the smallest key first; in a circle the smallest key begins.
-pub(super) fn ranks<'a>(world: &World<'a>) -> Ranks<'a> {
-    let nodes: BTreeSet<&AppKey> = world.desired.apps.keys().chain(world.undeclared()).collect();
-    let mut waiting: BTreeMap<&AppKey, usize> = BTreeMap::new();
-    let mut dependents: BTreeMap<&AppKey, Vec<&AppKey>> = BTreeMap::new();
-    for &app in &nodes {
-        let known = world.last_spec(app).into_iter().flat_map(|spec| &spec.app.depends_on);
-        let known =
-            known.filter_map(|dependency| nodes.get(&dependency).copied()).filter(|dependency| *dependency != app);
-        let mut count = 0;
-        for dependency in known {
-            dependents.entry(dependency).or_default().push(app);
-            count += 1;
-        }
-        waiting.insert(app, count);
+/// The apps with all that they depend on, in key order, and the numbers of each one's dependencies.
+fn closure<'a>(world: &World<'a>, apps: impl Iterator<Item = &'a AppKey>) -> (Vec<&'a AppKey>, Vec<Vec<usize>>) {
+    let mut ahead: Vec<_> = apps.filter(|app| world.is_known(app)).collect();
+    let mut known: BTreeSet<_> = ahead.iter().copied().collect();
+    while let Some(app) = ahead.pop() {
+        ahead.extend(known_dependencies(world, app).filter(|dependency| known.insert(dependency)));
     }
-    let mut ready: BTreeSet<&AppKey> = waiting.iter().filter(|(_, count)| **count == 0).map(|(app, _)| *app).collect();
-    let mut ranks = BTreeMap::new();
-    while let Some(app) = ready.pop_first().or_else(|| waiting.keys().next().copied()) {
-        waiting.remove(app);
-        ranks.insert(app, ranks.len());
-        for dependent in dependents.get(app).into_iter().flatten() {
-            if let Some(count) = waiting.get_mut(dependent) {
-                *count -= 1;
-                if *count == 0 {
-                    ready.insert(dependent);
-                }
+    let apps: Vec<_> = known.into_iter().collect();
+    let number = |app: &AppKey| apps.binary_search(&app).ok();
+    let numbers = |app: &&AppKey| known_dependencies(world, app).filter_map(number).collect();
+    let dependencies = apps.iter().map(numbers).collect();
+    (apps, dependencies)
+}
+
+fn known_dependencies<'a>(world: &World<'a>, app: &AppKey) -> impl Iterator<Item = &'a AppKey> {
+    let all = world.last_spec(app).into_iter().flat_map(|spec| &spec.app.depends_on);
+    let others = all.filter(move |dependency| *dependency != app);
+    others.filter(|dependency| world.is_known(dependency)).collect::<Vec<_>>().into_iter()
+}
+
+/// Kahn's algorithm with the smallest number first; in a circle the smallest number begins.
+fn kahn(dependencies: &[Vec<usize>]) -> Vec<usize> {
+    let mut waits_for: Vec<usize> = dependencies.iter().map(Vec::len).collect();
+    let mut dependents = vec![Vec::new(); dependencies.len()];
+    for (app, dependencies) in dependencies.iter().enumerate() {
+        for dependency in dependencies {
+            dependents[*dependency].push(app);
+        }
+    }
+    let free = |(app, count): (usize, &usize)| (*count == 0).then_some(Reverse(app));
+    let mut ready: BinaryHeap<_> = waits_for.iter().enumerate().filter_map(free).collect();
+    let mut places = vec![usize::MAX; dependencies.len()];
+    let (mut placed, mut first_waiting) = (0, 0);
+    while placed < places.len() {
+        let next = ready.pop().map(|Reverse(app)| app).unwrap_or_else(|| {
+            while places[first_waiting] != usize::MAX {
+                first_waiting += 1;
+            }
+            first_waiting
+        });
+        if places[next] != usize::MAX {
+            continue;
+        }
+        places[next] = placed;
+        placed += 1;
+        for dependent in &dependents[next] {
+            waits_for[*dependent] = waits_for[*dependent].saturating_sub(1);
+            if waits_for[*dependent] == 0 {
+                ready.push(Reverse(*dependent));
             }
         }
     }
-    Ranks(ranks)
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The order of these apps among themselves.
+    fn among(apps: &[usize], places: &[usize]) -> Vec<usize> {
+        let mut apps = apps.to_vec();
+        apps.sort_by_key(|app| places[*app]);
+        apps
+    }
+
+    /// The order of all apps of a smaller set, by the numbers that they have in the larger one.
+    fn renamed(numbers: &[usize; 3], places: &[usize]) -> Vec<usize> {
+        among(&[0, 1, 2], places).into_iter().map(|app| numbers[app]).collect()
+    }
+
+    #[test]
+    fn an_order_of_some_is_part_of_the_order_of_all() {
+        // A chain against the order of keys, one alone, a circle, and one behind it.
+        let all = kahn(&[vec![3], vec![2], vec![1], vec![4], vec![], vec![1], vec![]]);
+        assert_eq!(among(&[0, 1, 2, 3, 4, 5, 6], &all), [4, 3, 0, 6, 1, 2, 5]);
+        let chain = kahn(&[vec![1], vec![2], vec![]]);
+        assert_eq!(among(&[0, 3, 4], &all), renamed(&[0, 3, 4], &chain));
+        let circle = kahn(&[vec![1], vec![0], vec![0]]);
+        assert_eq!(among(&[1, 2, 5], &all), renamed(&[1, 2, 5], &circle));
+    }
 }

@@ -59,7 +59,7 @@ fn delete(world: &World<'_>, key: &AppKey, reason: Reason) -> Verdict {
     let mut steps: Vec<_> = leaving
         .map(|sandbox| Step::Record(Box::new(SandboxRecord { intent: Intent::Delete, ..sandbox.record.clone() })))
         .collect();
-    steps.extend(clear(world, key, sandboxes));
+    steps.extend(clear(world, key, sandboxes.iter().map(|sandbox| &**sandbox)));
     // An app without a sandbox has nothing to remove, so none is ever asked for.
     let Some(first) = sandboxes.first() else { return Verdict::Unchanged };
     Verdict::Act(Box::new(Action {
@@ -74,7 +74,11 @@ fn delete(world: &World<'_>, key: &AppKey, reason: Reason) -> Verdict {
 }
 
 /// Removes sandboxes one after the other. A disk goes with its last user.
-pub(super) fn clear(world: &World<'_>, key: &AppKey, sandboxes: &[&ObservedSandbox]) -> Vec<Step> {
+pub(super) fn clear<'s>(
+    world: &World<'_>,
+    key: &AppKey,
+    sandboxes: impl Iterator<Item = &'s ObservedSandbox>,
+) -> Vec<Step> {
     let grace = world.last_spec(key).map_or_else(Span::default, |spec| spec.app.timeouts.stop);
     let mut gone = Vec::new();
     let mut steps = Vec::new();
@@ -120,27 +124,46 @@ pub(super) fn release(world: &World<'_>, key: &AppKey, disk: &DiskId, gone: &[&S
 }
 
 /// Removals wait until everything that stays is well, and until no other app needs what they remove.
-pub(super) fn wait_for_the_rest(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
-    let unwell = first_unwell(world, ranks, verdicts);
-    let dependents = dependents(world);
-    for (key, verdict) in verdicts.iter_mut() {
+pub(super) fn wait_for_the_rest(
+    world: &World<'_>,
+    ranks: &Ranks<'_>,
+    dependents: &Dependents<'_>,
+    verdicts: &mut Verdicts<'_>,
+) {
+    let mut unwell = None;
+    if verdicts.iter().any(|(key, verdict)| waits(world, key, verdict)) {
+        unwell = first_unwell(world, ranks, verdicts);
+    }
+    for (key, verdict) in verdicts.iter_mut().filter(|(key, verdict)| waits(world, key, verdict)) {
         let Verdict::Act(action) = verdict else { continue };
-        // What has begun is finished: half a removal helps nobody.
-        if action.kind != ActionKind::Delete || world.is_leaving(key) {
-            continue;
-        }
         action.blocked.extend(unwell.clone().map(Block::Unhealthy));
         let needing = dependents.get(*key).into_iter().flatten().find(|dependent| ranks.waits(dependent, key));
         action.blocked.extend(needing.map(|dependent| Block::Dependent((*dependent).clone())));
     }
 }
 
+/// Whether this is a removal that waits. What has begun is finished: half a removal helps nobody.
+fn waits(world: &World<'_>, key: &AppKey, verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Act(action) => action.kind == ActionKind::Delete && !world.is_leaving(key),
+        Verdict::Hold(_) | Verdict::Unchanged => false,
+    }
+}
+
 /// Which existing apps depend on each app.
-fn dependents<'a>(world: &World<'a>) -> BTreeMap<&'a AppKey, Vec<&'a AppKey>> {
-    let mut dependents: BTreeMap<_, Vec<_>> = BTreeMap::new();
+pub(super) type Dependents<'a> = BTreeMap<&'a AppKey, Vec<&'a AppKey>>;
+
+/// Which existing apps depend on each app that is to be removed.
+pub(super) fn dependents<'a>(world: &World<'a>, verdicts: &Verdicts<'a>) -> Dependents<'a> {
+    let removed: BTreeSet<_> =
+        verdicts.iter().filter(|(key, verdict)| waits(world, key, verdict)).map(|(key, _)| *key).collect();
+    let mut dependents = Dependents::new();
+    if removed.is_empty() {
+        return dependents;
+    }
     for app in world.existing() {
         for dependency in world.last_spec(app).into_iter().flat_map(|spec| &spec.app.depends_on) {
-            if dependency != app {
+            if dependency != app && removed.contains(dependency) {
                 dependents.entry(dependency).or_default().push(app);
             }
         }

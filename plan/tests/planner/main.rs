@@ -5,6 +5,7 @@ mod between;
 mod claims;
 mod declare;
 mod looks;
+mod memory;
 mod properties;
 mod removal;
 mod waiting;

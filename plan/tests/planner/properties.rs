@@ -16,7 +16,7 @@ use setpoint_schema::quantity::ByteSize;
 use crate::declare::{Declare, app, days, key};
 use crate::world::{Fault, World};
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// Most apps may be disturbed at any time.
 const WINDOWS: [&str; 6] = [
@@ -30,7 +30,7 @@ const WINDOWS: [&str; 6] = [
 
 /// Something that happens to the host.
 #[derive(Clone)]
-enum Happening {
+pub enum Happening {
     Declare(Vec<DesiredApp>),
     BreakSource,
     Kill(usize),
@@ -90,7 +90,7 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
 }
 
 /// A revision: a valid set of declarations, so dependencies that it does not declare are dropped.
-fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
+pub fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
     let apps: Vec<_> = NAMES.iter().map(|name| prop::option::weighted(0.7, declaration(name))).collect();
     apps.prop_map(|apps| {
         let mut apps: Vec<_> = apps.into_iter().flatten().collect();
@@ -102,7 +102,7 @@ fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
     })
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
+pub fn happening() -> impl Strategy<Value = Happening> {
     let fault = prop_oneof![
         3 => Just(Fault::None),
         2 => (0..30_usize).prop_map(Fault::Fails),
@@ -120,7 +120,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-fn happen(world: &mut World, happening: Happening) {
+pub fn happen(world: &mut World, happening: Happening) {
     match happening {
         Happening::Declare(apps) => world.declare(apps),
         Happening::BreakSource => world.break_source(),

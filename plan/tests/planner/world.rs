@@ -3,6 +3,7 @@
 //! It is a model apart from the planner. It panics on whatever would be harm on a real host: two boots of one sandbox, two
 //! microVMs on one disk, a microVM without a row, data deleted before its time.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::check::check;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
-use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_schema::app::{DesiredApp, Retain};
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
@@ -37,6 +38,8 @@ pub struct World {
     pub last: Option<Plan>,
     entropy: u8,
     rounds: u64,
+    /// Makes every plan of this world's history once more.
+    planner: RefCell<Planner>,
 }
 
 /// What goes wrong in a pass, after this many steps.
@@ -79,6 +82,7 @@ impl World {
             last: None,
             entropy: 0,
             rounds: 0,
+            planner: RefCell::new(Planner::new()),
         }
     }
 
@@ -125,6 +129,8 @@ impl World {
         };
         let made = plan(&inputs);
         assert_eq!(made, plan(&inputs), "planning is a function");
+        let remembering = self.planner.borrow_mut().plan(&inputs);
+        assert_eq!(remembering, made, "what a planner remembers changes no plan");
         assert_eq!(check(&made, &self.desired, &self.observed), [], "{made:#?}");
         made.actions.iter().for_each(|action| self.assert_in_window(action));
         made

@@ -1,0 +1,250 @@
+//! What planning alone takes: `cargo bench -p setpoint-plan --bench planning`. Nothing here reads git or parses.
+//!
+//! `plan` makes each plan from nothing, `Planner` from what the last one left. Both make the same plans; that is tested elsewhere.
+
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be made ends there")]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
+use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
+use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
+use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, GuestState, GuestStatus, Health, Intent, LastGood, Limits,
+    Machine, Observed, ObservedSandbox, ProcessState, Retry, SandboxRecord, VmState, WebStatus,
+};
+use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::runtime::{Runtime, Web};
+use setpoint_schema::shared::SharedMap;
+use setpoint_schema::template::TemplateRoot;
+
+const SIZES: [usize; 4] = [100, 1_000, 10_000, 100_000];
+const ROUNDS: usize = 7;
+
+fn main() {
+    println!(
+        "planning alone, median of {ROUNDS}, in milliseconds; in brackets what `plan` takes for the same from nothing"
+    );
+    println!(
+        "  {:>7}{:>14}{:>22}{:>22}{:>22}{:>22}",
+        "apps", "all are new", "one file changed", "nothing changed", "one guest's news", "1,000 of a template"
+    );
+    for apps in SIZES {
+        let world = World::converged(apps);
+        println!(
+            "  {apps:>7}{:>14}{:>22}{:>22}{:>22}{:>22}",
+            cold(apps),
+            world.clone().each(apps, World::change_file),
+            world.clone().each(apps, World::commit),
+            world.clone().each(apps, World::hear_from_guest),
+            world.clone().each(apps, World::change_template),
+        );
+    }
+}
+
+#[derive(Clone)]
+struct World {
+    desired: Desired,
+    observed: Observed,
+    now: Timestamp,
+    commits: usize,
+}
+
+/// The plan of a daemon's first look at this many apps.
+fn cold(apps: usize) -> String {
+    let world = World { observed: nothing(), ..World::converged(apps) };
+    let times = (0..ROUNDS).map(|_| timed(|| assert_eq!(world.planned_by(plan).actions.len(), apps)));
+    format!("{:.1}", median(times.collect()))
+}
+
+impl World {
+    fn converged(apps: usize) -> Self {
+        let apps: Vec<_> = (0..apps).map(|n| Arc::new(app(n, 0))).collect();
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut observed = nothing();
+        observed.sandboxes = apps.iter().map(|app| (sandbox_id(app), Arc::new(sandbox(app, now)))).collect();
+        observed.disks = apps.iter().map(|app| (disk_id(app), Arc::new(disk(app)))).collect();
+        observed.apps = apps.iter().map(|app| (app.metadata.key.clone(), Arc::new(record(app)))).collect();
+        let templates = (0..2).map(|n| (TemplateDigest(format!("t{n}")), template()));
+        let desired = Desired {
+            revision: CommitId("0".repeat(40)),
+            apps: apps.into_iter().map(|app| (app.metadata.key.clone(), app)).collect(),
+            kept: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            templates: templates.collect(),
+            moved: BTreeMap::new(),
+            completeness: Completeness::Complete,
+        };
+        Self { desired, observed, now, commits: 0 }
+    }
+
+    fn planned_by<T>(&self, planner: impl FnOnce(&Inputs<'_>) -> T) -> T {
+        let entropy = Entropy([7; 16]);
+        planner(&Inputs { desired: &self.desired, observed: &self.observed, parent: None, now: self.now, entropy })
+    }
+
+    /// Time passes and a change comes, again and again; the plan after each.
+    fn each(mut self, apps: usize, change: fn(&mut Self, usize)) -> String {
+        let mut planner = Planner::new();
+        drop(self.planned_by(|inputs| planner.plan(inputs)));
+        let (mut again, mut anew) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            self.now = self.now.checked_add(SignedDuration::from_secs(1)).unwrap();
+            change(&mut self, round * 7 % apps);
+            again.push(timed(|| drop(black_box(self.planned_by(|inputs| planner.plan(inputs))))));
+            if round < 3 {
+                anew.push(timed(|| drop(black_box(self.planned_by(plan)))));
+            }
+        }
+        format!("{:.2} ({:.0})", median(again), median(anew))
+    }
+
+    fn commit(&mut self, _: usize) {
+        self.commits += 1;
+        self.desired.revision = CommitId(format!("{:040}", self.commits));
+        for root in self.desired.templates.values_mut() {
+            root.revision = self.desired.revision.clone();
+        }
+    }
+
+    fn change_file(&mut self, which: usize) {
+        self.commit(which);
+        let changed =
+            self.desired.apps[&key(which)].spec.with(|spec| spec.files = TreeDigest(format!("{:064}", self.commits)));
+        Arc::make_mut(self.desired.apps.get_mut(&key(which)).unwrap()).spec = changed;
+    }
+
+    fn change_template(&mut self, _: usize) {
+        self.commit(0);
+        for n in 0..self.desired.apps.len().min(1000) {
+            let app = Arc::make_mut(self.desired.apps.get_mut(&key(n)).unwrap());
+            app.spec = app.spec.with(|spec| spec.template = TemplateDigest(format!("t{}", self.commits)));
+        }
+        let root = DesiredTemplateRoot { revision: self.desired.revision.clone(), ..template() };
+        self.desired.templates.insert(TemplateDigest(format!("t{}", self.commits)), root);
+    }
+
+    fn hear_from_guest(&mut self, which: usize) {
+        let id = SandboxId(format!("app-{which}-00000000"));
+        let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(&id).unwrap());
+        let GuestState::Answering(status) = &mut sandbox.guest else { panic!("every guest answers") };
+        let web = status.web.as_mut().unwrap();
+        web.process = match web.process {
+            ProcessState::Running { restarts } => ProcessState::Running { restarts: restarts + 1 },
+            _ => panic!("every process runs"),
+        };
+    }
+}
+
+fn key(n: usize) -> AppKey {
+    format!("app-{n}").parse().unwrap()
+}
+
+fn app(n: usize, template: usize) -> DesiredApp {
+    let web = Web { command: "exec busybox httpd -f -p 3000".to_owned(), ..Web::default() };
+    let runtime = Runtime { web: Some(web), ..Runtime::default() };
+    let env = [("GREETING", format!("hello from {n}")), ("LOG_LEVEL", "info".to_owned())];
+    let env = env.into_iter().map(|(name, value)| (name.parse().unwrap(), value)).collect();
+    let spec = AppSpec { runtime: Some(runtime), env, ..AppSpec::default() };
+    let (template, files) = (TemplateDigest(format!("t{template}")), TreeDigest(format!("{n:064}")));
+    DesiredApp {
+        metadata: AppMetadata { key: key(n), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
+        spec: SandboxSpec { app: spec, template, files }.into(),
+        path: format!("apps/app-{n}/app.yaml").parse().unwrap(),
+    }
+}
+
+fn template() -> DesiredTemplateRoot {
+    DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: CommitId("0".repeat(40)) }
+}
+
+fn nothing() -> Observed {
+    let plenty = ByteSize::gib(1 << 20);
+    Observed {
+        host: HostId("bench".to_owned()),
+        limits: Limits { memory: plenty, vcpus: u32::MAX, disk: plenty, sandboxes: u32::MAX },
+        sandboxes: SharedMap::new(),
+        unrecorded: Vec::new(),
+        disks: SharedMap::new(),
+        apps: SharedMap::new(),
+    }
+}
+
+fn sandbox_id(app: &DesiredApp) -> SandboxId {
+    SandboxId(format!("{}-00000000", app.metadata.key.name))
+}
+
+fn disk_id(app: &DesiredApp) -> DiskId {
+    DiskId(format!("{}-00000000", app.metadata.key.name))
+}
+
+fn disk(app: &DesiredApp) -> DiskRecord {
+    let size = app.spec.app.resources.disk.0;
+    DiskRecord { id: disk_id(app), app: app.metadata.key.clone(), size, state: DiskState::InUse }
+}
+
+fn record(app: &Arc<DesiredApp>) -> AppRecord {
+    AppRecord {
+        key: app.metadata.key.clone(),
+        generation: Generation(1),
+        digest: app.spec.digest().clone(),
+        last_good: LastGood { app: Arc::clone(app), revision: CommitId("0".repeat(40)) },
+        retry: Retry::default(),
+        heals: Vec::new(),
+        suspended: None,
+    }
+}
+
+/// A sandbox in which all is as declared.
+fn sandbox(app: &DesiredApp, at: Timestamp) -> ObservedSandbox {
+    let (spec, revision, nonce) = (app.spec.clone(), CommitId("0".repeat(40)), BootNonce("0".repeat(32)));
+    let machine = Machine {
+        sandbox: sandbox_id(app),
+        app: app.metadata.key.clone(),
+        uid: None,
+        nonce: nonce.clone(),
+        vcpus: spec.app.resources.vcpus,
+        memory_mib: spec.app.resources.memory.as_mib(),
+        template: spec.template.clone(),
+        disk: disk_id(app),
+    };
+    let process = ProcessState::Running { restarts: 0 };
+    let status = GuestStatus {
+        nonce: nonce.clone(),
+        tree: Some(spec.files.clone()),
+        processes: Some(spec.processes_digest().clone()),
+        build: BuildState::None,
+        web: Some(WebStatus { process, health: Health::Healthy }),
+        workers: Vec::new(),
+        disk: spec.app.resources.disk.0,
+    };
+    let record = SandboxRecord {
+        id: sandbox_id(app),
+        app: app.metadata.key.clone(),
+        uid: None,
+        host: HostId("bench".to_owned()),
+        disk: disk_id(app),
+        machine,
+        applied: Some(Applied { spec, generation: Generation(1), revision, at }),
+        intent: Intent::Keep,
+        created_at: at,
+    };
+    ObservedSandbox { record, vm: VmState::Running { nonce, since: at }, guest: GuestState::Answering(status) }
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}
