@@ -140,6 +140,7 @@ failures!(
     crate::config::ConfigError,
     crate::daemon::DaemonError,
     crate::preview::PreviewError,
+    crate::preview::saved::CarryOutError,
     crate::source::SourceError,
     client::ClientError,
     crate::admin::client::AdminError,

@@ -27,7 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, Hold, Plan, PlanId, Step};
-use setpoint_plan::planner::{Entropy, Inputs, Planner};
+use setpoint_plan::planner::{Bounds, Entropy, Inputs, Planner};
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
@@ -79,6 +79,15 @@ pub struct Tuning {
     pub limits: Limits,
 }
 
+/// A plan that somebody has seen, to be carried out as it was shown.
+#[derive(Debug, Clone)]
+pub struct Mandate {
+    /// What it does; nothing else is done.
+    pub bounds: Bounds,
+    /// Where its ids come from.
+    pub entropy: Entropy,
+}
+
 /// Drives the host to what the declarations want, for as long as it runs.
 pub struct Reconciler {
     hands: Hands,
@@ -92,6 +101,7 @@ pub struct Reconciler {
     jobs: Jobs,
     planner: Planner,
     parent: Option<PlanId>,
+    mandate: Option<Mandate>,
     ready: Ready,
     undeclared: Undeclared,
 }
@@ -151,9 +161,17 @@ impl Reconciler {
             passes: watch::Sender::new(None),
             planner: Planner::new(),
             parent: None,
+            mandate: None,
             ready: Ready::default(),
             undeclared: Undeclared::default(),
         }
+    }
+
+    /// Carries out this plan alone.
+    #[must_use]
+    pub fn mandated(mut self, mandate: Mandate) -> Self {
+        self.mandate = Some(mandate);
+        self
     }
 
     /// The newest pass, as it is made.
@@ -222,9 +240,14 @@ impl Reconciler {
     }
 
     fn plan(&mut self, desired: &Desired, now: Timestamp) -> Plan {
-        let entropy = Entropy(ulid::Ulid::generate().to_bytes());
+        let fresh = || Entropy(ulid::Ulid::generate().to_bytes());
+        let entropy = self.mandate.as_ref().map_or_else(fresh, |mandate| mandate.entropy);
         let (observed, parent) = (self.world.observed(), self.parent.as_ref());
-        self.planner.plan(&Inputs { desired, observed, parent, now, entropy })
+        let plan = self.planner.plan(&Inputs { desired, observed, parent, now, entropy });
+        match &self.mandate {
+            Some(mandate) => mandate.bounds.keep(plan, entropy),
+            None => plan,
+        }
     }
 
     /// The actions that nothing is in the way of, whose app is not busy, and about whose sandboxes the driver has answered.

@@ -20,10 +20,11 @@ use crate::admin::{Admin, AdminSocket};
 use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
-use crate::converge::{Pass, Reconciler};
+use crate::converge::{Mandate, Pass, Reconciler};
 use crate::http::{TlsError, UnixSocketError};
 use crate::ledger::Ledger;
 use crate::observe::Observer;
+use crate::preview::saved::{CarryOutError, SavedPlan};
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
@@ -198,10 +199,41 @@ pub async fn converge_once(
     config: &Config,
     rewind: Rewind,
     shutdown: CancellationToken,
+    watch: impl FnMut(&Pass),
+) -> Result<Option<Arc<Pass>>, DaemonError> {
+    converge(config, Parts::assemble(config, rewind).await?, None, shutdown, watch).await
+}
+
+/// Carries out a saved plan, if nothing that it was made from has moved since, and nothing that is not in it. Returns the last
+/// pass, as [`converge_once`] does.
+///
+/// # Errors
+/// When the plan is stale, and as [`converge_once`].
+pub async fn carry_out(
+    config: &Config,
+    saved: &SavedPlan,
+    shutdown: CancellationToken,
+    watch: impl FnMut(&Pass),
+) -> Result<Option<Arc<Pass>>, CarryOutError> {
+    saved.check_tip(config).await?;
+    // From here on nobody else changes what exists: the store is open, and only one process can have it.
+    let parts = Parts::assemble(config, Rewind::Refused).await?;
+    let followed = Arc::clone(&parts.follower.followed().borrow());
+    let mandate = saved.mandate(config, &followed).await?;
+    Ok(converge(config, parts, Some(mandate), shutdown, watch).await?)
+}
+
+async fn converge(
+    config: &Config,
+    Parts { hands, follower, limits }: Parts,
+    mandate: Option<Mandate>,
+    shutdown: CancellationToken,
     mut watch: impl FnMut(&Pass),
 ) -> Result<Option<Arc<Pass>>, DaemonError> {
-    let Parts { hands, follower, limits } = Parts::assemble(config, rewind).await?;
-    let reconciler = Reconciler::new(hands, config.converge.clone(), limits, follower.followed());
+    let mut reconciler = Reconciler::new(hands, config.converge.clone(), limits, follower.followed());
+    if let Some(mandate) = mandate {
+        reconciler = reconciler.mandated(mandate);
+    }
     let mut passes = reconciler.passes();
     let loop_end = CancellationToken::new();
     let running = tokio::spawn(reconciler.run(loop_end.clone()));
@@ -240,7 +272,8 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
         | Block::Capacity(_)
         | Block::Flapping(_)
         | Block::DiskShrink { .. }
-        | Block::Window { .. } => true,
+        | Block::Window { .. }
+        | Block::Unplanned => true,
         Block::Dependency { app, .. } => out_of_time(app) || pass.plan.actions.iter().any(|other| other.app == *app),
         Block::Unhealthy(_) | Block::Dependent(_) => false,
     };

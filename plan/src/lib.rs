@@ -6,6 +6,7 @@
 //! [`planner::plan`] makes plans, [`check::check`] looks for broken invariants in any plan, [`render`] shows them to people and
 //! programs.
 
+pub mod assumed;
 pub mod check;
 pub mod desired;
 pub mod model;

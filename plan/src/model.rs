@@ -17,7 +17,7 @@ use setpoint_schema::shared::SharedSet;
 use crate::desired::DesiredTemplateRoot;
 
 /// The version of the JSON form; the minor part grows with additions.
-pub const FORMAT_VERSION: &str = "1.0";
+pub const FORMAT_VERSION: &str = "1.1";
 
 /// What to do, in order, to bring the observed state to the desired one.
 #[must_use]
@@ -162,6 +162,8 @@ pub enum Block {
         /// When a window opens next; absent where none does in the foreseeable future.
         opens: Option<jiff::Timestamp>,
     },
+    /// The plan that is being carried out does not have it.
+    Unplanned,
 }
 
 /// An object that is held as it is, so that the plan does nothing for it.
@@ -185,7 +187,7 @@ pub enum Hold {
     PruneDisabled,
     /// It is not declared any more, and the declarations could not be read in full: why.
     PruneUnsafe(String),
-    /// Its newest declaration has mistakes, and there is no earlier one: the mistakes.
+    /// Its newest declaration has mistakes, so that it stays as it was declared before, if it was: the mistakes.
     Stalled(String),
     /// All is carried out and it is not ready yet: what it lacks.
     Unready(String),

@@ -6,6 +6,7 @@
 
 mod app;
 mod boot;
+mod bounds;
 mod capacity;
 mod disks;
 mod gate;
@@ -29,6 +30,7 @@ use setpoint_schema::observed::Observed;
 use crate::desired::Desired;
 use crate::model::{Action, ActionKind, Held, Hold, Plan, PlanId};
 
+pub use bounds::Bounds;
 use memo::Memo;
 pub use mint::Entropy;
 use world::World;
@@ -131,6 +133,15 @@ fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, m
             Verdict::Unchanged => {}
         }
     }
+    // As it was declared before, that is: its newest declaration cannot be carried out. Decided here, behind the rules between
+    // apps, because others may build on it as it is.
+    for (key, mistakes) in &inputs.desired.stalled {
+        if unchanged.contains(key) {
+            unchanged.remove(key);
+            held.push(Held { app: key.clone(), reason: Hold::Stalled(mistakes.clone()) });
+        }
+    }
+    held.sort_by(|a, b| a.app.cmp(&b.app));
     actions.sort_by_cached_key(|action: &Arc<Action>| place(ranks, action));
     let mut plan = Plan {
         id: PlanId(String::new()),

@@ -104,6 +104,7 @@ impl fmt::Display for Block {
             Self::Window { opens: None } => {
                 f.write_str("waits for a maintenance window, and its windows leave no time open")
             }
+            Self::Unplanned => f.write_str("not in the plan that is carried out"),
         }
     }
 }

@@ -1,21 +1,26 @@
-//! `setpoint reconcile`: converge once, or with `--dry-run` show what would be done.
+//! `setpoint reconcile`: converge once, carry out a saved plan, or with `--dry-run` show what would be done.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use setpoint_plan::model::Hold;
-use setpoint_plan::render::{Color, json, text};
+use setpoint_plan::render::{Color, json, markdown, text};
 
-use super::{Failure, Output, count, print, print_json, run};
+use super::style::{self, Paint};
+use super::{Failure, count, print, print_json, run};
 use crate::config::Config;
 use crate::converge::Pass;
 use crate::converge::follow::Rewind;
-use crate::preview::{Declarations, preview};
+use crate::preview::saved::SavedPlan;
+use crate::preview::{Declarations, Ids, Preview, PreviewBasis, compare, preview};
 use crate::{daemon, source};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Saved plan to carry out, and nothing else
+    #[arg(value_name = "PLAN", conflicts_with_all = ["dry_run", "allow_rewind"])]
+    plan: Option<PathBuf>,
     /// Show the plan and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -25,9 +30,15 @@ pub struct Args {
     /// Preview the files as they are, uncommitted edits included
     #[arg(long, requires = "dry_run")]
     worktree: bool,
+    /// Compare with another revision, as if that were carried out, instead of with what exists
+    #[arg(long, value_name = "REV", requires = "dry_run")]
+    against: Option<String>,
+    /// Write the plan to a file, to be carried out by `setpoint reconcile PLAN`
+    #[arg(long, value_name = "PLAN", requires = "dry_run", conflicts_with_all = ["worktree", "against"])]
+    save_plan: Option<PathBuf>,
     /// Output format of the plan
     #[arg(short, long, value_enum, default_value = "text", requires = "dry_run")]
-    output: Output,
+    output: Format,
     /// Exit with 2 when the plan holds changes
     #[arg(long, requires = "dry_run")]
     exit_code: bool,
@@ -36,18 +47,50 @@ pub struct Args {
     allow_rewind: bool,
 }
 
+/// How a plan is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people at a terminal.
+    Text,
+    /// For programs.
+    Json,
+    /// For a pull request, at most 60,000 bytes.
+    Markdown,
+}
+
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
-    if args.dry_run { dry_run(config, &args).await } else { converge(config, &args).await }
+    match &args.plan {
+        Some(plan) => carry_out(config, plan).await,
+        None if args.dry_run => dry_run(config, &args).await,
+        None => converge(config, &args).await,
+    }
 }
 
 async fn dry_run(config: Config, args: &Args) -> Result<ExitCode, Failure> {
-    let preview = preview(&config, &declarations(&config, args)?).await?;
+    let declarations = declarations(&config, args)?;
+    let preview = match &args.against {
+        Some(against) => compare(&config, &declarations, against).await?,
+        None => {
+            let ids = if args.save_plan.is_some() { Ids::Kept } else { Ids::Shown };
+            preview(&config, &declarations, ids).await?
+        }
+    };
     for diagnostic in &preview.diagnostics {
         eprintln!("error: {diagnostic}");
     }
+    if let PreviewBasis::Revision { revision, unknown } = &preview.basis
+        && let Some(first) = unknown.first()
+    {
+        let (apps, revision) = (count(unknown.len(), "app"), revision.short());
+        eprintln!("warning: {apps} with mistakes at {revision} count as not there before: {first} is the first");
+    }
     match args.output {
-        Output::Json => print_json(&json(&preview.plan)),
-        Output::Text => print(&text(&preview.plan, color())),
+        Format::Json => print_json(&json(preview.review())),
+        Format::Text => print(&text(preview.review(), color())),
+        Format::Markdown => print(&markdown(preview.review())),
+    }
+    if let Some(path) = &args.save_plan {
+        save(&preview, &declarations, path)?;
     }
     Ok(if !preview.diagnostics.is_empty() {
         ExitCode::FAILURE
@@ -56,6 +99,19 @@ async fn dry_run(config: Config, args: &Args) -> Result<ExitCode, Failure> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn save(preview: &Preview, declarations: &Declarations, path: &Path) -> Result<(), Failure> {
+    let Declarations::Revision { repo, .. } = declarations else { return Ok(()) };
+    if !preview.diagnostics.is_empty() {
+        let hint = "mend them first: a plan that is carried out later should be all that was meant".to_owned();
+        return Err(Failure::new("the plan is not saved, because the declarations have mistakes", Some(hint)));
+    }
+    if let Some(saved) = SavedPlan::of(preview, repo)? {
+        saved.write(path)?;
+        eprintln!("saved; carry it out with `setpoint reconcile {}`", path.display());
+    }
+    Ok(())
 }
 
 /// What to preview: in a checkout and without flags, its HEAD; elsewhere the configured repository.
@@ -83,12 +139,37 @@ fn no_declarations(here: &Path) -> Failure {
     Failure::new(format!("{} is not in a git repository, and no other is named", here.display()), Some(hint))
 }
 
-async fn converge(config: Config, args: &Args) -> Result<ExitCode, Failure> {
-    if let Some(daemon) = daemon::running(&config.state.dir) {
-        let hint = "commit, and it converges; `setpoint reconcile --dry-run` previews".to_owned();
-        let message = format!("a daemon (process {}) has this state directory", daemon.pid);
-        return Err(Failure::new(message, Some(hint)));
+/// Carries out a saved plan. In a checkout and without flags, that of its repository.
+async fn carry_out(mut config: Config, plan: &Path) -> Result<ExitCode, Failure> {
+    let saved = SavedPlan::read(plan)?;
+    refuse_beside_daemon(
+        &config,
+        "it carries out by itself what is committed; stop it to carry out a saved plan instead",
+    )?;
+    if config.source.url.is_none() {
+        let here = std::env::current_dir().map_err(|error| Failure::new(error, None))?;
+        config.source.url = source::discover(&here).map(|checkout| checkout.display().to_string());
     }
+    let mut progress = Progress::default();
+    let pass = daemon::carry_out(&config, &saved, run::shutdown_on_signal()?, |pass| progress.show(pass)).await?;
+    match pass {
+        Some(pass) => conclude(&pass),
+        None => Err(Failure::new("interrupted before the first look around", None)),
+    }
+}
+
+fn refuse_beside_daemon(config: &Config, hint: &str) -> Result<(), Failure> {
+    match daemon::running(&config.state.dir) {
+        Some(daemon) => {
+            let message = format!("a daemon (process {}) has this state directory", daemon.pid);
+            Err(Failure::new(message, Some(hint.to_owned())))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn converge(config: Config, args: &Args) -> Result<ExitCode, Failure> {
+    refuse_beside_daemon(&config, "commit, and it converges; `setpoint reconcile --dry-run` previews")?;
     let rewind = if args.allow_rewind || config.source.allow_rewind { Rewind::Allowed } else { Rewind::Refused };
     let mut progress = Progress::default();
     let pass = daemon::converge_once(&config, rewind, run::shutdown_on_signal()?, |pass| progress.show(pass)).await?;
@@ -148,6 +229,8 @@ impl Progress {
 }
 
 fn color() -> Color {
-    let plain = !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some();
-    if plain { Color::Never } else { Color::Always }
+    match style::stdout() {
+        Paint::Plain => Color::Never,
+        Paint::Colour => Color::Always,
+    }
 }

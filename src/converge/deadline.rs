@@ -26,7 +26,8 @@ pub(super) fn next(plan: &Plan, desired: &Desired, world: &World, now: Timestamp
         | Block::Capacity(_)
         | Block::DiskShrink { .. }
         | Block::Unhealthy(_)
-        | Block::Dependent(_) => None,
+        | Block::Dependent(_)
+        | Block::Unplanned => None,
     });
     let closings = plan.actions.iter().filter_map(|action| window_closes(action, desired, world, now));
     let guests = world.quiet().filter_map(|sandbox| patience_ends(sandbox, desired));

@@ -155,8 +155,12 @@ fn failure(plan: &Plan) -> Option<String> {
         action.blocked.iter().find_map(|block| match block {
             Block::Backoff { reason, .. } | Block::Flapping(reason) => Some(format!("{}: {reason}", action.app)),
             Block::DiskShrink { .. } | Block::Capacity(_) => Some(format!("{}: {block}", action.app)),
-            // A window opens, and what depends on another waits for that one.
-            Block::Dependency { .. } | Block::Unhealthy(_) | Block::Dependent(_) | Block::Window { .. } => None,
+            // A window opens, what depends on another waits for that one, and another plan may have what this one has not.
+            Block::Dependency { .. }
+            | Block::Unhealthy(_)
+            | Block::Dependent(_)
+            | Block::Window { .. }
+            | Block::Unplanned => None,
         })
     };
     let all_wait = plan.actions.iter().all(|action| !action.blocked.is_empty());

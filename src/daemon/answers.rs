@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use axum::body::Bytes;
 use futures_util::StreamExt as _;
+use setpoint_plan::render::{Basis, Review, json};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire;
@@ -75,7 +76,7 @@ impl Backend for Answers {
         let pass = self.pass()?;
         let Some(rev) = rev else {
             let plan = preview::plan_of(&pass.followed.plannable(), &pass.observed);
-            return Ok(setpoint_plan::render::json(&plan));
+            return Ok(json(Review { plan: &plan, basis: Basis::World, mistakes: &pass.followed.diagnostics }));
         };
         let rev = rev.to_owned();
         let remembered = pass.observed.apps.clone();
@@ -88,7 +89,8 @@ impl Backend for Answers {
             SourceError::UnknownRevision { .. } => BackendError::NotFound(error.to_string()),
             other => failed("read the revision", other),
         })?;
-        Ok(setpoint_plan::render::json(&preview::plan_of(&loaded.desired, &pass.observed)))
+        let plan = preview::plan_of(&loaded.desired, &pass.observed);
+        Ok(json(Review { plan: &plan, basis: Basis::World, mistakes: &loaded.diagnostics }))
     }
 
     fn observed(&self) -> Result<serde_json::Value, BackendError> {

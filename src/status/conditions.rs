@@ -109,6 +109,7 @@ pub(super) fn blocked(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp
             Block::Unhealthy(_) => (BlockerReason::Unhealthy, None, None),
             Block::Dependent(app) => (BlockerReason::Dependent, Some(app), None),
             Block::Window { opens } => (BlockerReason::Window, None, *opens),
+            Block::Unplanned => (BlockerReason::Unplanned, None, None),
         };
         let since = earlier.blocker(reason, on).unwrap_or(now);
         Blocker { reason, on: on.cloned(), since, until, message: block.to_string() }

@@ -12,7 +12,7 @@ const FILTERS: [(&str, &str); 18] = [
     (r"\b[0-9a-f]{64}\b", "[DIGEST]"),
     (r"\b[0-9a-f]{40}\b", "[COMMIT]"),
     (r"\b[0-9a-f]{32}\b", "[NONCE]"),
-    (r"\b([Rr]evision|at|from|to) [0-9a-f]{10}\b", "$1 [REVISION]"),
+    (r"\b([Rr]evision|at|from|to|with) (`?)[0-9a-f]{10}\b", "$1 $2[REVISION]"),
     (r"\b([a-z][a-z0-9-]*)-[0-9a-f]{8}\b", "$1-[ID]"),
     // A boot in a table, and the machine's name after it.
     (r"(?m) [0-9a-f]{8}( |$)", " [BOOT]$1"),

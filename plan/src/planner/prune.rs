@@ -204,6 +204,7 @@ fn waits_for_room(action: &Action, waiting: &BTreeSet<&AppKey>) -> bool {
         | Block::DiskShrink { .. }
         | Block::Unhealthy(_)
         | Block::Dependent(_)
-        | Block::Window { .. } => false,
+        | Block::Window { .. }
+        | Block::Unplanned => false,
     })
 }

@@ -9,39 +9,53 @@ use serde_json::{Value, json};
 use setpoint_schema::disruption::FieldChange;
 use setpoint_schema::observed::DiskState;
 
-use super::{Summary, shown};
-use crate::model::{Action, ActionKind, Block, FORMAT_VERSION, Hold, Plan, Reason, Step};
+use super::{Basis, Review, Summary, shown};
+use crate::model::{Action, ActionKind, Block, FORMAT_VERSION, Hold, Reason, Step};
 use crate::words;
 
-/// The plan as JSON.
+/// The plan as JSON. Where it is compared with a revision, what was made up for that is null.
 #[must_use]
-pub fn json(plan: &Plan) -> Value {
+pub fn json<'a>(review: impl Into<Review<'a>>) -> Value {
+    let review = review.into();
+    let Review { plan, basis, mistakes } = review;
+    let (against, observation) = match basis {
+        Basis::World => (None, Some(&plan.observation)),
+        Basis::Revision(revision) => (Some(revision), None),
+    };
     json!({
         "format_version": FORMAT_VERSION,
         "plan": plan.id,
         "parent": plan.parent,
         "revision": plan.revision,
-        "observation": plan.observation,
-        "summary": Summary::of(plan),
-        "actions": plan.actions.iter().map(|of| action(of)).collect::<Vec<_>>(),
-        "drift": plan.actions.iter().flat_map(|of| drift(of)).collect::<Vec<_>>(),
+        "against": against,
+        "observation": observation,
+        "summary": Summary::of_review(&review),
+        "actions": plan.actions.iter().map(|one| action(one, &review)).collect::<Vec<_>>(),
+        "drift": plan.actions.iter().flat_map(|one| drift(one)).collect::<Vec<_>>(),
         "held": plan.held.iter().map(|held| reasoned(&held.app, hold_code(&held.reason), &held.reason)).collect::<Vec<_>>(),
         "unchanged": plan.unchanged,
+        "diagnostics": mistakes,
     })
 }
 
-fn action(action: &Action) -> Value {
+fn action(action: &Action, review: &Review<'_>) -> Value {
+    let basis = review.basis;
+    let sandbox = match basis {
+        Basis::World => Some(&action.sandbox),
+        Basis::Revision(_) => None,
+    };
     json!({
         "app": action.app,
-        "sandbox": action.sandbox,
+        "renamed_from": action.renamed_from(),
+        "sandbox": sandbox,
         "actions": verbs(action),
         "action_reason": action.reasons.first().map(reason_code),
         "reasons": action.reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "disruption": disruption(action.kind),
         "changes": action.changes.iter().map(change).collect::<Vec<_>>(),
-        "disks": action.steps.iter().filter_map(disk).collect::<Vec<_>>(),
+        "disks": action.steps.iter().filter_map(|step| disk(step, basis)).collect::<Vec<_>>(),
         "steps": action.steps.iter().map(Step::name).collect::<Vec<_>>(),
-        "blocked": action.blocked.iter().map(block).collect::<Vec<_>>(),
+        "blocked": blocks(action, basis).map(block).collect::<Vec<_>>(),
     })
 }
 
@@ -80,34 +94,39 @@ fn change(change: &FieldChange) -> Value {
     })
 }
 
-fn disk(step: &Step) -> Option<Value> {
+fn disk(step: &Step, basis: Basis<'_>) -> Option<Value> {
     let Step::ReleaseDisk { disk, keep } = step else { return None };
     let until = match keep {
         Some(DiskState::Retained { until }) => Some(until),
         Some(DiskState::InUse) | None => None,
+    };
+    let (disk, until) = match basis {
+        Basis::World => (Some(disk), until),
+        Basis::Revision(_) => (None, None),
     };
     let fate = if keep.is_some() { "retain" } else { "delete" };
     Some(json!({ "disk": disk, "action": fate, "until": until }))
 }
 
 fn drift(action: &Action) -> impl Iterator<Item = Value> {
-    let drifted = action.reasons.iter().filter(|reason| match reason {
-        Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_) => true,
-        Reason::NotCreated
-        | Reason::Unfinished
-        | Reason::SpecChanged
-        | Reason::NotDeclared
-        | Reason::Renamed(_)
-        | Reason::PowerChanged(_)
-        | Reason::RetentionOver
-        | Reason::Unrecorded
-        | Reason::DiskReturns(_) => false,
-    });
-    drifted.map(|reason| reasoned(&action.app, reason_code(reason), reason))
+    action
+        .reasons
+        .iter()
+        .filter(|reason| reason.is_drift())
+        .map(|reason| reasoned(&action.app, reason_code(reason), reason))
 }
 
 fn reasoned(app: &impl Serialize, code: &str, reason: &impl ToString) -> Value {
     json!({ "app": app, "reason": code, "message": reason.to_string() })
+}
+
+/// What is in an action's way. Between two revisions, only what does not pass by itself: the rest stands in the order.
+fn blocks<'a>(action: &'a Action, basis: Basis<'_>) -> impl Iterator<Item = &'a Block> {
+    let lasts = move |block: &&Block| match basis {
+        Basis::World => true,
+        Basis::Revision(_) => matches!(super::between_revisions(block), Some(super::Wait::Blocked(_))),
+    };
+    action.blocked.iter().filter(lasts)
 }
 
 fn block(block: &Block) -> Value {
@@ -120,6 +139,7 @@ fn block(block: &Block) -> Value {
         Block::Unhealthy(_) => "unhealthy",
         Block::Dependent(_) => "dependent",
         Block::Window { .. } => "window",
+        Block::Unplanned => "unplanned",
     };
     json!({ "reason": code, "message": block.to_string() })
 }

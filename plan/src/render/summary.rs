@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::{ActionKind, Plan};
+use super::{Origin, Review};
+use crate::model::{ActionKind, Hold, Plan};
 
 /// How many apps a plan does what to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -25,19 +26,34 @@ pub struct Summary {
     pub delete: usize,
     /// Apps whose old disks are to be let go.
     pub expire: usize,
+    /// Of all these, those whose app was renamed.
+    pub rename: usize,
+    /// Of all these, those that nobody declared: what runs is not what was carried out.
+    pub drift: usize,
     /// Of all these, those that cannot begin now.
     pub blocked: usize,
     /// Apps that something holds as they are.
     pub held: usize,
+    /// Of the held, those whose newest declaration has mistakes.
+    pub stalled: usize,
     /// Apps that are as declared.
     pub unchanged: usize,
 }
 
 impl Summary {
+    /// Counts what a review shows: a plan between two revisions is blocked only by what waiting does not solve.
+    #[must_use]
+    pub fn of_review(review: &Review<'_>) -> Self {
+        let blocked = review.plan.actions.iter().filter(|action| review.is_blocked(action)).count();
+        Self { blocked, ..Self::of(review.plan) }
+    }
+
     /// Counts.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
-        let mut summary = Self { held: plan.held.len(), unchanged: plan.unchanged.len(), ..Self::default() };
+        let stalled = plan.held.iter().filter(|held| matches!(held.reason, Hold::Stalled(_))).count();
+        let (held, unchanged) = (plan.held.len(), plan.unchanged.len());
+        let mut summary = Self { held, stalled, unchanged, ..Self::default() };
         for action in &plan.actions {
             let count = match action.kind {
                 ActionKind::Create => &mut summary.create,
@@ -50,36 +66,60 @@ impl Summary {
                 ActionKind::ExpireDisk => &mut summary.expire,
             };
             *count += 1;
+            summary.rename += usize::from(action.renamed_from().is_some());
+            summary.drift += usize::from(action.origin() == Origin::Drift);
             summary.blocked += usize::from(!action.blocked.is_empty());
         }
         summary
     }
 }
 
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { create, adopt, update, reboot, replace, stop, delete, expire, blocked, held, unchanged } = self;
+impl Summary {
+    /// What is done, as "1 to create, 2 to update"; empty where nothing is.
+    #[must_use]
+    pub fn work(&self) -> String {
         let actions = [
-            (create, "to create"),
-            (adopt, "to adopt"),
-            (update, "to update"),
-            (reboot, "to reboot"),
-            (replace, "to replace"),
-            (stop, "to stop"),
-            (delete, "to delete"),
-            (expire, "with old disks"),
+            (self.create, "to create"),
+            (self.adopt, "to adopt"),
+            (self.update, "to update"),
+            (self.reboot, "to reboot"),
+            (self.replace, "to replace"),
+            (self.stop, "to stop"),
+            (self.delete, "to delete"),
+            (self.expire, "with old disks"),
         ];
-        let actions: Vec<_> = counted(&actions).collect();
-        if actions.is_empty() {
-            f.write_str("No changes.")?;
-        } else {
-            write!(f, "Plan: {}.", actions.join(", "))?;
-        }
-        let rest: Vec<_> = counted(&[(blocked, "blocked"), (held, "held"), (unchanged, "as declared")]).collect();
-        if rest.is_empty() { Ok(()) } else { write!(f, " {}.", rest.join(", ")) }
+        counted(&actions)
+    }
+
+    /// What else there is to say, as "1 blocked, 2 held"; empty where there is nothing.
+    #[must_use]
+    pub fn rest(&self) -> String {
+        let rest = [
+            (self.rename, "renamed"),
+            (self.drift, "drifted"),
+            (self.blocked, "blocked"),
+            (self.held.saturating_sub(self.stalled), "held"),
+            (self.stalled, "stalled"),
+            (self.unchanged, "as declared"),
+        ];
+        counted(&rest)
     }
 }
 
-fn counted(counts: &[(&usize, &str)]) -> impl Iterator<Item = String> {
-    counts.iter().filter(|(count, _)| **count > 0).map(|(count, what)| format!("{count} {what}"))
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.work() {
+            nothing if nothing.is_empty() => f.write_str("No changes.")?,
+            work => write!(f, "Plan: {work}.")?,
+        }
+        match self.rest() {
+            nothing if nothing.is_empty() => Ok(()),
+            rest => write!(f, " {rest}."),
+        }
+    }
+}
+
+fn counted(counts: &[(usize, &str)]) -> String {
+    let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    counts.collect::<Vec<_>>().join(", ")
 }

@@ -7,10 +7,11 @@ use serde_json::Value;
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::node::shorten;
 use setpoint_schema::observed::DiskState;
-use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::quantity::{ByteSize, Span};
 
-use super::{Summary, shown};
-use crate::model::{Action, ActionKind, Plan, Step};
+use super::{Basis, Origin, Review, Summary, plain, shown};
+use crate::assumed;
+use crate::model::{Action, ActionKind, Held, Hold, Step};
 use crate::words;
 
 /// Whether the text carries terminal colours.
@@ -28,26 +29,49 @@ const DIGEST_DIGITS: usize = 64;
 /// The digits of a digest that are shown.
 const SHOWN_DIGITS: usize = 12;
 
-/// The plan as text, with a line feed at its end.
+/// The plan as text, with a line feed at its end. What drifted by itself stands apart from what was declared.
 #[must_use]
-pub fn text(plan: &Plan, color: Color) -> String {
+pub fn text<'a>(review: impl Into<Review<'a>>, color: Color) -> String {
+    let review = review.into();
+    let Review { plan, basis, mistakes: _ } = review;
     let mut out = String::new();
-    for action in &plan.actions {
-        render_action(&mut out, action, color);
+    let of = |origin: Origin| plan.actions.iter().filter(move |action| action.origin() == origin);
+    for action in of(Origin::Declared) {
+        render_action(&mut out, action, &review, color);
     }
-    if !plan.held.is_empty() {
-        out.push_str("Held:\n");
-        for held in &plan.held {
-            line(&mut out, 1, &format!("{}: {}", held.app, plain(&held.reason.to_string())));
-        }
-        out.push('\n');
+    if of(Origin::Drift).next().is_some() {
+        out.push_str("Drift, which nobody declared:\n");
     }
-    line(&mut out, 0, &format!("{} Revision {}.", Summary::of(plan), plan.revision.short()));
+    for action in of(Origin::Drift) {
+        render_action(&mut out, action, &review, color);
+    }
+    render_held(&mut out, &plan.held);
+    let compared = match basis {
+        Basis::World => String::new(),
+        Basis::Revision(revision) => format!(", compared with {}", revision.short()),
+    };
+    line(&mut out, 0, &format!("{} Revision {}{compared}.", Summary::of_review(&review), plan.revision.short()));
     out
 }
 
-fn render_action(out: &mut String, action: &Action, color: Color) {
-    let head = format!("{} {} {}", symbol(action.kind), action.kind, action.app);
+/// Apps that have mistakes apart from those that are held by other things.
+fn render_held(out: &mut String, all: &[Held]) {
+    let (stalled, held): (Vec<_>, Vec<_>) = all.iter().partition(|held| matches!(held.reason, Hold::Stalled(_)));
+    for (heading, group) in [("Stalled:", stalled), ("Held:", held)] {
+        if group.is_empty() {
+            continue;
+        }
+        line(out, 0, heading);
+        for held in group {
+            line(out, 1, &format!("{}: {}", held.app, plain(&held.reason.to_string())));
+        }
+        out.push('\n');
+    }
+}
+
+fn render_action(out: &mut String, action: &Action, review: &Review<'_>, color: Color) {
+    let was = action.renamed_from().map(|from| format!(" (was {from})")).unwrap_or_default();
+    let head = format!("{} {} {}{was}", symbol(action.kind), action.kind, action.app);
     line(out, 1, &paint(&head, hue(action.kind), color));
     for reason in &action.reasons {
         line(out, 3, &plain(&reason.to_string()));
@@ -55,11 +79,11 @@ fn render_action(out: &mut String, action: &Action, color: Color) {
     for change in &action.changes {
         line(out, 3, &render_change(change));
     }
-    for consequence in consequences(action) {
+    for consequence in consequences(action, review.basis) {
         line(out, 3, &format!("→ {consequence}"));
     }
-    for block in &action.blocked {
-        line(out, 3, &paint(&format!("blocked: {}", plain(&block.to_string())), Hue::Yellow, color));
+    for wait in review.waits(action) {
+        line(out, 3, &paint(&plain(&wait.to_string()), Hue::Yellow, color));
     }
     out.push('\n');
 }
@@ -69,7 +93,8 @@ fn line(out: &mut String, indent: usize, text: &str) {
     let _ = writeln!(out, "{:indent$}{text}", "", indent = indent * 2);
 }
 
-fn symbol(kind: ActionKind) -> char {
+/// An action's mark in front of its name.
+pub(super) fn symbol(kind: ActionKind) -> char {
     match kind {
         ActionKind::Create => '+',
         ActionKind::Adopt => '>',
@@ -122,19 +147,21 @@ fn value(value: &Value) -> String {
 }
 
 /// As much of a text as is shown, cut before it is quoted: it may be a whole script. Of a digest, a few digits tell enough.
-fn start(text: &str) -> Cow<'_, str> {
+pub(super) fn start(text: &str) -> Cow<'_, str> {
     let is_digest = text.len() == DIGEST_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if is_digest { Cow::Owned(format!("{text:.SHOWN_DIGITS$}…")) } else { shorten(text) }
 }
 
-/// Without control characters: values come from repositories and guests, and must not speak to the terminal.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// What the action makes or disturbs, beyond the fields that change.
+pub(super) fn consequences(action: &Action, basis: Basis<'_>) -> Vec<String> {
+    let mut out: Vec<_> = disturbance(action.kind).into_iter().map(str::to_owned).collect();
+    out.extend(action.steps.iter().filter_map(|step| consequence(action.kind, step, basis)));
+    out
 }
 
-/// What the action makes or disturbs, beyond the fields that change.
-fn consequences(action: &Action) -> Vec<String> {
-    let disturbance = match action.kind {
+/// What an action of this kind disturbs.
+pub(super) fn disturbance(kind: ActionKind) -> Option<&'static str> {
+    match kind {
         ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => None,
         ActionKind::Update(Disruption::Live) => Some("nothing restarts"),
         ActionKind::Update(Disruption::Files) => Some("processes with `restart_after_task` restart"),
@@ -144,13 +171,18 @@ fn consequences(action: &Action) -> Vec<String> {
         ActionKind::Reboot => Some("the microVM boots again, its disk stays"),
         ActionKind::Replace => Some("the microVM is made anew"),
         ActionKind::Stop => Some("the microVM is shut down, its disk stays"),
-    };
-    let mut out: Vec<_> = disturbance.into_iter().map(str::to_owned).collect();
-    out.extend(action.steps.iter().filter_map(|step| consequence(action.kind, step)));
-    out
+    }
 }
 
-fn consequence(kind: ActionKind, step: &Step) -> Option<String> {
+fn consequence(kind: ActionKind, step: &Step, basis: Basis<'_>) -> Option<String> {
+    match basis {
+        Basis::World => consequence_here(kind, step),
+        Basis::Revision(_) => consequence_anywhere(kind, step),
+    }
+}
+
+/// With the names that things have, or will have.
+fn consequence_here(kind: ActionKind, step: &Step) -> Option<String> {
     match (step, kind) {
         (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => {
             let memory = ByteSize::mib(machine.memory_mib);
@@ -162,6 +194,37 @@ fn consequence(kind: ActionKind, step: &Step) -> Option<String> {
         }
         (Step::ReleaseDisk { disk, keep: Some(DiskState::InUse) }, _) => Some(format!("disk {disk} is kept")),
         (Step::ReleaseDisk { disk, keep: None }, _) => Some(format!("disk {disk} is deleted")),
+        (Step::GrowDisk { size, .. }, _) => Some(format!("its disk grows to {size}")),
+        (
+            Step::Launch(_)
+            | Step::Record(_)
+            | Step::EnsureTemplate { .. }
+            | Step::EnsureDisk { .. }
+            | Step::AwaitAgent { .. }
+            | Step::SyncFiles { .. }
+            | Step::ApplyProcesses { .. }
+            | Step::Stop { .. }
+            | Step::RemoveVm(_)
+            | Step::RecordApplied { .. }
+            | Step::Forget(_),
+            _,
+        ) => None,
+    }
+}
+
+/// Without names, and with lengths of time instead of ends.
+fn consequence_anywhere(kind: ActionKind, step: &Step) -> Option<String> {
+    match (step, kind) {
+        (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => {
+            let memory = ByteSize::mib(machine.memory_mib);
+            Some(format!("microVM: vcpus {}, memory {memory}", machine.vcpus))
+        }
+        (Step::ReleaseDisk { keep: Some(DiskState::Retained { until }), .. }, _) => {
+            let millis = until.duration_since(assumed::NOW).as_millis();
+            Some(format!("its disk is kept for {}", Span::millis(u64::try_from(millis).unwrap_or_default())))
+        }
+        (Step::ReleaseDisk { keep: Some(DiskState::InUse), .. }, _) => Some("its disk is kept".to_owned()),
+        (Step::ReleaseDisk { keep: None, .. }, _) => Some("its disk is deleted".to_owned()),
         (Step::GrowDisk { size, .. }, _) => Some(format!("its disk grows to {size}")),
         (
             Step::Launch(_)

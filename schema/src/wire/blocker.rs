@@ -41,6 +41,8 @@ pub enum BlockerReason {
     Dependent,
     /// It would be disturbed outside its maintenance windows.
     Window,
+    /// The saved plan that is being carried out does not have it.
+    Unplanned,
     /// Its declaration freezes it.
     Suspended,
     /// Somebody on the daemon's host has frozen it.
@@ -68,6 +70,7 @@ impl BlockerReason {
             Self::Unhealthy => "Unhealthy",
             Self::Dependent => "Dependent",
             Self::Window => "Window",
+            Self::Unplanned => "Unplanned",
             Self::Suspended => "Suspended",
             Self::SuspendedHere => "SuspendedHere",
             Self::PruneDisabled => "PruneDisabled",

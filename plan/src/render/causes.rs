@@ -1,0 +1,61 @@
+//! Tells apart why an action is in a plan: because something was declared, or because something drifted by itself.
+
+use setpoint_schema::name::AppKey;
+
+use crate::model::{Action, Reason};
+
+/// Who began it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Whoever changed the declarations, or an earlier pass that did not finish.
+    Declared,
+    /// Nobody: what runs is not what was carried out.
+    Drift,
+}
+
+impl Reason {
+    /// Whether this is a difference that nobody declared.
+    #[must_use]
+    pub fn is_drift(&self) -> bool {
+        match self {
+            Self::Drift(_) | Self::VmDown(_) | Self::GuestHung(_) => true,
+            Self::NotCreated
+            | Self::Unfinished
+            | Self::SpecChanged
+            | Self::NotDeclared
+            | Self::Renamed(_)
+            | Self::PowerChanged(_)
+            | Self::RetentionOver
+            | Self::Unrecorded
+            | Self::DiskReturns(_) => false,
+        }
+    }
+}
+
+impl Action {
+    /// Who began it. An action that answers a declaration as well counts as declared.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        let only_drift = self.changes.is_empty() && self.reasons.iter().all(Reason::is_drift);
+        if only_drift && !self.reasons.is_empty() { Origin::Drift } else { Origin::Declared }
+    }
+
+    /// The name that the app had before.
+    #[must_use]
+    pub fn renamed_from(&self) -> Option<&AppKey> {
+        self.reasons.iter().find_map(|reason| match reason {
+            Reason::Renamed(from) => Some(from),
+            Reason::NotCreated
+            | Reason::Unfinished
+            | Reason::SpecChanged
+            | Reason::Drift(_)
+            | Reason::VmDown(_)
+            | Reason::GuestHung(_)
+            | Reason::NotDeclared
+            | Reason::PowerChanged(_)
+            | Reason::RetentionOver
+            | Reason::Unrecorded
+            | Reason::DiskReturns(_) => None,
+        })
+    }
+}
