@@ -16,6 +16,7 @@ mod output;
 mod pages;
 mod reconcile;
 mod run;
+mod schema;
 mod select;
 mod state;
 mod style;
@@ -69,6 +70,8 @@ enum Command {
     Reconcile(reconcile::Args),
     /// Check declarations, uncommitted edits included
     Validate(validate::Args),
+    /// Print the JSON Schema of a declaration file, for editors
+    Schema(schema::Args),
     /// Show apps, sandboxes, templates, revisions or events, once or as they change
     Get(get::Args),
     /// Show everything that is known of one app
@@ -184,6 +187,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Man(args) => pages::man(&args),
         Command::Init(args) => init::run(&args),
         Command::Validate(args) => validate::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Token(args) => token::run(args),
         Command::Run => block_on(run::run(Config::load(&overrides)?, overrides)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),

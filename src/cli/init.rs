@@ -1,10 +1,9 @@
 //! `setpoint init`: a declarations repository with one app that works, to start from.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Failure, print};
+use super::{Failure, print, schema};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,7 +27,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Err(Failure::new(format!("{} exists already", taken.display()), Some(hint)));
     }
     for (name, text) in FILES {
-        write(&args.path.join(name), text)?;
+        schema::write(&args.path.join(name), text)?;
+    }
+    // The first line of each file names its schema there, by a path, so that editors need no network.
+    for (name, text) in schema::files() {
+        schema::write(&args.path.join(schema::DIRECTORY).join(name), &text)?;
     }
     print(&format!(
         "made {} with one app, hello\n\nnext:\n  cd {}\n  git init && git add . && git commit -m 'Say hello'\n  \
@@ -37,20 +40,4 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         args.path.display(),
     ));
     Ok(ExitCode::SUCCESS)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |error| Failure::new(Unwritable { path: path.to_owned(), source: error }, None);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
-    }
-    fs::write(path, text).map_err(failed)
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("could not write {path}")]
-struct Unwritable {
-    path: PathBuf,
-    #[source]
-    source: std::io::Error,
 }
