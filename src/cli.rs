@@ -51,11 +51,11 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "setpoint", version, arg_required_else_help = true, after_long_help = EXIT_CODES)]
 struct Cli {
-    #[command(flatten)]
-    overrides: Overrides,
     /// Print without colours, as with NO_COLOR=1
     #[arg(long, global = true)]
     no_color: bool,
+    #[command(flatten)]
+    overrides: Overrides,
     #[command(subcommand)]
     command: Command,
 }

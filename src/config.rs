@@ -181,6 +181,7 @@ pub struct Log {
 
 /// What flags and environment set over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Configuration")]
 pub struct Overrides {
     /// Configuration file [default: /etc/setpoint/daemon.toml, where it exists]
     #[arg(long, env = "SETPOINT_CONFIG", value_name = "FILE", global = true)]

@@ -141,6 +141,37 @@ fn hello(memory: &str) -> String {
     )
 }
 
+/// Apps that are declared and never started, one more than a page of the API holds.
+fn declare_more_than_a_page(host: &Host) {
+    for number in 0..=1000 {
+        let app = format!("app-{number:04}");
+        let text = format!(
+            "apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: {app}}}\nspec: {{suspend: true, runtime: {{web: {{command: x}}}}}}\n"
+        );
+        host.write(&format!("apps/{app}/app.yaml"), &text);
+    }
+}
+
+#[test]
+fn a_list_of_several_pages_is_shown_and_watched_whole() {
+    let mut host = Host::sim();
+    declare_more_than_a_page(&host);
+    host.commit("declare");
+    host.start();
+    host.wait_for("all apps", |host| (host.api("/v1/status")["apps"]["total"] == 1001).then_some(()));
+    let names = String::from_utf8(host.run(&["get", "apps", "-o", "name"]).stdout).unwrap();
+    assert_eq!((names.lines().count(), names.lines().last()), (1001, Some("app-1000")));
+    let watch = Going::start(host.command(&["get", "apps", "-w"]));
+    watch.line_with("app-1000");
+    host.remove("apps/app-1000");
+    host.commit("remove the only one of the second page");
+    watch.line_with("app-1000  deleted");
+    host.write("apps/app-2000/app.yaml", &hello("128Mi").replace("hello", "app-2000"));
+    host.write("apps/app-2000/sandbox.yaml", "version: 1\nweb: {command: x}\n");
+    host.commit("begin a second page again");
+    watch.line_with("app-2000");
+}
+
 #[test]
 fn a_wait_ends_when_the_app_is_so_and_not_before() {
     let mut host = Host::sim();
@@ -172,25 +203,49 @@ fn a_wait_ends_when_the_app_is_so_and_not_before() {
 
 #[test]
 fn a_server_that_is_not_setpoint_is_told_apart() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let page = "<html>hello</html>";
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n", page.len());
-            let _ = stream.write_all(format!("{head}{page}").as_bytes());
-        }
-    });
+    let address = answer_with("text/html", "<html>hello</html>");
     let host = Host::sim();
-    let commands: [&[&str]; 4] = [
+    let older = answer_with("application/json", r#"{"items": [{"name": "hello"}], "next": null}"#);
+    let commands: [&[&str]; 5] = [
+        &["get", "apps", "--server", &older],
         &["get", "apps", "--server", &address],
         &["describe", "app", "blog", "--server", &address],
         &["version", "--server", &address],
         &["doctor", "--server", &address],
     ];
     assert_session("not-setpoint", &host, &commands);
+}
+
+/// A server that says the same to everybody; its address.
+fn answer_with(kind: &'static str, body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_machine_without_qemu_or_virtio_is_told_what_to_install() {
+    let host = Host::sim();
+    let modules = host.dir().join("lib/modules/6.1.0-test");
+    fs::create_dir_all(modules.join("kernel")).unwrap();
+    fs::write(host.dir().join("vmlinuz"), "a kernel").unwrap();
+    let config = host.dir().join("qemu.toml");
+    let kernel = host.dir().join("vmlinuz");
+    let text = format!("[vmm]\nqemu = \"/nowhere/qemu\"\nkernel = {kernel:?}\nmodules = {modules:?}\n");
+    fs::write(&config, text).unwrap();
+    let mut command = host::setpoint();
+    command.arg("--config").arg(&config).arg("--state-dir").arg(host.state()).args(["doctor", "qemu", "kernel"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_text("verbs", "doctor-qemu", &String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

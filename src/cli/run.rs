@@ -1,14 +1,13 @@
 //! `setpoint run`: the daemon in the foreground. SIGTERM and SIGINT drain it; its microVMs go on. SIGHUP makes it read its
 //! configuration again.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::Failure;
+use super::{Failure, style};
 use crate::config::{Config, Log, Overrides};
 use crate::daemon::{self, Reloads, SetLog};
 
@@ -24,7 +23,7 @@ pub async fn run(config: Config, overrides: Overrides) -> Result<ExitCode, Failu
 fn log_to_stderr(log: &Log) -> Result<SetLog, Failure> {
     let first =
         filter(log).map_err(|error| Failure::new(error, Some("see `[log]` in the configuration".to_owned())))?;
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let ansi = style::stderr() == style::Paint::Colour;
     let logs = tracing_subscriber::fmt().with_env_filter(first).with_writer(std::io::stderr).with_ansi(ansi);
     let logs = logs.with_filter_reloading();
     let handle = logs.reload_handle();
