@@ -8,12 +8,13 @@ use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
 
 use super::age::age;
 use super::client::{Client, ClientError};
+use super::follow::{self, Query};
 use super::get::kinds::{Resource as _, event_tone, phase_tone, preview, suspended_here, telling, time};
 use super::get::no_such;
 use super::output::{self, Form, Object, Output};
 use super::style::Tone;
 use super::table::{Cell, Column, Page, harmless, table};
-use super::{Failure, Server, events, follow, print};
+use super::{Failure, Server, events, print};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
@@ -62,15 +63,15 @@ struct Whole {
 impl Whole {
     async fn ask(client: &Client, key: &AppKey, newest: usize) -> Result<Option<Self>, ClientError> {
         let Some(app) = app_of(client, key).await? else { return Ok(None) };
-        let mut sandboxes: Vec<Object<wire::Sandbox>> = client.list(wire::Sandbox::PATH).await?;
-        sandboxes.retain(|sandbox| sandbox.typed.app == *key);
+        let of_app = Query::default().with("app", &key.to_string());
+        let mut sandboxes: Vec<Object<wire::Sandbox>> =
+            follow::list(client, wire::Sandbox::PATH, &of_app, None).await?;
         let mut dependencies = Vec::new();
         for on in &app.typed.depends_on {
             let found = app_of(client, on).await?;
             dependencies.push((on.clone(), found.map(|app| app.typed)));
         }
-        let mut events = events::all(client).await?;
-        events.retain(|event| event.typed.app.as_ref() == Some(key));
+        let mut events = events::of_app(client, key).await?;
         let surplus = events.len().saturating_sub(newest);
         events.drain(..surplus);
         Ok(Some(Self { app, sandbox: sandboxes.pop(), dependencies, events }))

@@ -8,7 +8,7 @@ use setpoint_schema::quantity::Span;
 use setpoint_schema::wire;
 
 use super::client::{Client, ClientError};
-use super::follow::{self, PAUSE, sse};
+use super::follow::{self, PAUSE, Query, sse};
 use super::get::Wanted;
 use super::get::kinds::Resource as _;
 use super::get::watch::await_return;
@@ -57,12 +57,13 @@ pub async fn get(client: Client, wanted: Wanted, watch: bool, output: Output) ->
     show(&client, &wanted, &Begin::default(), watch, output).await
 }
 
-/// All recorded events, oldest first.
+/// The recorded events of an app, oldest first.
 ///
 /// # Errors
 /// When the daemon does not answer.
-pub async fn all(client: &Client) -> Result<Vec<Object<wire::Event>>, ClientError> {
-    client.list(wire::Event::PATH).await
+pub async fn of_app(client: &Client, app: &AppKey) -> Result<Vec<Object<wire::Event>>, ClientError> {
+    let query = Query::default().with("app", &app.to_string());
+    follow::list(client, wire::Event::PATH, &query, None).await
 }
 
 /// With which event to begin.
@@ -87,7 +88,8 @@ async fn show(
     watch: bool,
     output: Output,
 ) -> Result<ExitCode, Failure> {
-    let mut events = all(client).await?;
+    let query = wire::Event::query(wanted);
+    let mut events: Vec<Object<wire::Event>> = follow::list(client, wire::Event::PATH, &query, None).await?;
     let last = events.last().map(|event| event.typed.id.clone());
     events.retain(|event| wanted.admits(&event.typed));
     begin.cut(&mut events);
@@ -118,16 +120,20 @@ async fn go_on(
     mut screen: Screen,
     mut last: Option<String>,
 ) -> Result<ExitCode, Failure> {
+    let query = wire::Event::query(wanted);
     loop {
         let from = last.clone();
         let each = |message: sse::Message| {
             let Ok(event) = serde_json::from_str::<Object<wire::Event>>(&message.data) else { return };
             take(event, wanted, &mut screen, &mut last);
         };
-        match follow::stream(client, wire::Event::PATH, from.as_deref(), each).await {
+        match follow::stream(client, &query.whole(wire::Event::PATH), from.as_deref(), each).await {
             Ok(Some(())) => {}
-            Ok(None) => match newer(client, from.as_deref()).await {
-                Ok(events) => events.into_iter().for_each(|event| take(event, wanted, &mut screen, &mut last)),
+            // A daemon without a stream.
+            Ok(None) => match follow::list(client, wire::Event::PATH, &query, from.as_deref()).await {
+                Ok(events) => events
+                    .into_iter()
+                    .for_each(|event: Object<wire::Event>| take(event, wanted, &mut screen, &mut last)),
                 Err(error) => await_return(client, error).await?,
             },
             Err(error) => await_return(client, error).await?,
@@ -144,21 +150,6 @@ fn take(event: Object<wire::Event>, wanted: &Wanted, screen: &mut Screen, last: 
     *last = Some(event.typed.id.clone());
     if wanted.admits(&event.typed) {
         screen.line(&event);
-    }
-}
-
-/// What happened after the event `last`, from a daemon that has no stream.
-async fn newer(client: &Client, last: Option<&str>) -> Result<Vec<Object<wire::Event>>, ClientError> {
-    let mut events = Vec::new();
-    let mut cursor = last.map(str::to_owned);
-    loop {
-        let after = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-        let page: wire::List<Object<wire::Event>> = client.get(&format!("/v1/events?limit=1000{after}")).await?;
-        events.extend(page.items);
-        match page.next {
-            Some(next) => cursor = Some(next),
-            None => return Ok(events),
-        }
     }
 }
 

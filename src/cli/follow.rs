@@ -9,9 +9,13 @@ use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH};
 use serde::de::DeserializeOwned;
+use setpoint_schema::wire::List;
 
 use super::client::{Client, ClientError};
 
+pub use query::Query;
+
+mod query;
 pub mod sse;
 
 /// Between two looks at something that cannot be waited for.
@@ -122,6 +126,28 @@ pub async fn find<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Op
         Polled::Missing(_) => Ok(None),
         Polled::NotYet(why) => Err(ClientError::Refused(why)),
         Polled::Same => unreachable!("nothing was known that it could be the same as"),
+    }
+}
+
+/// All pages of the list under `path`, of what `query` asks for, after `cursor`.
+///
+/// # Errors
+/// As [`Client::get`].
+pub async fn list<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    query: &Query,
+    cursor: Option<&str>,
+) -> Result<Vec<T>, ClientError> {
+    let mut items = Vec::new();
+    let mut cursor = cursor.map(str::to_owned);
+    loop {
+        let page: List<T> = client.get(&query.page(path, cursor.as_deref())).await?;
+        items.extend(page.items);
+        match page.next {
+            Some(next) => cursor = Some(next),
+            None => return Ok(items),
+        }
     }
 }
 

@@ -135,7 +135,7 @@ async fn find<R: Resource>(client: &Client, wanted: &Wanted) -> Result<Vec<Objec
         let found: Option<Object<R>> = follow::find(client, &path).await?;
         return Ok(found.into_iter().filter(|object| wanted.selection.admits(object.typed.traits())).collect());
     }
-    let mut objects: Vec<Object<R>> = client.list(R::PATH).await?;
+    let mut objects: Vec<Object<R>> = follow::list(client, R::PATH, &R::query(wanted), None).await?;
     objects.retain(|object| wanted.admits(&object.typed));
     Ok(objects)
 }

@@ -41,8 +41,8 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
         show(output, wire::Revision::COLUMNS, rows, names, documents(revisions));
         return Ok(ExitCode::SUCCESS);
     };
-    let mut done = events::all(&client).await?;
-    done.retain(|event| event.typed.app.as_ref() == Some(&app) && is_done(&event.typed.kind));
+    let mut done = events::of_app(&client, &app).await?;
+    done.retain(|event| is_done(&event.typed.kind));
     done.reverse();
     done.truncate(limit);
     // An app that is gone has a history; one that never was has none, which is more likely a wrong name.

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use setpoint_schema::name::Team;
 use setpoint_schema::wire::Phase;
 
+use super::follow::Query;
+
 /// The flags that choose among many.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Selection {
@@ -87,6 +89,20 @@ impl Selection {
     #[must_use]
     pub fn of_team(team: Option<Team>) -> Self {
         Self { team, ..Self::default() }
+    }
+
+    /// As much of it as the API can choose by, so that a list of ten thousand is not read for a few. The rest is chosen here.
+    #[must_use]
+    pub fn query(&self) -> Query {
+        let phase = match &self.phase[..] {
+            [phase] => Some(phase.as_str()),
+            [] | [_, _, ..] => None,
+        };
+        let query = Query::default().with_some("team", self.team.as_ref().map(Team::as_str)).with_some("phase", phase);
+        self.labels.iter().fold(query, |query, label| match label {
+            Requirement::Is(name, value) => query.with("label", &format!("{name}={value}")),
+            Requirement::IsNot(..) | Requirement::Exists(_) => query,
+        })
     }
 
     /// Whether an object is meant.

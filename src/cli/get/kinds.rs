@@ -6,6 +6,8 @@ use setpoint_schema::name::{AppKey, Team};
 use setpoint_schema::wire::{self, ConditionKind, Phase, RevisionState};
 
 use crate::cli::age::{self, age};
+use crate::cli::follow::Query;
+use crate::cli::get::Wanted;
 use crate::cli::select::Traits;
 use crate::cli::style::Tone;
 use crate::cli::table::{Cell, Column};
@@ -32,6 +34,11 @@ pub trait Resource: DeserializeOwned + Clone + Send + 'static {
     /// The path of one object, where the API has one for a name.
     fn path_of(_name: &str) -> Option<String> {
         None
+    }
+
+    /// What the API is asked for, as far as it can choose.
+    fn query(_wanted: &Wanted) -> Query {
+        Query::default()
     }
 
     /// What it can be chosen by.
@@ -79,6 +86,10 @@ impl Resource for wire::App {
     fn path_of(name: &str) -> Option<String> {
         let AppKey { team, name } = name.parse().ok()?;
         Some(format!("{}/{team}/{name}", Self::PATH))
+    }
+
+    fn query(wanted: &Wanted) -> Query {
+        wanted.selection.query()
     }
 
     fn traits(&self) -> Traits<'_> {
@@ -319,6 +330,14 @@ impl Resource for wire::Event {
     /// An event's id, or the app that it is about.
     fn answers_to(&self, name: &str) -> bool {
         self.id == name || name.parse().is_ok_and(|key: AppKey| self.app.as_ref() == Some(&key))
+    }
+
+    fn query(wanted: &Wanted) -> Query {
+        let app = match &wanted.names[..] {
+            [name] => name.parse::<AppKey>().ok(),
+            [] | [_, _, ..] => None,
+        };
+        Query::default().with_some("app", app.map(|app| app.to_string()))
     }
 
     fn traits(&self) -> Traits<'_> {

@@ -13,7 +13,7 @@ use setpoint_schema::wire::List;
 use super::Wanted;
 use super::kinds::Resource;
 use crate::cli::client::{Client, ClientError};
-use crate::cli::follow::{LONGEST_WAIT, PAUSE, Poll, Polled};
+use crate::cli::follow::{LONGEST_WAIT, PAUSE, Poll, Polled, Query};
 use crate::cli::output::{Form, Object, Output, print_document};
 use crate::cli::style::Tone;
 use crate::cli::table::{Cell, Layout};
@@ -57,7 +57,7 @@ fn select<R: Resource>(wanted: &Wanted, objects: Vec<Object<R>>) -> Vec<Object<R
 /// What is asked: one object, or a list page by page.
 enum Source<R> {
     One(Poll),
-    Pages { client: Client, pages: Vec<Page<R>> },
+    Pages { client: Client, query: Query, pages: Vec<Page<R>> },
 }
 
 struct Page<R> {
@@ -74,7 +74,10 @@ impl<R: Resource> Source<R> {
         };
         match path {
             Some(path) => Self::One(Poll::new(client, path)),
-            None => Self::Pages { client: client.clone(), pages: vec![Page::new(client, None)] },
+            None => {
+                let query = R::query(wanted);
+                Self::Pages { client: client.clone(), pages: vec![Page::new(client, &query, None)], query }
+            }
         }
     }
 
@@ -86,21 +89,21 @@ impl<R: Resource> Source<R> {
                 Polled::Missing(_) => Some(Vec::new()),
                 Polled::Same | Polled::NotYet(_) => None,
             }),
-            Self::Pages { client, pages } => next_pages(client, pages).await,
+            Self::Pages { client, query, pages } => next_pages(client, query, pages).await,
         }
     }
 }
 
 impl<R: Resource> Page<R> {
-    fn new(client: &Client, cursor: Option<&str>) -> Self {
-        let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-        let poll = Poll::new(client, format!("{}?limit=1000{cursor}", R::PATH));
+    fn new(client: &Client, query: &Query, cursor: Option<&str>) -> Self {
+        let poll = Poll::new(client, query.page(R::PATH, cursor));
         Self { poll, items: Vec::new(), next: None }
     }
 }
 
 async fn next_pages<R: Resource>(
     client: &Client,
+    query: &Query,
     pages: &mut Vec<Page<R>>,
 ) -> Result<Option<Vec<Object<R>>>, ClientError> {
     if pages.len() > 1 {
@@ -115,7 +118,7 @@ async fn next_pages<R: Resource>(
                 if pages[index].next != next {
                     // What came after begins elsewhere now.
                     pages.truncate(index + 1);
-                    pages.extend(next.as_deref().map(|cursor| Page::new(client, Some(cursor))));
+                    pages.extend(next.as_deref().map(|cursor| Page::new(client, query, Some(cursor))));
                 }
                 (pages[index].items, pages[index].next) = (items, next);
             }
