@@ -141,6 +141,27 @@ fn hello(memory: &str) -> String {
     )
 }
 
+#[test]
+fn watches_outlive_a_restart_of_the_daemon() {
+    let mut host = Host::sim();
+    host.configure(&format!("[api]\nsocket = {:?}\n", host.dir().join("api.sock")));
+    host.write_app("blog", "", "first");
+    host.commit("declare");
+    host.start();
+    host.wait_converged();
+    let apps = Going::start(host.command(&["get", "apps", "--watch", "-o", "wide"]));
+    let events = Going::start(host.command(&["events", "--watch", "-o", "json"]));
+    apps.line_with("blog");
+    let first = events.line_with("created");
+    assert_eq!(host.stop_daemon(), Some(0));
+    host.write_app("shop", "", "open");
+    host.commit("open a shop meanwhile");
+    host.start();
+    assert!(apps.line_with("shop").starts_with("shop"));
+    let second = events.line_with("\"app\":\"shop\"");
+    assert!(first != second);
+}
+
 /// Apps that are declared and never started, one more than a page of the API holds.
 fn declare_more_than_a_page(host: &Host) {
     for number in 0..=1000 {

@@ -61,10 +61,18 @@ impl Client {
     /// When there is none, a refusal, or one that cannot be read.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self.send(path).await?;
+        Ok(self.read(response).await?.0)
+    }
+
+    /// What an answer says, and its bytes.
+    ///
+    /// # Errors
+    /// When it breaks off or cannot be read.
+    pub async fn read<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<(T, Bytes), ClientError> {
         let is_json = says(&response, "json");
         let body = self.body(response).await?;
         match serde_json::from_slice(&body) {
-            Ok(answer) => Ok(answer),
+            Ok(answer) => Ok((answer, body)),
             Err(error) if is_json => Err(error.into()),
             Err(_) => Err(self.stranger("its answer is not JSON")),
         }

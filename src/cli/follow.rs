@@ -83,29 +83,31 @@ impl Poll {
         match response.status() {
             StatusCode::OK => {
                 let etag = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-                let body = self.client.body(response).await?;
-                self.take(etag, body)
+                let (value, body) = self.client.read(response).await?;
+                if matches!(&self.state, State::Bare(known) if *known == body) {
+                    return Ok(Polled::Same);
+                }
+                self.state = etag.map_or(State::Bare(body), State::Tagged);
+                Ok(Polled::Changed(value))
             }
             StatusCode::NOT_MODIFIED => Ok(Polled::Same),
-            StatusCode::NOT_FOUND => {
-                self.state = State::Missing;
-                Ok(Polled::Missing(self.client.refusal(response).await.to_string()))
-            }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                self.state = State::Missing;
-                Ok(Polled::NotYet(self.client.refusal(response).await.to_string()))
-            }
-            _ => Err(self.client.refusal(response).await),
+            status => self.refused(status, self.client.refusal(response).await),
         }
     }
 
-    fn take<T: DeserializeOwned>(&mut self, etag: Option<String>, body: Bytes) -> Result<Polled<T>, ClientError> {
-        if matches!(&self.state, State::Bare(known) if *known == body) {
-            return Ok(Polled::Same);
+    /// A daemon that says why is waited for; whoever else says so is no daemon.
+    fn refused<T>(&mut self, status: StatusCode, error: ClientError) -> Result<Polled<T>, ClientError> {
+        match (status, error) {
+            (StatusCode::NOT_FOUND, ClientError::Refused(why)) => {
+                self.state = State::Missing;
+                Ok(Polled::Missing(why))
+            }
+            (StatusCode::SERVICE_UNAVAILABLE, ClientError::Refused(why)) => {
+                self.state = State::Missing;
+                Ok(Polled::NotYet(why))
+            }
+            (_, error) => Err(error),
         }
-        let value = serde_json::from_slice(&body)?;
-        self.state = etag.map_or(State::Bare(body), State::Tagged);
-        Ok(Polled::Changed(value))
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use setpoint_schema::wire;
 
 pub mod kinds;
+mod settings;
 pub mod watch;
 
 use super::client::{Client, ClientError};
@@ -19,7 +20,7 @@ use kinds::Resource;
 pub struct Args {
     /// What to show
     kind: Kind,
-    /// Only these: apps as NAME or TEAM/NAME, sandboxes by id or app, revisions by their commit
+    /// Only these: apps as NAME or TEAM/NAME, sandboxes by id or app, revisions by their commit, settings by key or section
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Go on with a line for each that changes
@@ -50,6 +51,9 @@ enum Kind {
     /// What happened, the oldest first
     #[value(alias = "event")]
     Events,
+    /// The daemon's configuration that is in force
+    #[value(alias = "setting")]
+    Settings,
 }
 
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
@@ -60,6 +64,11 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
         Kind::Sandboxes => get::<wire::Sandbox>(client, Wanted { names, selection }, watch, output).await,
         Kind::Templates => get::<wire::Template>(client, Wanted { names, selection }, watch, output).await,
         Kind::Revisions => get::<wire::Revision>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Settings if watch || !selection.is_empty() => {
+            let hint = "they are chosen by key or section alone, as `setpoint get settings converge`".to_owned();
+            Err(Failure::new("settings are not watched, and not chosen by team, phase or label", Some(hint)))
+        }
+        Kind::Settings => settings::get(&client, &names, output).await,
         Kind::Events => super::events::get(client, Wanted { names, selection }, watch, output).await,
     }
 }

@@ -91,6 +91,12 @@ impl Selection {
         Self { team, ..Self::default() }
     }
 
+    /// Whether it chooses everything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.team.is_none() && self.phase.is_empty()
+    }
+
     /// As much of it as the API can choose by, so that a list of ten thousand is not read for a few. The rest is chosen here.
     #[must_use]
     pub fn query(&self) -> Query {
