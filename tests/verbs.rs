@@ -68,6 +68,11 @@ fn everything_about_an_app_is_on_one_page() {
         &["tree", "nobody"],
     ];
     assert_session("describe", &host, &commands);
+    let names = |args: &[&str]| String::from_utf8(host.run(args).stdout).unwrap().lines().count();
+    assert_eq!(names(&["events", "--tail", "2", "-o", "name"]), 2);
+    assert!(names(&["events", "hello", "--since", "1h", "-o", "name"]) >= 2);
+    assert_eq!(names(&["events", "hello", "--since", "0s", "-o", "name"]), 0);
+    assert_eq!(names(&["get", "events", "hello", "-o", "name"]), names(&["events", "hello", "-o", "name"]));
     let events = said(&host, &["describe", "app", "hello"]);
     assert!(events.contains("\nEvents\n  AGE    KIND") && events.contains("created"), "{events}");
     let whole: serde_json::Value =
