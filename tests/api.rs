@@ -24,6 +24,10 @@ mod client;
 mod contract;
 #[path = "api/fake.rs"]
 mod fake;
+#[path = "support/host.rs"]
+mod host;
+#[path = "api/live.rs"]
+mod live;
 #[path = "api/poll.rs"]
 mod poll;
 #[path = "api/stream.rs"]
