@@ -91,12 +91,13 @@ there is news or the time is over. Every refusal is a problem document after RFC
 do not know.";
 
 /// Why a request can be refused, on any route.
-const REFUSALS: [(&str, &str, &str); 6] = [
+const REFUSALS: [(&str, &str, &str); 7] = [
     (
         "400",
         "BadRequest",
         "The request cannot be understood: `parameter` names the query parameter at fault, if one is.",
     ),
+    ("401", "Unauthorized", "The API asks for a token, and this is none that it accepts."),
     ("404", "NotFound", "There is no such thing."),
     ("405", "MethodNotAllowed", "This API only reads: use GET or HEAD."),
     ("421", "MisdirectedRequest", "The API does not answer under this host name."),

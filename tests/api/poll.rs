@@ -187,7 +187,8 @@ async fn events_and_revisions_can_be_waited_for() {
 #[tokio::test]
 async fn many_who_wait_for_one_app_are_all_answered() {
     const WAITERS: usize = 400;
-    let daemon = Daemon::start(Limits { connections: 2 * WAITERS, ..Limits::default() }).await;
+    let limits = Limits { connections: 2 * WAITERS, per_peer: 2 * WAITERS, ..Limits::default() };
+    let daemon = Daemon::start(limits).await;
     let mut waiters = Vec::new();
     for _ in 0..WAITERS {
         waiters.push(daemon.waiter("/v1/apps/default/blog?wait=5m").await);
