@@ -45,6 +45,7 @@ use crate::converge::jobs::{Ended, Jobs};
 use crate::converge::revisions::Idle;
 use crate::converge::step::Hands;
 use crate::converge::turns::{Try, Turns};
+use crate::metrics::Stage;
 use crate::systemd::Manager;
 use crate::world::World;
 
@@ -207,6 +208,7 @@ impl Reconciler {
             let followed = Arc::clone(&self.followed.borrow_and_update());
             self.books.take_in(&followed, self.hands.observer.now()).await?;
             let deadline = self.pass(followed).await?;
+            self.hands.metrics.pass(began.elapsed());
             let rested = Instant::now() + BREATH.max(began.elapsed() * REST);
             self.rest(rested, deadline, &mut timers, &mut tuning, &shutdown).await?;
         }
@@ -216,9 +218,10 @@ impl Reconciler {
     /// Observes, plans, dispatches and publishes once; returns when the plan wants to be made again at the latest.
     async fn pass(&mut self, followed: Arc<Followed>) -> Result<Option<Timestamp>, StateError> {
         let now = self.hands.observer.now();
-        self.world.look().await;
+        let metrics = self.hands.metrics.clone();
+        metrics.timed(Stage::Observe, self.world.look()).await;
         let desired = followed.plannable();
-        let plan = Arc::new(self.plan(&desired, now));
+        let plan = Arc::new(metrics.timed(Stage::Plan, async { self.plan(&desired, now) }).await);
         self.jobs.supersede(&desired, &plan);
         // Here a test can hold the loop up.
         execute::crash_point("pass", "planned");
@@ -227,7 +230,7 @@ impl Reconciler {
         let deadline = deadline::next(&plan, &desired, &self.world, now);
         let gone = self.gone(&desired);
         drop(desired);
-        self.begin_ready().await?;
+        metrics.timed(Stage::Dispatch, self.begin_ready()).await?;
         let idle = if self.jobs.is_empty() && !self.awaits_guests(&plan) { Idle::Yes } else { Idle::No };
         self.books.note_progress(&followed, &plan, idle, now).await?;
         self.books.forget_gone(gone).await?;
@@ -342,6 +345,7 @@ impl Reconciler {
     }
 
     async fn finish(&mut self, ended: Vec<Ended>) -> Result<(), StateError> {
+        ended.iter().for_each(|ended| self.hands.metrics.action(&ended.action.kind, &ended.outcome));
         self.books.note_ends(&ended, self.hands.observer.now()).await?;
         for action in ended.iter().map(|ended| &ended.action) {
             if let Some(record) = recorded_first(action) {

@@ -23,6 +23,7 @@ use crate::converge::step::Hands;
 use crate::converge::{Mandate, Pass, Reconciler};
 use crate::http::{TlsError, UnixSocketError};
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::preview::saved::{CarryOutError, SavedPlan};
 use crate::report::chain;
@@ -113,11 +114,12 @@ impl Parts {
         let ledger = Ledger::new(Store::open(&config.store_dir())?)?;
         let source = Arc::new(open_source(&drivers::source_config(config)?, &ledger).await?);
         let driver = drivers::driver(config)?;
+        let metrics = Metrics::default();
         let observer = Observer::new(Arc::clone(&driver));
         let loader = preview::loader();
-        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind).await?;
+        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind, metrics.clone()).await?;
         let limits = host::limits(&config.limits, &config.state.dir);
-        Ok(Self { hands: Hands { driver, observer, ledger, source }, follower, limits })
+        Ok(Self { hands: Hands { driver, observer, ledger, source, metrics }, follower, limits })
     }
 }
 

@@ -137,7 +137,8 @@ where
             continue;
         };
         let connection = Connection { peer, shutdown: shutdown.clone(), tasks: tasks.clone(), place: Arc::new(place) };
-        let front = Front { handler: handler.clone(), guard: listener.guard(), connection, limits };
+        let (guard, traffic) = (listener.guard(), listener.traffic().clone());
+        let front = Front { handler: handler.clone(), guard, traffic, connection, limits };
         tasks.spawn(listener.traffic().counting(front.receive(stream)));
     }
     drop(listener);
@@ -156,6 +157,7 @@ async fn newcomer(listener: &Listener, places: &Arc<Places>) -> (Stream, Peer, O
 struct Front<H> {
     handler: H,
     guard: Option<Guard>,
+    traffic: Traffic,
     connection: Connection,
     limits: Limits,
 }
@@ -181,7 +183,7 @@ where
     }
 
     async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let Self { handler, guard, connection, limits } = self;
+        let Self { handler, guard, traffic, connection, limits } = self;
         let context = connection.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let in_use = Place::in_use(&context.place);
@@ -191,11 +193,13 @@ where
                 None => Ok(handler(request)),
                 Some(refusal) => Err(refusal),
             };
-            async {
+            let traffic = traffic.clone();
+            async move {
                 let response = match answer {
                     Ok(response) => response.await,
                     Err(refusal) => refusal,
                 };
+                traffic.answered(response.status());
                 Ok::<_, Infallible>(response.map(|body| Held::new(body, in_use)))
             }
         });

@@ -13,6 +13,7 @@ mod host;
 pub mod http;
 pub mod ingress;
 pub mod ledger;
+pub mod metrics;
 pub mod observe;
 pub mod preview;
 pub mod render;

@@ -1,5 +1,7 @@
 //! Carries out one action of a plan, step by step, each journalled before it acts.
 
+use std::time::Instant;
+
 use setpoint_plan::model::{Action, PlanId, Step};
 use setpoint_state::{Outcome as JournalOutcome, PlanRef};
 use tokio_util::sync::CancellationToken;
@@ -60,11 +62,13 @@ impl Hands {
             self.ledger.with(move |store| store.journal_begin(&app, &plan, index, name)).await?
         };
         crash_point(name, "begun");
+        let began = Instant::now();
         let result = match step {
             // The only step that waits for somebody else: a newer declaration must not wait with it.
             Step::AwaitAgent { .. } => superseded.run_until_cancelled(self.carry_out(step)).await.transpose(),
             _ => self.carry_out(step).await.map(Some),
         };
+        self.metrics.step(name, began.elapsed());
         crash_point(name, "acted");
         let outcome = match &result {
             Ok(Some(())) => JournalOutcome::Done,

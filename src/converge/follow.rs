@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::desired::{Loaded, Loader};
 use crate::ledger::Ledger;
+use crate::metrics::{Metrics, Stage};
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceError};
@@ -96,6 +97,7 @@ pub struct Follower {
     rewind: Rewind,
     accepted: Option<CommitId>,
     followed: watch::Sender<Arc<Followed>>,
+    metrics: Metrics,
 }
 
 impl Follower {
@@ -108,11 +110,12 @@ impl Follower {
         loader: Loader,
         ledger: Ledger,
         rewind: Rewind,
+        metrics: Metrics,
     ) -> Result<Self, StateError> {
         let accepted = accepted(&source, &ledger).await?;
         let remembered = Followed::remembered(last_good(&ledger), accepted.clone());
         let followed = watch::Sender::new(Arc::new(remembered));
-        let mut follower = Self { source, loader: Some(loader), ledger, rewind, accepted: None, followed };
+        let mut follower = Self { source, loader: Some(loader), ledger, rewind, accepted: None, followed, metrics };
         if let Some(commit) = &accepted
             && let Err(refusal) = follower.load(commit).await
         {
@@ -147,7 +150,8 @@ impl Follower {
     }
 
     async fn advance(&mut self) -> Result<(), Refusal> {
-        let tip = reading(&self.source, Repository::poll).await?;
+        let tip = self.metrics.timed(Stage::Fetch, reading(&self.source, Repository::poll)).await?;
+        self.metrics.tip(&tip);
         if self.accepted.as_ref() == Some(&tip) && self.followed.borrow().attempted.as_ref() == Some(&tip) {
             return Ok(());
         }
@@ -186,7 +190,7 @@ impl Follower {
             let loaded = loader.load(&source, &wanted, &ledger);
             (loader, loaded)
         };
-        let (loader, loaded) = blocking(load).await;
+        let (loader, loaded) = self.metrics.timed(Stage::Load, blocking(load)).await;
         self.loader = Some(loader);
         let Loaded { desired, diagnostics, project } = loaded?;
         for diagnostic in &diagnostics {
@@ -216,6 +220,7 @@ impl Follower {
             if followed.trouble.as_ref().is_some_and(|trouble| trouble.message == message) {
                 return false;
             }
+            self.metrics.error("source");
             tracing::error!(error = %message, "source cannot be followed");
             let trouble = Some(Trouble { message, hint, since: Timestamp::now() });
             *followed = Arc::new(Followed { trouble, ..Followed::clone(followed) });

@@ -20,6 +20,7 @@ use setpoint_vmm::driver::{Driver, Guest, RestartScope, VmmError};
 use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::report::chain;
 use crate::source::Repository;
@@ -35,6 +36,8 @@ pub struct Hands {
     pub ledger: Ledger,
     /// Holds the workspace files and templates.
     pub source: Arc<Repository>,
+    /// Counts.
+    pub metrics: Metrics,
 }
 
 /// Why a step failed; the cause is the source.

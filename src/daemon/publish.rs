@@ -15,6 +15,7 @@ use crate::api::Snapshot;
 use crate::converge::Pass;
 use crate::ingress::{self, Naming, Routes, Upstream};
 use crate::ledger::Ledger;
+use crate::metrics::{Metrics, Stage};
 use crate::report::chain;
 use crate::status::{Changes, Identity, Names, Report, Reporter, Tracker, View};
 
@@ -26,6 +27,7 @@ pub(super) struct Publisher {
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     routes: watch::Sender<Arc<Routes>>,
     ledger: Ledger,
+    metrics: Metrics,
 }
 
 impl Publisher {
@@ -36,11 +38,12 @@ impl Publisher {
         snapshots: watch::Sender<Option<Arc<Snapshot>>>,
         routes: watch::Sender<Arc<Routes>>,
         ledger: Ledger,
+        metrics: Metrics,
     ) -> Self {
         let naming =
             Naming { domain: identity.domain.clone(), pattern: setpoint_schema::project::HostPattern::default() };
         let (reporter, tracker) = (Reporter::new(identity, earlier), Tracker::default());
-        Self { reporter, tracker, naming, snapshots, routes, ledger }
+        Self { reporter, tracker, naming, snapshots, routes, ledger, metrics }
     }
 
     /// Publishes every pass until `shutdown`.
@@ -55,7 +58,8 @@ impl Publisher {
             }
             let pass = passes.borrow_and_update().clone();
             if let Some(pass) = pass {
-                until = self.publish(&pass).await;
+                let metrics = self.metrics.clone();
+                until = metrics.timed(Stage::Publish, self.publish(&pass)).await;
             }
         }
     }

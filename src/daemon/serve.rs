@@ -45,6 +45,7 @@ impl Servers {
         tokens: watch::Receiver<Arc<[Token]>>,
     ) -> Result<Self, DaemonError> {
         let (api, api_address) = api_listeners(&config.api, tokens).await?;
+        let api = api.into_iter().map(|listener| listener.counted(hands.metrics.api_traffic())).collect();
         let ingress = listen(config.ingress.listen, "the ingress").await?;
         let identity = Identity {
             started_at: Timestamp::now(),
@@ -81,8 +82,9 @@ impl Servers {
             let api = Api { snapshot: snapshots.subscribe(), backend: Arc::clone(&backend), hosts: hosts.clone() };
             api.serve(listener, Limits::default(), shutdown.clone())
         }));
+        let ingress_listener = Listener::from(ingress_listener).counted(hands.metrics.ingress_traffic());
         let ingress = ingress::serve(ingress_listener, routes.subscribe(), answers, shutdown.clone());
-        let publisher = Publisher::new(identity, &earlier, snapshots, routes, hands.ledger);
+        let publisher = Publisher::new(identity, &earlier, snapshots, routes, hands.ledger, hands.metrics);
         tokio::join!(api, ingress, publisher.run(passes, shutdown));
     }
 }

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use rustix::net::sockopt;
@@ -42,6 +43,8 @@ pub struct Traffic {
     pub open: Gauge,
     /// Connections that were refused because their peer had too many in use.
     pub refused: Counter,
+    /// Answers, by [`Self::CLASSES`].
+    pub answers: [Counter; Self::CLASSES.len()],
 }
 
 impl From<TcpListener> for Listener {
@@ -138,6 +141,15 @@ impl Listener {
 }
 
 impl Traffic {
+    /// The classes of statuses.
+    pub const CLASSES: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+    /// Counts an answer.
+    pub(super) fn answered(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, Self::CLASSES.len());
+        self.answers[class - 1].inc();
+    }
+
     /// Counts a connection as open while `served` runs, however that ends.
     pub(super) fn counting<F: Future<Output = ()>>(&self, served: F) -> impl Future<Output = ()> + use<F> {
         struct Open(Gauge);
