@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use setpoint_schema::name::{HostName, RepoPath};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_vmm::qemu::Network;
@@ -14,14 +14,16 @@ use setpoint_vmm::qemu::Network;
 use crate::http::TokenName;
 
 pub use api::{Api, TlsFiles};
+pub use settings::Origins;
 
 mod api;
+mod settings;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG_FILE: &str = "/etc/setpoint/daemon.toml";
 
 /// The whole configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the declarations come from.
@@ -40,10 +42,13 @@ pub struct Config {
     pub converge: Converge,
     /// What is logged.
     pub log: Log,
+    /// Where all of this comes from.
+    #[serde(skip)]
+    pub origins: Origins,
 }
 
 /// `[source]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Source {
     /// A git URL or a local path; required to run.
@@ -65,7 +70,7 @@ impl Default for Source {
 }
 
 /// `[state]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// The directory of the store, the microVMs and their disks.
@@ -79,7 +84,7 @@ impl Default for State {
 }
 
 /// `[vmm]`
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Vmm {
     /// Which driver.
@@ -99,7 +104,7 @@ pub struct Vmm {
 }
 
 /// Which driver runs microVMs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DriverKind {
     /// Real guests.
@@ -110,7 +115,7 @@ pub enum DriverKind {
 }
 
 /// How guests' instructions are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// KVM where it works, else emulation.
@@ -123,7 +128,7 @@ pub enum Accel {
 }
 
 /// `[ingress]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ingress {
     /// The address that serves the apps.
@@ -140,7 +145,7 @@ impl Default for Ingress {
 }
 
 /// `[limits]`
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Memory of all running microVMs together.
@@ -154,7 +159,7 @@ pub struct Limits {
 }
 
 /// `[converge]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Converge {
     /// How many apps are worked on at once.
@@ -171,7 +176,7 @@ impl Default for Converge {
 }
 
 /// `[log]`
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// What is logged, as `info,setpoint::converge=debug`. The variable `RUST_LOG` wins over it; without either, everything from
@@ -282,11 +287,16 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or holds an unknown key or a bad value.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        let mut config = match &overrides.config {
-            Some(path) => Self::read(path)?,
-            None if Path::new(DEFAULT_CONFIG_FILE).exists() => Self::read(Path::new(DEFAULT_CONFIG_FILE))?,
-            None => Self::default(),
+        let default = Path::new(DEFAULT_CONFIG_FILE);
+        let path = overrides.config.as_deref().or_else(|| default.exists().then_some(default));
+        let (mut config, file) = match path {
+            Some(path) => {
+                let (config, text) = Self::read(path)?;
+                (config, Some((path.to_owned(), text)))
+            }
+            None => (Self::default(), None),
         };
+        config.origins = Origins::of(file.as_ref().map(|(path, text)| (path.clone(), text.as_str())), overrides);
         config.apply(overrides);
         config.check()?;
         Ok(config)
@@ -312,10 +322,13 @@ impl Config {
         self.state.dir.join("vmm")
     }
 
-    fn read(path: &Path) -> Result<Self, ConfigError> {
+    fn read(path: &Path) -> Result<(Self, String), ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })
+        let parsed = toml::from_str(&text);
+        let config =
+            parsed.map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
+        Ok((config, text))
     }
 
     fn check(&self) -> Result<(), ConfigError> {

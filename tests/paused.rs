@@ -175,7 +175,9 @@ impl Running {
         let source = Arc::new(Repository::open(&source_of(&host)).unwrap());
         let loader = Loader::new(Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()]));
         let metrics = Metrics::default();
-        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused, metrics.clone()).await.unwrap();
+        let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused, metrics.clone())
+            .await
+            .unwrap();
         let hands = Hands { driver, observer: observer.clone(), ledger, source, metrics };
         let reconciler = Reconciler::new(hands, Converge::default(), limits(), follower.followed());
         let (passes, shutdown) = (reconciler.passes(), CancellationToken::new());

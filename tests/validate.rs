@@ -37,7 +37,8 @@ fn every_format_has_every_mistake() {
 #[test]
 fn forges_are_told_paths_from_the_top_of_the_repository() {
     let host = mistaken();
-    let inside = host.command(&["validate", ".", "-o", "github"]).current_dir(host.repo().join("site")).output().unwrap();
+    let inside =
+        host.command(&["validate", ".", "-o", "github"]).current_dir(host.repo().join("site")).output().unwrap();
     let absolute = host.run(&["validate", host.repo().join("site").to_str().unwrap(), "-o", "github"]);
     let named = host.run(&["validate", "site", "-o", "github"]);
     assert!(String::from_utf8_lossy(&named.stdout).starts_with("::error file=site/apps/blog/app.yaml,line=4,col=20,"));

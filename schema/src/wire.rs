@@ -17,6 +17,7 @@ mod app;
 mod blocker;
 mod daemon;
 mod sandbox;
+mod settings;
 mod template;
 
 pub use app::{
@@ -26,6 +27,7 @@ pub use app::{
 pub use blocker::{Blocker, BlockerReason};
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
 pub use sandbox::{Disk, Sandbox, Vm};
+pub use settings::{Setting, SettingOrigin, Settings};
 pub use template::{Template, TemplateRoot};
 
 /// One page of a list.

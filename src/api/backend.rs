@@ -53,6 +53,15 @@ pub trait Backend: Send + Sync + 'static {
     /// All that the planner knows of the world, for previews that plan other declarations against it.
     fn observed(&self) -> Result<serde_json::Value, BackendError>;
 
+    /// The configuration in force, without secrets.
+    fn settings(&self) -> Result<wire::Settings, BackendError>;
+
+    /// What is counted, as OpenMetrics text. May block.
+    fn metrics(&self) -> String;
+
+    /// Counts an answer of the route with this template.
+    fn answered(&self, route: &'static str, status: u16);
+
     /// The last `tail` lines of a process's log, and what follows when asked to follow.
     async fn logs(&self, app: &AppKey, process: &str, tail: u32, follow: Follow) -> Result<LogStream, BackendError>;
 }

@@ -10,6 +10,7 @@ use super::openapi;
 use super::poll;
 use super::refusal::Refusal;
 use super::routes::Sources;
+use crate::metrics::CONTENT_TYPE;
 
 /// The process runs and its event loop turns.
 pub(super) async fn healthz(_: Sources, _: Ask) -> Result<Response, Refusal> {
@@ -29,6 +30,16 @@ pub(super) async fn description(sources: Sources, ask: Ask) -> Result<Response, 
 pub(super) async fn plan(sources: Sources, ask: Ask) -> Result<Response, Refusal> {
     let plan = sources.backend.plan(ask.params.rev()?).await?;
     Ok(poll::fresh(&sources, &ask, Bytes::from(plan.to_string())))
+}
+
+pub(super) async fn settings(sources: Sources, ask: Ask) -> Result<Response, Refusal> {
+    let settings = serde_json::to_vec(&sources.backend.settings()?).expect("settings have text keys");
+    Ok(poll::fresh(&sources, &ask, Bytes::from(settings)))
+}
+
+pub(super) async fn metrics(sources: Sources, _: Ask) -> Result<Response, Refusal> {
+    let text = sources.blocking(|sources| Ok(sources.backend.metrics())).await?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
 /// What the planner knows of the world.

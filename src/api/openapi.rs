@@ -164,6 +164,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator, method: Method) -> 
 
 fn content(route: &Route, generator: &mut SchemaGenerator) -> Value {
     match &route.answer {
+        Answer::Metrics => json!({ "application/openmetrics-text": { "schema": { "type": "string" } } }),
         Answer::Text | Answer::Log => json!({ "text/plain": { "schema": { "type": "string" } } }),
         Answer::Document(shape) => json!({ "application/json": { "schema": shape.schema(generator) } }),
         Answer::DocumentOrStream { document, event: (name, data) } => {
@@ -252,7 +253,7 @@ impl Route {
     /// Whether its answers have tags.
     fn tagged(&self) -> bool {
         match self.answer {
-            Answer::Text | Answer::Log => false,
+            Answer::Text | Answer::Metrics | Answer::Log => false,
             Answer::Document(_) | Answer::DocumentOrStream { .. } => true,
         }
     }

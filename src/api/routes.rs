@@ -54,6 +54,8 @@ type Handler = fn(Sources, Ask) -> BoxFuture<'static, Result<Response, Refusal>>
 pub(super) enum Answer {
     /// A line of text, made anew for each request.
     Text,
+    /// Counts for Prometheus, as OpenMetrics text.
+    Metrics,
     /// A log: text that may go on for as long as the client stays.
     Log,
     /// A document with a tag.
@@ -89,6 +91,20 @@ pub(super) const ROUTES: &[Route] = &[
         parameters: &[],
         answer: Answer::Text,
         handler: |sources, ask| Box::pin(daemon::readyz(sources, ask)),
+    },
+    Route {
+        path: "/metrics",
+        summary: "What the daemon counts about itself, for Prometheus.",
+        parameters: &[],
+        answer: Answer::Metrics,
+        handler: |sources, ask| Box::pin(daemon::metrics(sources, ask)),
+    },
+    Route {
+        path: "/v1/settings",
+        summary: "The configuration in force, without secrets: each value, where it comes from, and whether a reload takes it up.",
+        parameters: &[],
+        answer: Answer::Document(Shape::of::<wire::Settings>()),
+        handler: |sources, ask| Box::pin(daemon::settings(sources, ask)),
     },
     Route {
         path: "/v1/openapi.json",
@@ -187,9 +203,15 @@ pub(super) fn router(sources: Sources) -> Router {
                                  Extension(connection): Extension<Connection>,
                                  uri: Uri,
                                  headers: HeaderMap| {
-            let names = names.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
-            let ask = Ask::of(route, &names, uri, &headers, connection)?;
-            (route.handler)(sources, ask).await
+            let backend = Arc::clone(&sources.backend);
+            let answer = async move {
+                let names = names.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+                let ask = Ask::of(route, &names, uri, &headers, connection)?;
+                (route.handler)(sources, ask).await
+            };
+            let response = answer.await.into_response();
+            backend.answered(route.path, response.status().as_u16());
+            response
         };
         router = router.route(route.path, get(answer));
     }

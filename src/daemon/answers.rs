@@ -15,10 +15,12 @@ use setpoint_state::{EventId, EventRecord, RevisionOutcome, RevisionRecord};
 use setpoint_vmm::driver::{Duplex, Guest};
 use tokio::sync::watch;
 
-use crate::api::{Backend, BackendError, Follow, LogStream};
+use crate::api::{Backend, BackendError, Follow, LogStream, Snapshot};
+use crate::config::Config;
 use crate::converge::Pass;
 use crate::converge::step::Hands;
 use crate::ingress::{ConnectError, Connector};
+use crate::metrics::World;
 use crate::preview;
 use crate::report::chain;
 use crate::source::{Repository, SourceError};
@@ -27,11 +29,18 @@ use crate::task::reading;
 pub(super) struct Answers {
     hands: Hands,
     passes: watch::Receiver<Option<Arc<Pass>>>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    config: Arc<Config>,
 }
 
 impl Answers {
-    pub fn new(hands: &Hands, passes: watch::Receiver<Option<Arc<Pass>>>) -> Self {
-        Self { hands: hands.clone(), passes }
+    pub fn new(
+        hands: &Hands,
+        passes: watch::Receiver<Option<Arc<Pass>>>,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        config: Arc<Config>,
+    ) -> Self {
+        Self { hands: hands.clone(), passes, snapshots, config }
     }
 
     fn pass(&self) -> Result<Arc<Pass>, BackendError> {
@@ -95,6 +104,22 @@ impl Backend for Answers {
 
     fn observed(&self) -> Result<serde_json::Value, BackendError> {
         serde_json::to_value(&self.pass()?.observed).map_err(|error| failed("write out what is observed", error))
+    }
+
+    fn settings(&self) -> Result<wire::Settings, BackendError> {
+        Ok(self.config.settings(self.pass()?.observed.limits))
+    }
+
+    fn metrics(&self) -> String {
+        let pass = self.passes.borrow().clone();
+        let apps = self.snapshots.borrow().as_ref().map(|snapshot| snapshot.status.value().apps).unwrap_or_default();
+        let store = self.config.store_dir();
+        let world = pass.as_ref().map(|pass| World { pass, apps, store: &store });
+        self.hands.metrics.scrape(world.as_ref())
+    }
+
+    fn answered(&self, route: &'static str, status: u16) {
+        self.hands.metrics.api_answer(route, status);
     }
 
     async fn logs(&self, app: &AppKey, process: &str, tail: u32, follow: Follow) -> Result<LogStream, BackendError> {

@@ -87,7 +87,7 @@ impl Live {
 
 /// The sections that differ and are not read again. Destructured whole, so that a new one has to be thought of.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { source, state, vmm, api, ingress, limits: _, converge: _, log: _ } = old;
+    let Config { source, state, vmm, api, ingress, limits: _, converge: _, log: _, origins: _ } = old;
     let sections = [
         ("[source]", *source != new.source),
         ("[state]", *state != new.state),

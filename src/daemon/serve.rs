@@ -1,12 +1,10 @@
 //! Serves what the loop finds out: the status API, and the ingress to the apps.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use setpoint_schema::name::HostName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +27,7 @@ const EARLIER: usize = 10_000;
 pub(super) struct Servers {
     api: Vec<Listener>,
     api_address: SocketAddr,
-    hosts: BTreeSet<HostName>,
+    config: Arc<Config>,
     ingress: (TcpListener, SocketAddr),
     identity: Identity,
     hands: Hands,
@@ -55,8 +53,8 @@ impl Servers {
             domain: config.ingress.domain.clone(),
             ingress_port: ingress.1.port(),
         };
-        let hosts = config.api.hosts.clone();
-        Ok(Self { api, api_address, hosts, ingress, identity, hands: hands.clone(), passes })
+        let config = Arc::new(config.clone());
+        Ok(Self { api, api_address, config, ingress, identity, hands: hands.clone(), passes })
     }
 
     /// Where the API is.
@@ -71,11 +69,12 @@ impl Servers {
 
     /// Serves until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { api, api_address: _, hosts, ingress: (ingress_listener, _), identity, hands, passes } = self;
-        let answers = Arc::new(Answers::new(&hands, passes.clone()));
+        let Self { api, api_address: _, config, ingress: (ingress_listener, _), identity, hands, passes } = self;
+        let snapshots = watch::Sender::new(None);
+        let hosts = config.api.hosts.clone();
+        let answers = Arc::new(Answers::new(&hands, passes.clone(), snapshots.subscribe(), config));
         // Without them, conditions begin anew; whether the store can be read at all shows elsewhere.
         let earlier = hands.ledger.with(|store| store.latest_events(EARLIER)).await.unwrap_or_default();
-        let snapshots = watch::Sender::new(None);
         let routes = watch::Sender::new(Arc::new(Routes::default()));
         let backend: Arc<dyn Backend> = answers.clone();
         let api = join_all(api.into_iter().map(|listener| {

@@ -64,7 +64,12 @@ impl WorldGauges {
         registry.register("source_up", "Whether the branch can be followed", this.source_up.clone());
         registry.register_with_unit("source_lag", lag, Unit::Seconds, this.source_lag.clone());
         registry.register("declaration_mistakes", "Mistakes in the declarations", this.mistakes.clone());
-        registry.register_with_unit("last_pass_time", "When the last pass was made", Unit::Seconds, this.last_pass.clone());
+        registry.register_with_unit(
+            "last_pass_time",
+            "When the last pass was made",
+            Unit::Seconds,
+            this.last_pass.clone(),
+        );
         registry.register_with_unit("store_size", "Size of the store's files", Unit::Bytes, this.store.clone());
         this
     }

@@ -19,6 +19,8 @@ use crate::fake::{Daemon, app, content, sandbox};
 const GOOD: &[(&str, &[&str])] = &[
     ("/healthz", &["/healthz"]),
     ("/readyz", &["/readyz"]),
+    ("/metrics", &["/metrics"]),
+    ("/v1/settings", &["/v1/settings"]),
     ("/v1/openapi.json", &["/v1/openapi.json"]),
     ("/v1/status", &["/v1/status", "/v1/status?wait=1s"]),
     ("/v1/apps", &["/v1/apps", "/v1/apps?limit=1", "/v1/apps?phase=ready&team=default&label=a=b&cursor=blog"]),

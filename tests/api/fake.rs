@@ -79,6 +79,18 @@ impl Backend for Fake {
         Ok(json!({"host": "box"}))
     }
 
+    fn settings(&self) -> Result<wire::Settings, BackendError> {
+        let setting = json!({"key": "converge.concurrency", "value": 4, "origin": "default", "reloads": true});
+        let settings = json!({"file": null, "readAt": "2026-01-01T00:00:00Z", "settings": [setting]});
+        Ok(serde_json::from_value(settings).unwrap())
+    }
+
+    fn metrics(&self) -> String {
+        "# EOF\n".to_owned()
+    }
+
+    fn answered(&self, _: &'static str, _: u16) {}
+
     async fn logs(&self, app: &AppKey, process: &str, tail: u32, follow: Follow) -> Result<LogStream, BackendError> {
         match process {
             "web" => {}

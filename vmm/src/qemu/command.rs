@@ -24,7 +24,7 @@ pub enum MachineType {
 }
 
 /// What guests reach. The way to the apps does not need it: that goes over the agent's link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// What this user reaches, by QEMU's user-mode network: the outside, and as 10.0.2.2 also the host's own loopback.
