@@ -37,7 +37,7 @@ pub struct FieldChange {
 
 /// A declared structure whose fields all carry their class. Implemented by [`declared!`](crate::declared) alone, and by
 /// `Option` of such.
-pub trait Declared: Serialize {
+pub trait Declared: Serialize + PartialEq {
     /// The worst class among the fields: what adding or removing the whole structure disturbs.
     const WORST: Disruption;
 
@@ -67,7 +67,17 @@ pub trait ClassByValue: Serialize + PartialEq {
 }
 
 /// Appends the change of one field, entry by entry where the field is a map.
-pub fn diff_leaf<T: Serialize>(before: &T, after: &T, path: &str, disruption: Disruption, out: &mut Vec<FieldChange>) {
+pub fn diff_leaf<T: Serialize + PartialEq>(
+    before: &T,
+    after: &T,
+    path: &str,
+    disruption: Disruption,
+    out: &mut Vec<FieldChange>,
+) {
+    // Most fields are as they were, and need not be written as JSON to see that.
+    if before == after {
+        return;
+    }
     diff_values(to_value(before), to_value(after), path, disruption, out);
 }
 
