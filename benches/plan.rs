@@ -1,9 +1,10 @@
-//! From a revision to a plan at 100, 1,000 and 10,000 apps: `cargo bench --bench plan`.
+//! From a revision to a plan, at 100 to 100,000 apps: `cargo bench --bench plan`.
 //!
-//! Cold is a daemon's first look: nothing is cached, nothing exists, everything is to be created. The floor does, on one thread as
-//! well, what nobody can do without: walk the tree with git2, read the blobs of the declarations, parse them with serde_yaml.
-//! It checks nothing, resolves nothing, plans nothing. The last column is the load after a commit to one app, by a daemon
-//! that has loaded the revision before.
+//! Cold is a daemon's first look: nothing is kept, nothing exists, everything is to be created. Warm is the start of a daemon that ran
+//! before: what was parsed is kept on disk, and everything exists as declared. The floor does, on one thread, what nobody can do
+//! without: walk the tree with git2, read the blobs of the declarations, parse them with serde_yaml. It checks nothing, resolves
+//! nothing, plans nothing. The second table is what a daemon takes that has loaded the revision before, on a host that is as
+//! declared: from a look at the branch to a finished plan.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made ends there")]
 
@@ -11,118 +12,189 @@
 mod figures;
 #[path = "../tests/support/git.rs"]
 mod git;
+#[path = "plan/host.rs"]
+mod host;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use git2::{ObjectType, TreeWalkMode, TreeWalkResult};
 use jiff::Timestamp;
-use setpoint::desired::{Loaded, Loader};
+use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
+use setpoint::source::Repository;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Entropy, Inputs, plan};
-use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::HostId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{LastGood, Limits, Observed};
-use setpoint_schema::quantity::ByteSize;
-use setpoint_schema::shared::SharedMap;
+use setpoint_schema::observed::{LastGood, Observed};
 
-use figures::{Millis, Samples, load, ratio};
+use figures::{Millis, Samples, Table, ratio};
 use git::Git;
 
-const SIZES: [usize; 3] = [100, 1_000, 10_000];
-const ROUNDS: usize = 5;
+const SIZES: [usize; 4] = [100, 1_000, 10_000, 100_000];
+/// How many apps start from the template that changes.
+const OF_TEMPLATE: usize = 1_000;
+/// The bounds, with the sizes that they hold at.
+const COLD: (usize, f64) = (10_000, 1.0);
+const WARM: (usize, f64) = (10_000, 0.3);
+const ONE_FILE: [(usize, Duration); 2] = [(10_000, Duration::from_millis(10)), (100_000, Duration::from_millis(25))];
 
-type Known = BTreeMap<AppKey, LastGood>;
+type Remembered = BTreeMap<AppKey, LastGood>;
 
 fn main() {
-    println!("cold load and plan, median of {ROUNDS}, taken in turn with the floor (load {})", load());
-    println!(
-        "  {:>7}{:>12}{:>12}{:>12}{:>12}{:>8}{:>18}",
-        "apps", "load", "plan", "both", "floor", "ratio", "load of 1 change"
+    let sizes: Vec<usize> = match std::env::var("APPS") {
+        Ok(apps) => apps.split(',').map(|apps| apps.parse().unwrap()).collect(),
+        Err(_) => SIZES.to_vec(),
+    };
+    let mut starts = Table::new(
+        "plan-start",
+        "From a start to a plan, medians, in turn with the floor",
+        &["apps", "cold load", "plan", "both", "floor", "ratio", "warm load", "plan", "both", "ratio"],
     );
-    for apps in SIZES {
-        measure(apps);
+    let columns =
+        ["apps", "one file: load", "plan", "both", "a template of 1,000 apps: load", "plan", "no-op: load", "plan"];
+    let mut changes = Table::new("plan-change", "From a commit to a plan, medians", &columns);
+    let mut beyond = Vec::new();
+    for apps in sizes {
+        let git = repository_of(apps);
+        beyond.extend(start(apps, &git, &mut starts));
+        beyond.extend(change(apps, &git, &mut changes));
     }
+    starts.print();
+    changes.print();
+    for bound in &beyond {
+        eprintln!("{bound}");
+    }
+    std::process::exit(i32::from(!beyond.is_empty()));
 }
 
-fn measure(apps: usize) {
-    let git = repository_of(apps);
-    let (mut loads, mut plans, mut both, mut floors) =
-        (Samples::default(), Samples::default(), Samples::default(), Samples::default());
-    for _ in 0..ROUNDS {
-        floors.push(timed(|| assert_eq!(floor(&git), 2 * apps)).1);
-        let (loaded, load) = timed(|| cold_load(&git));
+fn rounds(apps: usize) -> usize {
+    if apps > 10_000 { 3 } else { 7 }
+}
+
+fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
+    let state = tempfile::tempdir().unwrap();
+    let mut times: [Samples; 7] = Default::default();
+    let [floors, cold_loads, cold_plans, colds, warm_loads, warm_plans, warms] = &mut times;
+    for _ in 0..rounds(apps) {
+        floors.push(timed(|| assert_eq!(floor(git), 2 * apps + 1)).1);
+        let ((loaded, loader, repository), load) = timed(|| first_load(loader(), git));
         assert_eq!((loaded.desired.apps.len(), loaded.diagnostics.len()), (apps, 0));
-        let (plan, planning) = timed(|| plan_of(&loaded));
+        let (plan, planning) = timed(|| planned(&loaded.desired, &host::empty()));
         assert_eq!(plan.actions.len(), apps);
-        loads.push(load);
-        plans.push(planning);
-        both.push(load + planning);
+        (cold_loads.push(load), cold_plans.push(planning), colds.push(load + planning));
+        drop((loader, repository, loaded, plan));
+
+        let (loaded, mut before, _) = first_load(loader_with_cache(state.path()), git);
+        let observed = host::converged(&loaded.desired, Timestamp::UNIX_EPOCH);
+        before.keep();
+        drop((before, loaded));
+        let ((loaded, ..), load) = timed(|| first_load(loader_with_cache(state.path()), git));
+        let (plan, planning) = timed(|| planned(&loaded.desired, &observed));
+        assert_eq!(plan.actions.len(), 0);
+        (warm_loads.push(load), warm_plans.push(planning), warms.push(load + planning));
     }
-    println!(
-        "  {apps:>7}{:>12}{:>12}{:>12}{:>12}{:>8.2}{:>18}",
-        Millis(loads.median()),
-        Millis(plans.median()),
-        Millis(both.median()),
-        Millis(floors.median()),
-        ratio(both.median(), floors.median()),
-        Millis(one_app_changed(&git)),
-    );
+    let [floor, cold_load, cold_plan, cold, warm_load, warm_plan, warm] = times.map(|times| times.median());
+    let (cold_ratio, warm_ratio) = (ratio(cold, floor), ratio(warm, floor));
+    table.row(&[
+        &apps,
+        &Millis(cold_load),
+        &Millis(cold_plan),
+        &Millis(cold),
+        &Millis(floor),
+        &format_args!("{cold_ratio:.2}"),
+        &Millis(warm_load),
+        &Millis(warm_plan),
+        &Millis(warm),
+        &format_args!("{warm_ratio:.2}"),
+    ]);
+    let bounds = [("cold", cold_ratio, COLD), ("warm", warm_ratio, WARM)].into_iter();
+    let beyond = bounds.filter(|(_, ratio, (at, most))| *at == apps && ratio > most);
+    beyond
+        .map(|(what, ratio, (_, most))| format!("{what} at {apps} apps: {ratio:.2} of the floor, not {most}"))
+        .collect()
 }
 
-/// Loads after each of some commits that change one app among those that are known.
-fn one_app_changed(git: &Git) -> Duration {
-    let mut loader = loader();
-    let repository = git.open();
-    let mut load = |last_good: &Known| {
-        let tip = repository.tip().unwrap();
-        loader.load(&repository, &tip, last_good).unwrap()
-    };
-    let mut last_good = known(&load(&Known::new()).desired);
-    let change = |n| {
-        commit(git, &format!("M 644 inline apps/team-0/app-0/index.html\n{}", data(&format!("edition {n}"))));
-        let (loaded, time) = timed(|| load(&last_good));
-        last_good = known(&loaded.desired);
-        time
-    };
-    (0..ROUNDS).map(change).collect::<Samples>().median()
+/// A daemon that follows a branch.
+struct Daemon {
+    repository: Repository,
+    loader: Loader,
+    observed: Observed,
+    remembered: Remembered,
 }
 
-/// What a daemon remembers of these apps.
-fn known(desired: &Desired) -> Known {
-    let known = |app: &Arc<DesiredApp>| LastGood { app: Arc::clone(app), revision: desired.revision.clone() };
-    desired.apps.iter().map(|(key, app)| (key.clone(), known(app))).collect()
+impl Daemon {
+    /// What a look at the branch takes, and the plan for what is found.
+    fn look(&mut self) -> (Duration, Duration) {
+        let (loaded, load) = timed(|| {
+            let tip = self.repository.tip().unwrap();
+            self.loader.load(&self.repository, &tip, &self.remembered).unwrap()
+        });
+        assert_eq!(loaded.diagnostics, []);
+        let (_, planning) = timed(|| planned(&loaded.desired, &self.observed));
+        (load, planning)
+    }
+
+    /// Medians of looks, each after a commit of these changes.
+    fn after(&mut self, git: &Git, rounds: usize, changes: impl Fn(usize) -> String) -> (Duration, Duration, Duration) {
+        let (mut loads, mut plans, mut both) = (Samples::default(), Samples::default(), Samples::default());
+        for round in 0..rounds {
+            commit(git, &changes(round));
+            let (load, planning) = self.look();
+            (loads.push(load), plans.push(planning), both.push(load + planning));
+        }
+        (loads.median(), plans.median(), both.median())
+    }
+}
+
+fn change(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
+    let (loaded, loader, repository) = first_load(loader(), git);
+    let observed = host::converged(&loaded.desired, Timestamp::UNIX_EPOCH);
+    let mut daemon = Daemon { repository, loader, observed, remembered: Remembered::new() };
+    daemon.look();
+    let file = |path: &str, round| format!("M 644 inline {path}\n{}", data(&format!("edition {round}")));
+    let one = daemon.after(git, 9, |round| file("apps/team-0/app-0/index.html", round));
+    let template = daemon.after(git, 5, |round| file("templates/tools/tool", round));
+    let nothing = daemon.after(git, 9, |round| file("README.md", round));
+    table.row(&[
+        &apps,
+        &Millis(one.0),
+        &Millis(one.1),
+        &Millis(one.2),
+        &Millis(template.0),
+        &Millis(template.1),
+        &Millis(nothing.0),
+        &Millis(nothing.1),
+    ]);
+    let beyond = ONE_FILE.iter().filter(|(at, most)| *at == apps && one.2 > *most);
+    beyond.map(|(_, most)| format!("one file at {apps} apps: {}, not {}", Millis(one.2), Millis(*most))).collect()
+}
+
+fn renderer() -> Renderer {
+    Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()])
 }
 
 fn loader() -> Loader {
-    Loader::new(Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()]))
+    Loader::new(renderer())
 }
 
-/// Opens the repository and reads its tip, as a daemon does when it starts.
-fn cold_load(git: &Git) -> Loaded {
+fn loader_with_cache(state: &Path) -> Loader {
+    Loader::with_cache(renderer(), Cache::of(state))
+}
+
+/// Opens the repository and reads its tip, as a daemon does when it starts. Gives back both, since a daemon closes neither.
+fn first_load(mut loader: Loader, git: &Git) -> (Loaded, Loader, Repository) {
     let repository = git.open();
     let tip = repository.tip().unwrap();
-    loader().load(&repository, &tip, &Known::new()).unwrap()
+    let loaded = loader.load(&repository, &tip, &Remembered::new()).unwrap();
+    (loaded, loader, repository)
 }
 
-/// The plan on a host where nothing exists and everything fits.
-fn plan_of(loaded: &Loaded) -> Plan {
-    let plenty = ByteSize::gib(1 << 20);
-    let observed = Observed {
-        host: HostId("bench".to_owned()),
-        limits: Limits { memory: plenty, vcpus: u32::MAX, disk: plenty, sandboxes: u32::MAX },
-        sandboxes: SharedMap::new(),
-        unrecorded: Vec::new(),
-        disks: SharedMap::new(),
-        apps: SharedMap::new(),
-    };
-    let (desired, now) = (&loaded.desired, Timestamp::UNIX_EPOCH);
-    plan(&Inputs { desired, observed: &observed, parent: None, now, entropy: Entropy([0; 16]) })
+fn planned(desired: &Desired, observed: &Observed) -> Plan {
+    plan(&Inputs { desired, observed, parent: None, now: Timestamp::UNIX_EPOCH, entropy: Entropy([0; 16]) })
 }
 
 /// Parses every YAML file of the tip; how many there were.
@@ -145,11 +217,17 @@ fn floor(git: &Git) -> usize {
 /// A repository of this many apps in folders of a hundred, packed as a clone is.
 fn repository_of(apps: usize) -> Git {
     let git = Git::init();
-    let mut files = String::new();
+    let template =
+        "apiVersion: setpoint/v1\nkind: Template\nmetadata: {name: tools}\nspec: {rootfs: {path: templates/tools}}\n";
+    let mut files = format!(
+        "M 644 inline templates/tools.yaml\n{}M 644 inline templates/tools/tool\n{}",
+        data(template),
+        data("1")
+    );
     for n in 0..apps {
         let folder = format!("apps/team-{}/app-{n}", n / 100);
         for (name, text) in
-            [("app.yaml", app(n)), ("sandbox.yaml", SANDBOX.to_owned()), ("index.html", format!("<h1>app {n}</h1>\n"))]
+            [("app.yaml", app(n)), ("sandbox.yaml", sandbox(n)), ("index.html", format!("<h1>app {n}</h1>\n"))]
         {
             write!(files, "M 644 inline {folder}/{name}\n{}", data(&text)).unwrap();
         }
@@ -160,16 +238,22 @@ fn repository_of(apps: usize) -> Git {
 
 /// An app as people write them: some of its fields set, no two alike.
 fn app(n: usize) -> String {
+    let template = if n < OF_TEMPLATE { "tools" } else { "minimal" };
     format!(
         "apiVersion: setpoint/v1\nkind: App\nmetadata:\n  name: app-{n}\n  labels: {{tier: web, shard: \"{}\"}}\nspec:\n  \
-         resources: {{vcpus: 1, memory: {}Mi, disk: 1Gi}}\n  env:\n    GREETING: hello from {n}\n    LOG_LEVEL: info\n",
+         template: {template}\n  resources: {{vcpus: 1, memory: {}Mi, disk: 1Gi}}\n  env:\n    GREETING: hello from {n}\n    \
+         LOG_LEVEL: info\n",
         n % 16,
         128 + n % 8 * 64
     )
 }
 
-const SANDBOX: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\n  health_path: /\nworkers:\n  - name: queue\n    \
-                       command: sh worker.sh\n";
+fn sandbox(n: usize) -> String {
+    format!(
+        "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\n  health_path: /\nworkers:\n  - name: queue\n    command: sh \
+         worker.sh {n}\n"
+    )
+}
 
 /// Adds a commit to `main`, in the words of `git fast-import`.
 fn commit(git: &Git, changes: &str) {

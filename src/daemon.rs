@@ -21,17 +21,19 @@ use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
 use crate::converge::{Mandate, Pass, Reconciler};
+use crate::desired::{Cache, Loader};
 use crate::http::{TlsError, UnixSocketError};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::preview::saved::{CarryOutError, SavedPlan};
+use crate::render::Renderer;
 use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
 use crate::systemd::Manager;
 use crate::task::joined;
-use crate::{drivers, host, preview};
+use crate::{drivers, host};
 
 use reload::Live;
 
@@ -116,7 +118,8 @@ impl Parts {
         let driver = drivers::driver(config)?;
         let metrics = Metrics::default();
         let observer = Observer::new(Arc::clone(&driver));
-        let loader = preview::loader();
+        let renderer = Renderer::new(drivers::render_child());
+        let loader = Loader::with_cache(renderer, Cache::of(&config.state.dir));
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind, metrics.clone()).await?;
         let limits = host::limits(&config.limits, &config.state.dir);
         Ok(Self { hands: Hands { driver, observer, ledger, source, metrics }, follower, limits })

@@ -6,17 +6,19 @@
 //! An error is never an absence. An app whose declaration is broken stays as it was last declared without a mistake; a file
 //! that cannot be made out keeps everything that was declared in it, and says that nothing may be removed at all.
 
+mod cache;
 mod known;
 mod parallel;
 mod parse;
 mod pin;
 mod scan;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_schema::diagnostic::Diagnostic;
+use setpoint_schema::document::Parsed;
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{AppRecord, LastGood};
@@ -26,12 +28,18 @@ use setpoint_schema::shared::SharedMap;
 use crate::render::Renderer;
 use crate::source::{Files, Repository, SourceError};
 
+pub use cache::Cache;
+use cache::{Entry, Kept};
 use known::{Known, Tools};
 use parse::Parser;
 use pin::{PinnedTemplates, Pins};
+use scan::Key;
 
 /// The revision that a working directory is given.
 pub const WORKTREE: &str = "worktree";
+
+/// So many files are parsed in the time that it takes to write a file.
+const FEW_FILES: usize = 50;
 
 /// Loads revisions, and keeps what it read of the last one.
 pub struct Loader {
@@ -41,6 +49,10 @@ pub struct Loader {
     project: Option<Project>,
     /// The revision that was loaded last; absent at first, and after one that could not be read to its end.
     known: Option<Known>,
+    /// Where parsed declarations are kept over restarts.
+    cache: Option<Cache>,
+    /// How many files were parsed that are not in it.
+    unkept: usize,
 }
 
 /// What one revision wants.
@@ -89,7 +101,26 @@ impl Loader {
     /// A loader that has read nothing yet.
     #[must_use]
     pub fn new(renderer: Renderer) -> Self {
-        Self { parser: Parser::new(renderer), pins: Pins::default(), project: None, known: None }
+        let (parser, pins) = (Parser::new(renderer), Pins::default());
+        Self { parser, pins, project: None, known: None, cache: None, unkept: 0 }
+    }
+
+    /// The same, with what an earlier one kept.
+    #[must_use]
+    pub fn with_cache(renderer: Renderer, cache: Cache) -> Self {
+        Self { cache: Some(cache), ..Self::new(renderer) }
+    }
+
+    /// Keeps what was parsed for the next start, if much of it is not kept yet: a file that has to be parsed again costs a start
+    /// less than writing all of them costs a commit. To be called between loads.
+    pub fn keep(&mut self) {
+        let (Some(cache), Some(known)) = (&self.cache, &self.known) else { return };
+        if self.unkept <= FEW_FILES + known.files() / 10 {
+            return;
+        }
+        let entries: Vec<Entry<'_>> = known.kept().chain(self.parser.known()).chain(self.pins.known()).collect();
+        cache.write(known.project(), &entries);
+        self.unkept = 0;
     }
 
     /// What `commit` wants.
@@ -132,18 +163,30 @@ impl Loader {
         project: &Project,
     ) -> Result<(), SourceError> {
         // Defaults and variables go into everything, so that other settings make everything new.
+        let mut kept = HashMap::new();
         if self.known.as_ref().is_none_or(|known| known.project() != project) {
             self.parser.forget_rendered();
+            kept = self.recall(project);
             self.known = Some(Known::nothing(project.clone()));
         }
         let known = self.known.as_ref().expect("it has just been made sure of");
-        let news = known.news(files, &self.parser)?;
+        let news = known.news(files, &self.parser, &mut kept)?;
+        self.unkept += news.parsed();
         // Out of its place until all went well: half a revision must not be taken for one.
         let Some(mut known) = self.known.take() else { return Ok(()) };
         let (parser, pins) = (&mut self.parser, &mut self.pins);
         known.take_in(news, &mut Tools { files, revision, parser, pins, remembered })?;
         self.known = Some(known);
         Ok(())
+    }
+
+    /// What is kept for these settings. Without any, there is only what was read since the start.
+    fn recall(&mut self, project: &Project) -> HashMap<Key, Parsed> {
+        let Some(cache) = &self.cache else { return HashMap::new() };
+        let Kept { declarations, runtimes, workspaces } = cache.read(project);
+        self.parser.know(runtimes);
+        self.pins.know(workspaces);
+        declarations
     }
 
     /// The settings of this revision; while they have mistakes, those that came before.

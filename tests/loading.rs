@@ -8,11 +8,11 @@ mod git;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use git::Git;
-use setpoint::desired::{Loaded, Loader};
+use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
 use setpoint::source::Repository;
 use setpoint_schema::id::CommitId;
@@ -26,8 +26,12 @@ const COMMITS: usize = 14;
 const APPS: [&str; 4] = ["blog", "shop", "pay/api", "pay/web"];
 const RUNTIME: &str = "version: 1\nweb:\n  command: httpd -f -p 3000\n";
 
+fn renderer() -> Renderer {
+    Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()])
+}
+
 fn loader() -> Loader {
-    Loader::new(Renderer::new(vec![env!("CARGO_BIN_EXE_setpoint").into(), CHILD_COMMAND.into()]))
+    Loader::new(renderer())
 }
 
 /// Small, seeded, and good enough to choose edits by (Marsaglia's xorshift).
@@ -151,6 +155,7 @@ struct World {
     git: Git,
     repository: Repository,
     loader: Loader,
+    state: tempfile::TempDir,
     last_good: BTreeMap<AppKey, LastGood>,
     /// The last revision whose settings had no mistake.
     good_settings: Option<CommitId>,
@@ -158,13 +163,26 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let git = Git::with(&[
-            ("apps/blog/app.yaml", "apiVersion: setpoint/v1\nkind: App\nmetadata: {name: blog}\n"),
-            ("apps/blog/sandbox.yaml", RUNTIME),
-            ("site/page", "x"),
-        ]);
+        let filler = |n: u32| {
+            let text = format!(
+                "apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: filler-{n}}}\nspec: {{runtime: {{web: {{command: x}}}}}}\n"
+            );
+            (format!("apps/fillers/filler-{n}/app.yaml"), text)
+        };
+        // So many that what was parsed is kept.
+        let fillers: Vec<(String, String)> = (0..60).map(filler).collect();
+        let mut files: Vec<(&str, &str)> = fillers.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        files.push(("apps/blog/app.yaml", "apiVersion: setpoint/v1\nkind: App\nmetadata: {name: blog}\n"));
+        files.extend([("apps/blog/sandbox.yaml", RUNTIME), ("site/page", "x")]);
+        let git = Git::with(&files);
         let repository = git.open();
-        Self { git, repository, loader: loader(), last_good: BTreeMap::new(), good_settings: None }
+        let state = tempfile::tempdir().unwrap();
+        let loader = Loader::with_cache(renderer(), Cache::of(state.path()));
+        Self { git, repository, loader, state, last_good: BTreeMap::new(), good_settings: None }
+    }
+
+    fn cache(&self) -> Cache {
+        Cache::of(self.state.path())
     }
 
     /// Loads the tip in each way, and answers how they differ.
@@ -179,6 +197,15 @@ impl World {
         let cold = shown(fresh.load(&self.git.open(), &tip, &self.last_good).unwrap());
         if followed != cold {
             return Err(format!("followed: {followed:#?}\ncold: {cold:#?}"));
+        }
+        self.loader.keep();
+        let mut kept = Loader::with_cache(renderer(), self.cache());
+        if let Some(earlier) = &self.good_settings {
+            kept.load(&self.git.open(), earlier, &self.last_good).unwrap();
+        }
+        let warm = shown(kept.load(&self.git.open(), &tip, &self.last_good).unwrap());
+        if followed != warm {
+            return Err(format!("followed: {followed:#?}\nfrom the cache: {warm:#?}"));
         }
         if !followed.diagnostics.iter().any(|mistake| mistake.path.as_str() == "setpoint.toml") {
             self.good_settings = Some(tip.clone());
@@ -228,4 +255,62 @@ fn an_app_that_a_commit_did_not_change_is_the_same_value() {
     let key = |name: &str| name.parse::<AppKey>().unwrap();
     assert!(std::sync::Arc::ptr_eq(&before[&key("shop")], &after[&key("shop")]));
     assert_ne!(before[&key("blog")].spec.files, after[&key("blog")].spec.files);
+}
+
+/// A repository of more apps than a loader parses without keeping them, and a state directory that has them.
+fn kept() -> (Git, tempfile::TempDir) {
+    let app = |n| format!("apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: app-{n}}}\n");
+    let files: Vec<(String, String)> = (0..80)
+        .flat_map(|n| {
+            let runtime = format!("version: 1\nweb: {{command: run {n}}}\n");
+            [(format!("apps/app-{n}/app.yaml"), app(n)), (format!("apps/app-{n}/sandbox.yaml"), runtime)]
+        })
+        .collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let (git, state) = (Git::with(&files), tempfile::tempdir().unwrap());
+    let mut loader = Loader::with_cache(renderer(), Cache::of(state.path()));
+    let repository = git.open();
+    loader.load(&repository, &repository.tip().unwrap(), &BTreeMap::new()).unwrap();
+    loader.keep();
+    (git, state)
+}
+
+/// What a loader with what is kept there says of the tip, and how many blobs it read for that.
+fn restarted(git: &Git, state: &Path) -> (Loaded, u64) {
+    let repository = git.open();
+    let mut loader = Loader::with_cache(renderer(), Cache::of(state));
+    let loaded = loader.load(&repository, &repository.tip().unwrap(), &BTreeMap::new()).unwrap();
+    (loaded, repository.blobs_read())
+}
+
+#[test]
+fn a_restart_reads_only_what_is_new() {
+    let (git, state) = kept();
+    let (loaded, read) = restarted(&git, state.path());
+    assert_eq!((loaded.desired.apps.len(), read), (80, 0));
+    git.commit(&[("apps/app-7/sandbox.yaml", RUNTIME)]);
+    let (loaded, read) = restarted(&git, state.path());
+    assert_eq!((loaded.desired.apps.len(), read), (80, 1));
+    git.commit(&[("setpoint.toml", "[defaults.resources]\nmemory = \"512Mi\"\n")]);
+    assert_eq!(restarted(&git, state.path()).1, 161, "with other settings, everything is parsed again");
+}
+
+#[test]
+fn a_damaged_cut_or_foreign_cache_is_as_good_as_none() {
+    let (git, state) = kept();
+    let expected = restarted(&git, state.path()).0;
+    let file = state.path().join("cache/declarations");
+    let good = fs::read(&file).unwrap();
+    for at in [0, 20, 60, good.len() / 2, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&file, &bad).unwrap();
+        assert_eq!(restarted(&git, state.path()), (expected.clone(), 160), "byte {at} is another");
+        fs::write(&file, &good[..at]).unwrap();
+        assert_eq!(restarted(&git, state.path()), (expected.clone(), 160), "cut at {at}");
+    }
+    fs::write(&file, &good).unwrap();
+    assert_eq!(restarted(&git, state.path()).1, 0);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(restarted(&git, state.path()).1, 160, "anybody may have written it");
 }

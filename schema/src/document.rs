@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::app::{AppMetadata, AppSpec};
 use crate::check;
 use crate::decode::{Decode, Decoder};
@@ -42,7 +44,7 @@ pub enum Coverage {
 }
 
 /// One `kind: App`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppDocument {
     /// Who it is.
     pub metadata: AppMetadata,
@@ -55,7 +57,7 @@ pub struct AppDocument {
 }
 
 /// Where an app says things that may turn out wrong later.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppPlaces {
     /// `metadata.name`.
     pub name: Place,
@@ -74,7 +76,7 @@ pub struct AppPlaces {
 }
 
 /// One `kind: Template`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateDocument {
     /// What it declares.
     pub template: Template,
@@ -89,13 +91,7 @@ pub struct TemplateDocument {
 /// Reads one file of declarations.
 #[must_use]
 pub fn parse(path: &RepoPath, text: &str, project: &Project) -> Parsed {
-    let mut parsed = Parsed {
-        apps: Vec::new(),
-        templates: Vec::new(),
-        broken_templates: BTreeSet::new(),
-        diagnostics: Vec::new(),
-        coverage: Coverage::Whole,
-    };
+    let mut parsed = Parsed::nothing();
     let lines = Lines::new(SourceText { path, text });
     let documents = yaml::read(text);
     // `---` at the end of a file makes a document of nothing.
@@ -161,6 +157,18 @@ impl Subject {
 }
 
 impl Parsed {
+    /// What a file without declarations and mistakes comes to.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self {
+            apps: Vec::new(),
+            templates: Vec::new(),
+            broken_templates: BTreeSet::new(),
+            diagnostics: Vec::new(),
+            coverage: Coverage::Whole,
+        }
+    }
+
     /// Every app that a mistake names, once.
     #[must_use]
     pub fn broken_apps(&self) -> BTreeSet<&AppKey> {

@@ -199,7 +199,18 @@ impl Follower {
         let trouble = self.followed.borrow().trouble.clone();
         let attempted = Some(commit.clone());
         self.followed.send_replace(Arc::new(Followed { desired, diagnostics, project, attempted, trouble }));
+        self.keep().await;
         Ok(())
+    }
+
+    /// Keeps what was parsed, now that nobody waits for it.
+    async fn keep(&mut self) {
+        let mut loader = self.loader.take().expect("the loader is put back after every load");
+        let keep = move || {
+            loader.keep();
+            loader
+        };
+        self.loader = Some(blocking(keep).await);
     }
 
     fn clear_trouble(&self) {

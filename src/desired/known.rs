@@ -21,8 +21,9 @@ use setpoint_schema::project::Project;
 use setpoint_schema::set::Set;
 use setpoint_schema::shared::SharedMap;
 
-use crate::source::{Files, Folder, SourceError};
+use crate::source::{Files, Folder, Item, SourceError};
 
+use super::cache::Entry;
 use super::parse::{Parser, Place, Runtimes, unreadable};
 use super::pin::{PinnedTemplates, Pins};
 use super::scan::{Changes, Found, Key};
@@ -74,6 +75,15 @@ struct Lost {
 pub(super) struct News {
     changes: Changes,
     files: HashMap<Key, Parsed>,
+    /// How many of these files were parsed for it.
+    parsed: usize,
+}
+
+impl News {
+    /// How many files were parsed for them.
+    pub fn parsed(&self) -> usize {
+        self.parsed
+    }
 }
 
 /// What reading takes.
@@ -120,19 +130,35 @@ impl Known {
     }
 
     /// Reads what a revision changes. Changes nothing itself, so that an error leaves what was known before.
-    pub fn news(&self, files: &dyn Files, parser: &Parser) -> Result<News, SourceError> {
+    ///
+    /// What is in `kept` needs no parsing, and is taken out.
+    pub fn news(
+        &self,
+        files: &dyn Files,
+        parser: &Parser,
+        kept: &mut HashMap<Key, Parsed>,
+    ) -> Result<News, SourceError> {
         let mut changes = Changes::between(self.root.as_deref(), files.root());
         if let (Some(root), false) = (&self.root, self.sources.is_empty()) {
             changes.add_other_folders(root, files.root());
         }
-        let keys: Vec<Key> = changes.declarations().cloned().collect();
-        let parsed = parser.declarations(files, &keys, &self.project)?;
-        Ok(News { changes, files: keys.into_iter().zip(parsed).collect() })
+        let mut parsed = HashMap::new();
+        let mut new = Vec::new();
+        for key in changes.declarations() {
+            match kept.remove_entry(key) {
+                Some((key, file)) => drop(parsed.insert(key, file)),
+                None => new.push(key.clone()),
+            }
+        }
+        let read = parser.declarations(files, &new, &self.project)?;
+        let count = new.len();
+        parsed.extend(new.into_iter().zip(read));
+        Ok(News { changes, files: parsed, parsed: count })
     }
 
     /// Takes the news in. After an error, what is known is of no revision and must be forgotten.
     pub fn take_in(&mut self, news: News, tools: &mut Tools<'_>) -> Result<(), SourceError> {
-        let News { changes: Changes { apps, templates, folders }, mut files } = news;
+        let News { changes: Changes { apps, templates, folders }, mut files, parsed: _ } = news;
         let mut touched = HashSet::new();
         // Of the first revision, everything is touched already.
         if self.root.is_some() {
@@ -162,6 +188,22 @@ impl Known {
         self.judge(touched, tools)?;
         self.root = Some(Arc::clone(tools.files.root()));
         Ok(())
+    }
+
+    /// The files without a mistake, for keeping.
+    pub fn kept(&self) -> impl Iterator<Item = Entry<'_>> {
+        let sound = self.files.iter().filter(|(path, _)| !self.faulty.contains_key(*path));
+        sound.filter_map(|(path, file)| match self.root.as_ref()?.get(path)? {
+            Item::File { blob, .. } => {
+                Some(Entry::Declarations { path, blob, apps: &file.apps, templates: &file.templates })
+            }
+            Item::Folder(_) | Item::Refused(_) => None,
+        })
+    }
+
+    /// How many files declare something.
+    pub fn files(&self) -> usize {
+        self.files.len()
     }
 
     /// The apps without a mistake.

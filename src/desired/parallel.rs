@@ -13,8 +13,17 @@ const MAX_THREADS: usize = 8;
 
 /// What `work` makes of each thing, in their order.
 pub(super) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    in_batches(BATCH, things, work)
+}
+
+/// The same, for things that take long enough to be taken one by one.
+pub(super) fn each<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    in_batches(1, things, work)
+}
+
+fn in_batches<T: Sync, R: Send>(batch: usize, things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = processors.min(MAX_THREADS).min(things.len().div_ceil(BATCH));
+    let threads = processors.min(MAX_THREADS).min(things.len().div_ceil(batch));
     if threads < 2 {
         return things.iter().map(work).collect();
     }
@@ -22,9 +31,9 @@ pub(super) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync)
     let run = || {
         let mut done: Vec<(usize, Vec<R>)> = Vec::new();
         loop {
-            let first = taken.fetch_add(BATCH, Ordering::Relaxed);
+            let first = taken.fetch_add(batch, Ordering::Relaxed);
             let Some(rest) = things.get(first..).filter(|rest| !rest.is_empty()) else { return done };
-            done.push((first, rest.iter().take(BATCH).map(&work).collect()));
+            done.push((first, rest.iter().take(batch).map(&work).collect()));
         }
     };
     let mut batches = thread::scope(|scope| {

@@ -3,7 +3,7 @@
 //! Called by [`super::known`] with what a commit changed. Runtimes are kept by content, since many apps run the same and a change
 //! of an app's other files asks for its runtime again.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use setpoint_schema::diagnostic::{Diagnostic, Location, SourceText};
@@ -18,6 +18,7 @@ use setpoint_vmm::driver::FileKind;
 use crate::render::{RenderError, Renderer, is_template};
 use crate::source::{Files, Item, SourceError};
 
+use super::cache::Entry;
 use super::parallel;
 use super::pin::folder_of;
 use super::scan::{Key, printable};
@@ -142,6 +143,16 @@ impl Parser {
         Ok(())
     }
 
+    /// Knows these runtimes already.
+    pub fn know(&mut self, runtimes: HashMap<BlobId, Arc<Runtime>>) {
+        self.runtimes.extend(runtimes);
+    }
+
+    /// The runtimes that are known, for keeping.
+    pub fn known(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.runtimes.iter().map(|(blob, runtime)| Entry::Runtime { blob, runtime })
+    }
+
     /// Forgets what depends on the settings.
     pub fn forget_rendered(&mut self) {
         self.runtimes.clear();
@@ -239,13 +250,7 @@ impl Place {
 
 /// A file of declarations that could not be read: anything may stand in it.
 pub(super) fn unreadable(mistake: Diagnostic) -> Parsed {
-    Parsed {
-        apps: Vec::new(),
-        templates: Vec::new(),
-        broken_templates: BTreeSet::new(),
-        diagnostics: vec![mistake],
-        coverage: Coverage::Partial,
-    }
+    Parsed { diagnostics: vec![mistake], coverage: Coverage::Partial, ..Parsed::nothing() }
 }
 
 /// The text of a declaration. What is wrong with the file is a mistake of its author; what is wrong with the repository is an

@@ -17,6 +17,7 @@ use setpoint_vmm::driver::FileKind;
 
 use crate::source::{Files, Folder, FolderId, Item, Listing, SourceError, is_app_folder};
 
+use super::cache::Entry;
 use super::parallel;
 use super::parse::{Place, Runtimes};
 
@@ -65,6 +66,18 @@ impl Pins {
             by_name.insert(document.template.name.clone(), pinned);
         }
         Ok(PinnedTemplates { by_name })
+    }
+
+    /// Knows these workspaces already.
+    pub fn know(&mut self, workspaces: HashMap<(String, bool), TreeDigest>) {
+        let workspaces = workspaces.into_iter().map(|((folder, of_app), digest)| ((FolderId(folder), of_app), digest));
+        self.workspaces.extend(workspaces);
+    }
+
+    /// The workspaces that are known, for keeping.
+    pub fn known(&self) -> impl Iterator<Item = Entry<'_>> {
+        let workspaces = self.workspaces.iter();
+        workspaces.map(|((folder, of_app), digest)| Entry::Workspace { folder: &folder.0, of_app: *of_app, digest })
     }
 
     /// How a template came to be that an earlier revision had.

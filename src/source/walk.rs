@@ -37,7 +37,8 @@ impl Folders {
         tree: Oid,
         limits: &SourceLimits,
     ) -> Result<(Arc<Folder>, u64), SourceError> {
-        let mut walk = Walk { git, limits, known: &mut self.known, files: 0, trees_read: 0 };
+        let odb = git.odb().map_err(|error| damaged(tree, &error.message()))?;
+        let mut walk = Walk { odb: &odb, limits, known: &mut self.known, files: 0, trees_read: 0 };
         let folder = walk.folder(tree, "", 0)?;
         let trees_read = walk.trees_read;
         self.recent.push_back(Arc::clone(&folder));
@@ -54,7 +55,7 @@ impl Folders {
 }
 
 struct Walk<'a> {
-    git: &'a git2::Repository,
+    odb: &'a git2::Odb<'a>,
     limits: &'a SourceLimits,
     known: &'a mut HashMap<Oid, Weak<Folder>>,
     files: u64,
@@ -71,13 +72,16 @@ impl<'a> Walk<'a> {
         }
         self.check(depth, path.len() as u64, path)?;
         let tree = self.load(id, path)?;
-        let mut entries = Vec::with_capacity(tree.len());
-        for entry in &tree {
-            let name: Box<str> = String::from_utf8_lossy(entry.name_bytes()).into();
+        let mut entries = Vec::new();
+        let mut rest = tree.data();
+        while !rest.is_empty() {
+            let (entry, behind) = Entry::first_of(rest).ok_or_else(|| damaged(id, &"the tree breaks off"))?;
+            let name: Box<str> = String::from_utf8_lossy(entry.name).into();
             let item = self.item(&entry, &join(path, &name), depth)?;
             entries.push((name, item));
+            rest = behind;
         }
-        if tree.is_empty() {
+        if entries.is_empty() {
             self.count(1, path)?;
         }
         let folder = Folder::new(FolderId(hex(id)), entries);
@@ -86,15 +90,15 @@ impl<'a> Walk<'a> {
         Ok(folder)
     }
 
-    fn item(&mut self, entry: &git2::TreeEntry<'_>, path: &str, depth: u32) -> Result<Item, SourceError> {
-        let refusal = match std::str::from_utf8(entry.name_bytes()) {
+    fn item(&mut self, entry: &Entry<'_>, path: &str, depth: u32) -> Result<Item, SourceError> {
+        let refusal = match std::str::from_utf8(entry.name) {
             Ok(name) if is_plain_name(name) => None,
             Ok(_) => Some(Refusal::BadName),
             Err(_) => Some(Refusal::NotUtf8),
         };
-        let item = match (refusal, entry.filemode_raw()) {
+        let item = match (refusal, entry.mode) {
             (Some(refusal), _) => Item::Refused(refusal),
-            (None, 0o040_000) => return Ok(Item::Folder(self.folder(entry.id(), path, depth + 1)?)),
+            (None, 0o040_000) => return Ok(Item::Folder(self.folder(entry.id, path, depth + 1)?)),
             // 100664 is what git wrote in its first years.
             (None, 0o100_644 | 0o100_664) => file(entry, FileKind::Regular),
             (None, 0o100_755) => file(entry, FileKind::Executable),
@@ -107,17 +111,17 @@ impl<'a> Walk<'a> {
         Ok(item)
     }
 
-    fn load(&mut self, id: Oid, path: &str) -> Result<git2::Tree<'a>, SourceError> {
+    /// The tree as git stores it. Parsed here, because libgit2 would keep each one that it parses, too.
+    fn load(&mut self, id: Oid, path: &str) -> Result<git2::OdbObject<'a>, SourceError> {
         self.trees_read += 1;
-        let odb = self.git.odb().map_err(|error| damaged(id, &error.message()))?;
-        let (size, kind) = odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
+        let (size, kind) = self.odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
         if kind != ObjectType::Tree {
             return Err(damaged(id, &"it is not a tree"));
         }
         if size as u64 > self.limits.listing_bytes {
             return Err(limit(path, Excess::Listing { limit: self.limits.listing_bytes }));
         }
-        self.git.find_tree(id).map_err(|error| damaged(id, &error.message()))
+        self.odb.read(id).map_err(|error| damaged(id, &error.message()))
     }
 
     fn count(&mut self, files: u64, path: &str) -> Result<(), SourceError> {
@@ -139,8 +143,27 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn file(entry: &git2::TreeEntry<'_>, kind: FileKind) -> Item {
-    Item::File { blob: BlobId(hex(entry.id())), kind }
+fn file(entry: &Entry<'_>, kind: FileKind) -> Item {
+    Item::File { blob: BlobId(hex(entry.id)), kind }
+}
+
+/// One entry of a tree: the mode in octal digits, a blank, the name, a zero byte, and the id in 20 bytes (git's
+/// Documentation/gitformat-pack and `tree-walk.c`).
+struct Entry<'t> {
+    mode: i32,
+    name: &'t [u8],
+    id: Oid,
+}
+
+impl<'t> Entry<'t> {
+    /// The first entry of a tree, and the rest of it.
+    fn first_of(tree: &'t [u8]) -> Option<(Self, &'t [u8])> {
+        let (head, rest) = tree.split_at(tree.iter().position(|byte| *byte == 0)?);
+        let (id, rest) = rest.get(1..)?.split_first_chunk::<20>()?;
+        let (mode, name) = head.split_at(head.iter().position(|byte| *byte == b' ')?);
+        let mode = i32::from_str_radix(std::str::from_utf8(mode).ok()?, 8).ok()?;
+        Some((Self { mode, name: name.get(1..)?, id: Oid::from_bytes(id).ok()? }, rest))
+    }
 }
 
 /// The id as git spells it, without the detour over a formatter: there are as many as files.
