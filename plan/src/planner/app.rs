@@ -127,6 +127,9 @@ fn stop(case: &Case<'_>) -> Verdict {
     action.reasons.retain(|reason| !matches!(reason, Reason::SpecChanged));
     action.changes.retain(|change| change.path.starts_with("metadata."));
     action.changes.extend(changes);
+    if action.reasons.is_empty() {
+        action.reasons.push(if action.changes.is_empty() { Reason::Unfinished } else { Reason::SpecChanged });
+    }
     Verdict::Act(Box::new(action))
 }
 

@@ -316,6 +316,18 @@ fn a_stopped_app_is_shut_down_and_then_converged() {
 }
 
 #[test]
+fn a_stopped_app_that_gains_an_identity_is_written_down_with_a_reason() {
+    let mut world = World::running([app("blog").power(Power::Stopped)]);
+    world.declare([app("blog")]);
+    world.settle();
+    world.declare([app("blog").power(Power::Stopped)]);
+    world.settle();
+    world.declare([app("blog").power(Power::Stopped).uid("u1")]);
+    let action = world.action("blog");
+    assert_eq!((names(&action), action.reasons), (vec!["record"], vec![Reason::SpecChanged]));
+}
+
+#[test]
 fn a_stopped_app_that_never_ran_is_not_created() {
     let mut world = World::new();
     world.declare([app("blog").power(Power::Stopped)]);
