@@ -24,10 +24,10 @@ use git2::{ObjectType, TreeWalkMode, TreeWalkResult};
 use jiff::Timestamp;
 use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
-use setpoint::source::Repository;
+use setpoint::source::{Repository, SourceLimits};
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
-use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{LastGood, Observed};
 
@@ -85,7 +85,9 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
         assert_eq!((loaded.desired.apps.len(), loaded.diagnostics.len()), (apps, 0));
         let (plan, planning) = timed(|| planned(&loaded.desired, &host::empty()));
         assert_eq!(plan.actions.len(), apps);
-        (cold_loads.push(load), cold_plans.push(planning), colds.push(load + planning));
+        cold_loads.push(load);
+        cold_plans.push(planning);
+        colds.push(load + planning);
         drop((loader, repository, loaded, plan));
 
         let (loaded, mut before, _) = first_load(loader_with_cache(state.path()), git);
@@ -95,7 +97,9 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
         let ((loaded, ..), load) = timed(|| first_load(loader_with_cache(state.path()), git));
         let (plan, planning) = timed(|| planned(&loaded.desired, &observed));
         assert_eq!(plan.actions.len(), 0);
-        (warm_loads.push(load), warm_plans.push(planning), warms.push(load + planning));
+        warm_loads.push(load);
+        warm_plans.push(planning);
+        warms.push(load + planning);
     }
     let [floor, cold_load, cold_plan, cold, warm_load, warm_plan, warm] = times.map(|times| times.median());
     let (cold_ratio, warm_ratio) = (ratio(cold, floor), ratio(warm, floor));
@@ -122,6 +126,7 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
 struct Daemon {
     repository: Repository,
     loader: Loader,
+    planner: Planner,
     observed: Observed,
     remembered: Remembered,
 }
@@ -134,7 +139,7 @@ impl Daemon {
             self.loader.load(&self.repository, &tip, &self.remembered).unwrap()
         });
         assert_eq!(loaded.diagnostics, []);
-        let (_, planning) = timed(|| planned(&loaded.desired, &self.observed));
+        let (_, planning) = timed(|| self.planner.plan(&inputs(&loaded.desired, &self.observed)));
         (load, planning)
     }
 
@@ -144,7 +149,9 @@ impl Daemon {
         for round in 0..rounds {
             commit(git, &changes(round));
             let (load, planning) = self.look();
-            (loads.push(load), plans.push(planning), both.push(load + planning));
+            loads.push(load);
+            plans.push(planning);
+            both.push(load + planning);
         }
         (loads.median(), plans.median(), both.median())
     }
@@ -153,7 +160,7 @@ impl Daemon {
 fn change(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
     let (loaded, loader, repository) = first_load(loader(), git);
     let observed = host::converged(&loaded.desired, Timestamp::UNIX_EPOCH);
-    let mut daemon = Daemon { repository, loader, observed, remembered: Remembered::new() };
+    let mut daemon = Daemon { repository, loader, planner: Planner::new(), observed, remembered: Remembered::new() };
     daemon.look();
     let file = |path: &str, round| format!("M 644 inline {path}\n{}", data(&format!("edition {round}")));
     let one = daemon.after(git, 9, |round| file("apps/team-0/app-0/index.html", round));
@@ -187,14 +194,19 @@ fn loader_with_cache(state: &Path) -> Loader {
 
 /// Opens the repository and reads its tip, as a daemon does when it starts. Gives back both, since a daemon closes neither.
 fn first_load(mut loader: Loader, git: &Git) -> (Loaded, Loader, Repository) {
-    let repository = git.open();
+    let limits = SourceLimits { files: 1_000_000, ..SourceLimits::default() };
+    let repository = Repository::open(&git.config_with(limits)).unwrap();
     let tip = repository.tip().unwrap();
     let loaded = loader.load(&repository, &tip, &Remembered::new()).unwrap();
     (loaded, loader, repository)
 }
 
 fn planned(desired: &Desired, observed: &Observed) -> Plan {
-    plan(&Inputs { desired, observed, parent: None, now: Timestamp::UNIX_EPOCH, entropy: Entropy([0; 16]) })
+    plan(&inputs(desired, observed))
+}
+
+fn inputs<'a>(desired: &'a Desired, observed: &'a Observed) -> Inputs<'a> {
+    Inputs { desired, observed, parent: None, now: Timestamp::UNIX_EPOCH, entropy: Entropy([0; 16]) }
 }
 
 /// Parses every YAML file of the tip; how many there were.

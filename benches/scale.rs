@@ -107,7 +107,7 @@ fn host_with(boot: &str, concurrency: u32) -> Host {
 fn declare(host: &Host, apps: usize) {
     let from = host.git(&["rev-parse", "HEAD"]);
     let mut stream = String::from("commit refs/heads/main\ncommitter Ada <ada@example.org> 1700000000 +0000\n");
-    write!(stream, "{}from {from}\n", data("declare")).unwrap();
+    writeln!(stream, "{}from {from}", data("declare")).unwrap();
     for n in 0..apps {
         let folder = format!("apps/team-{}/app-{n}", n / 100);
         for (name, text) in

@@ -11,6 +11,8 @@ use setpoint_schema::name::{HostName, RepoPath};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_vmm::qemu::Network;
 
+use crate::source::SourceLimits;
+
 use crate::http::TokenName;
 
 pub use api::{Api, TlsFiles};
@@ -61,11 +63,20 @@ pub struct Source {
     pub poll_interval: Span,
     /// Whether the branch may move to a revision that does not descend from the last accepted one.
     pub allow_rewind: bool,
+    /// The most files below the declarations' root.
+    pub max_files: u64,
 }
 
 impl Default for Source {
     fn default() -> Self {
-        Self { url: None, branch: None, path: None, poll_interval: Span::secs(60), allow_rewind: false }
+        Self {
+            url: None,
+            branch: None,
+            path: None,
+            poll_interval: Span::secs(60),
+            allow_rewind: false,
+            max_files: SourceLimits::default().files,
+        }
     }
 }
 

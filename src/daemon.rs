@@ -138,7 +138,8 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let reconciler = Reconciler::new(hands.clone(), config.converge.clone(), limits, follower.followed());
     let reconciler = reconciler.watched_by(manager.clone());
     let tokens = watch::Sender::new(Arc::from(config.api.tokens.as_slice()));
-    let servers = serve::Servers::bind(&config, &hands, reconciler.passes(), tokens.subscribe()).await?;
+    let in_force = watch::Sender::new(Arc::new(config.clone()));
+    let servers = serve::Servers::bind(in_force.subscribe(), &hands, reconciler.passes(), tokens.subscribe()).await?;
     let running = Running {
         pid: std::process::id(),
         api: servers.api_address(),
@@ -157,7 +158,7 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let serving = tokio::spawn(servers.run(shutdown.clone()));
     let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
     let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
-    let live = Live { config, tuning: reconciler.tuning(), tokens, manager: manager.clone() };
+    let live = Live { config: in_force, tuning: reconciler.tuning(), tokens, manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.

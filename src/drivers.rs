@@ -55,8 +55,14 @@ pub fn source_config(config: &Config) -> Result<SourceConfig, ConfigError> {
         branch: config.source.branch.clone(),
         path: config.source.path.clone(),
         state_dir: config.state.dir.clone(),
-        limits: SourceLimits::default(),
+        limits: source_limits(config),
     })
+}
+
+/// How much of a revision is read at most.
+#[must_use]
+pub fn source_limits(config: &Config) -> SourceLimits {
+    SourceLimits { files: config.source.max_files, ..SourceLimits::default() }
 }
 
 /// The command that renders untrusted declarations in a process of its own.

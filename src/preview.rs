@@ -141,10 +141,8 @@ pub async fn preview(config: &Config, declarations: &Declarations, ids: Ids) -> 
     let observed = observe(config).await?;
     let remembered = observed.apps.clone();
     let declarations = declarations.clone();
-    let path = config.source.path.clone();
-    // A remote is mirrored into a directory that is gone afterwards: a preview leaves no trace.
-    let mirror = tempfile::tempdir().map_err(PreviewError::Mirror)?;
-    let load = move || load::one(&declarations, path, mirror.path(), &remembered);
+    let place = load::Place::of(config).map_err(PreviewError::Mirror)?;
+    let load = move || load::one(&declarations, &place, &remembered);
     let Loaded { desired, diagnostics, project: _ } = blocking(load).await?;
     let (now, entropy) = (Timestamp::now(), ids.entropy());
     let plan = plan_at(&desired, &observed, now, entropy);
@@ -158,9 +156,8 @@ pub async fn preview(config: &Config, declarations: &Declarations, ids: Ids) -> 
 /// When one of the two cannot be read. Mistakes in declarations are no error: they are in the preview.
 pub async fn compare(config: &Config, declarations: &Declarations, against: &str) -> Result<Preview, PreviewError> {
     let (declarations, against) = (declarations.clone(), against.to_owned());
-    let path = config.source.path.clone();
-    let mirror = tempfile::tempdir().map_err(PreviewError::Mirror)?;
-    let load = move || load::two(&declarations, &against, path, mirror.path());
+    let place = load::Place::of(config).map_err(PreviewError::Mirror)?;
+    let load = move || load::two(&declarations, &against, &place);
     let (before, after) = blocking(load).await?;
     let observed = assumed::carried_out(&before.desired);
     let plan = plan_at(&after.desired, &observed, assumed::NOW, Entropy(SHOWN));

@@ -74,7 +74,7 @@ impl Default for SourceLimits {
             declaration_bytes: 1 << 20,
             file_bytes: 32 << 20,
             workspace_bytes: 1 << 30,
-            files: 500_000,
+            files: 50_000,
             depth: 32,
             path_bytes: 1024,
             listing_bytes: 16 << 20,

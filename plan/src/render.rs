@@ -97,7 +97,7 @@ impl<'a> From<&'a Plan> for Review<'a> {
     }
 }
 
-/// The values of a change as they may be shown. Secret ones never come this far: the difference itself holds a mask.
+/// The values of a change. Declarations hold none that are secret.
 fn shown(change: &FieldChange) -> (&Value, &Value) {
     let FieldChange { path: _, before, after, disruption: _ } = change;
     (before, after)

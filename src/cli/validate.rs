@@ -27,6 +27,9 @@ pub struct Args {
     /// Output format of the mistakes
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
+    /// The most files that are read
+    #[arg(long, value_name = "N", default_value_t = SourceLimits::default().files)]
+    max_files: u64,
 }
 
 /// How mistakes are printed.
@@ -43,7 +46,7 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let worktree = Worktree::read(&args.path, SourceLimits::default())?;
+    let worktree = Worktree::read(&args.path, SourceLimits { files: args.max_files, ..SourceLimits::default() })?;
     let nothing_known = BTreeMap::<AppKey, LastGood>::new();
     let loaded = preview::loader().load_files(&worktree, &CommitId(WORKTREE.to_owned()), &nothing_known)?;
     report(args, &loaded);

@@ -13,6 +13,10 @@ use super::{Config, Overrides};
 /// Keys, or sections, that a reload takes up.
 const RELOADS: &[&str] = &["limits.", "converge.", "api.tokens", "log."];
 
+fn reloads(key: &str) -> bool {
+    RELOADS.iter().any(|reloads| key.starts_with(reloads))
+}
+
 /// Where the values of a configuration come from, noted when it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Origins {
@@ -47,6 +51,14 @@ impl Origins {
         this
     }
 
+    /// Those of a configuration after a reload: what it does not take up still comes from where it came from.
+    pub(crate) fn reloaded(&self, new: &Self) -> Self {
+        let kept = self.keys.iter().filter(|(key, _)| !reloads(key));
+        let taken = new.keys.iter().filter(|(key, _)| reloads(key));
+        let keys = kept.chain(taken).map(|(key, origin)| (key.clone(), *origin)).collect();
+        Self { file: new.file.clone(), read_at: new.read_at, keys }
+    }
+
     /// A flag that says what the environment says is the same either way.
     fn set_over(&mut self, key: &str, variable: &str, value: Option<String>) {
         let Some(value) = value else { return };
@@ -67,8 +79,7 @@ impl Config {
                 let key = format!("{section}.{key}");
                 let value = shown(&key, value, limits);
                 let origin = self.origins.keys.get(&key).copied().unwrap_or(SettingOrigin::Default);
-                let reloads = RELOADS.iter().any(|reloads| key.starts_with(reloads));
-                settings.push(Setting { key, value, origin, reloads });
+                settings.push(Setting { reloads: reloads(&key), key, value, origin });
             }
         }
         let Origins { file, read_at, keys: _ } = &self.origins;

@@ -30,7 +30,7 @@ pub(super) struct Answers {
     hands: Hands,
     passes: watch::Receiver<Option<Arc<Pass>>>,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    config: Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
 }
 
 impl Answers {
@@ -38,7 +38,7 @@ impl Answers {
         hands: &Hands,
         passes: watch::Receiver<Option<Arc<Pass>>>,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-        config: Arc<Config>,
+        config: watch::Receiver<Arc<Config>>,
     ) -> Self {
         Self { hands: hands.clone(), passes, snapshots, config }
     }
@@ -107,13 +107,13 @@ impl Backend for Answers {
     }
 
     fn settings(&self) -> Result<wire::Settings, BackendError> {
-        Ok(self.config.settings(self.pass()?.observed.limits))
+        Ok(self.config.borrow().settings(self.pass()?.observed.limits))
     }
 
     fn metrics(&self) -> String {
         let pass = self.passes.borrow().clone();
         let apps = self.snapshots.borrow().as_ref().map(|snapshot| snapshot.status.value().apps).unwrap_or_default();
-        let store = self.config.store_dir();
+        let store = self.config.borrow().store_dir();
         let world = pass.as_ref().map(|pass| World { pass, apps, store: &store });
         self.hands.metrics.scrape(world.as_ref())
     }

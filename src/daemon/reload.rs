@@ -51,7 +51,7 @@ impl Reloads {
 
 /// What is in effect, and where changes of it go.
 pub(super) struct Live {
-    pub config: Config,
+    pub config: watch::Sender<Arc<Config>>,
     pub tuning: watch::Sender<Tuning>,
     pub tokens: watch::Sender<Arc<[Token]>>,
     pub manager: Manager,
@@ -59,10 +59,11 @@ pub(super) struct Live {
 
 impl Live {
     fn take(&mut self, new: Config, set_log: &SetLog) {
+        let old = Arc::clone(&self.config.borrow());
         // An address that is open to a network already stays so until a restart, so it is checked as it is in effect.
-        let api = Api { tokens: new.api.tokens.clone(), ..self.config.api.clone() };
+        let api = Api { tokens: new.api.tokens.clone(), ..old.api.clone() };
         let refusal = match api.check() {
-            Ok(()) if new.log == self.config.log => None,
+            Ok(()) if new.log == old.log => None,
             Ok(()) => set_log(&new.log).err(),
             Err(error) => Some(chain(&error)),
         };
@@ -71,17 +72,18 @@ impl Live {
             return;
         }
         self.tokens.send_replace(Arc::from(api.tokens.as_slice()));
-        let limits = host::limits(&new.limits, &self.config.state.dir);
+        let limits = host::limits(&new.limits, &old.state.dir);
         self.tuning.send_replace(Tuning { pace: new.converge.clone(), limits });
-        let waiting = needs_restart(&self.config, &new);
+        let waiting = needs_restart(&old, &new);
         if waiting.is_empty() {
             tracing::info!("configuration read again");
         } else {
             tracing::warn!(sections = waiting.join(", "), "configuration read again; these sections need a restart");
         }
         // What needs a restart stays as it is in effect, so that the next reload says so again.
-        let Config { limits, converge, log, .. } = new;
-        self.config = Config { limits, converge, log, api, ..self.config.clone() };
+        let Config { limits, converge, log, origins, .. } = new;
+        let origins = old.origins.reloaded(&origins);
+        self.config.send_replace(Arc::new(Config { limits, converge, log, api, origins, ..Config::clone(&old) }));
     }
 }
 

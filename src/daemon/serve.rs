@@ -27,7 +27,7 @@ const EARLIER: usize = 10_000;
 pub(super) struct Servers {
     api: Vec<Listener>,
     api_address: SocketAddr,
-    config: Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
     ingress: (TcpListener, SocketAddr),
     identity: Identity,
     hands: Hands,
@@ -37,11 +37,12 @@ pub(super) struct Servers {
 impl Servers {
     /// Binds both addresses, so that a taken one is an error at once.
     pub async fn bind(
-        config: &Config,
+        in_force: watch::Receiver<Arc<Config>>,
         hands: &Hands,
         passes: watch::Receiver<Option<Arc<Pass>>>,
         tokens: watch::Receiver<Arc<[Token]>>,
     ) -> Result<Self, DaemonError> {
+        let config = Arc::clone(&in_force.borrow());
         let (api, api_address) = api_listeners(&config.api, tokens).await?;
         let api = api.into_iter().map(|listener| listener.counted(hands.metrics.api_traffic())).collect();
         let ingress = listen(config.ingress.listen, "the ingress").await?;
@@ -53,8 +54,7 @@ impl Servers {
             domain: config.ingress.domain.clone(),
             ingress_port: ingress.1.port(),
         };
-        let config = Arc::new(config.clone());
-        Ok(Self { api, api_address, config, ingress, identity, hands: hands.clone(), passes })
+        Ok(Self { api, api_address, config: in_force, ingress, identity, hands: hands.clone(), passes })
     }
 
     /// Where the API is.
@@ -71,7 +71,7 @@ impl Servers {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { api, api_address: _, config, ingress: (ingress_listener, _), identity, hands, passes } = self;
         let snapshots = watch::Sender::new(None);
-        let hosts = config.api.hosts.clone();
+        let hosts = config.borrow().api.hosts.clone();
         let answers = Arc::new(Answers::new(&hands, passes.clone(), snapshots.subscribe(), config));
         // Without them, conditions begin anew; whether the store can be read at all shows elsewhere.
         let earlier = hands.ledger.with(|store| store.latest_events(EARLIER)).await.unwrap_or_default();

@@ -139,7 +139,7 @@ impl Cache {
         let Some(purpose) = purpose(project) else { return Ok(()) };
         let chunks: Vec<&[Entry<'_>]> = entries.chunks(CHUNK).collect();
         let mut content = [&MAGIC[..], &purpose].concat();
-        for encoded in parallel::each(&chunks, |chunk| postcard::to_stdvec(chunk)) {
+        for encoded in parallel::each(&chunks, postcard::to_stdvec) {
             let encoded = encoded.map_err(io::Error::other)?;
             content.extend(u32::try_from(encoded.len()).map_err(io::Error::other)?.to_le_bytes());
             content.extend(encoded);

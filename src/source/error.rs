@@ -258,6 +258,9 @@ impl SourceError {
             Self::UnknownRevision { .. } => "name a commit, a branch or a tag of the repository".into(),
             Self::FolderMissing { .. } => "correct the path, or commit the folder".into(),
             Self::Shallow { .. } => "run `git fetch --unshallow` in it".into(),
+            Self::Limit { excess: Excess::Files { .. }, .. } => {
+                "keep generated files out of the declarations, or allow more with `max_files` under [source]".into()
+            }
             Self::Limit { .. } => "keep large or generated files out of the declarations".into(),
             Self::Refused { .. } => return None,
             Self::Object { .. } => "run `git fsck` in the repository, and fetch what is missing".into(),

@@ -45,6 +45,8 @@ fn look(path: &Path, entries: &mut BTreeMap<PathBuf, Entry>) {
         "a folder".to_owned()
     } else if found.is_symlink() {
         fs::read_link(path).unwrap().display().to_string()
+    } else if !found.is_file() {
+        "a socket, or whatever else cannot be read".to_owned()
     } else {
         sha256_hex(&[&fs::read(path).unwrap()])
     };
