@@ -203,6 +203,9 @@ impl Reconciler {
         self.look_for_unrecorded().await;
         let mut timers = Timers::new(&self.pace, &self.manager);
         let mut tuning = self.tuning.subscribe();
+        // Of what was tuned before this, nothing tells.
+        let tuned = tuning.borrow_and_update().clone();
+        self.tune(&mut timers, tuned);
         while !shutdown.is_cancelled() {
             let began = Instant::now();
             let followed = Arc::clone(&self.followed.borrow_and_update());

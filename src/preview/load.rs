@@ -39,11 +39,7 @@ pub(super) fn one(
 }
 
 /// The revision `against` of the same repository, and the declarations, where broken apps stay as they are in that.
-pub(super) fn two(
-    declarations: &Declarations,
-    against: &str,
-    place: &Place,
-) -> Result<(Loaded, Loaded), SourceError> {
+pub(super) fn two(declarations: &Declarations, against: &str, place: &Place) -> Result<(Loaded, Loaded), SourceError> {
     let rev = against.to_owned();
     let base = match declarations {
         Declarations::Revision { repo, branch, rev: _ } => {

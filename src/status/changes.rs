@@ -128,7 +128,8 @@ impl Changes {
         self.apps.extend(before.busy.symmetric_difference(&after.busy).cloned());
         self.compare_plans(&before.plan, &after.plan);
         let same_templates = old.templates == new.templates && old.apps.is_same(&new.apps);
-        if !same_templates || !self.sandboxes.is_empty() {
+        let same_limits = before.observed.limits == after.observed.limits;
+        if !same_templates || !same_limits || !self.sandboxes.is_empty() {
             self.sums = Sums::Changed;
         }
         let same_names = |key: &AppKey| {

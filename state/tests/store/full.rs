@@ -3,6 +3,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use setpoint_schema::quantity::ByteSize;
@@ -32,6 +33,15 @@ impl Small {
 
     fn state(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// The engine's threads may hold its file open for a moment after the store is gone; until then the kernel refuses.
+    fn make_read_only(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = mount_remount(self.dir.path(), MountFlags::RDONLY, c"") {
+            assert!(error == rustix::io::Errno::BUSY && Instant::now() < deadline, "{error}");
+            std::thread::yield_now();
+        }
     }
 
     /// Writes a file until nothing more fits, and returns it.
@@ -106,7 +116,7 @@ fn a_read_only_file_system_says_so_and_can_still_be_looked_at() {
     let store = Store::open(&small.state()).unwrap();
     store.put::<Disks>(&disk_id("a"), &disk("a", 1)).unwrap();
     drop(store);
-    mount_remount(small.dir.path(), MountFlags::RDONLY, c"").unwrap();
+    small.make_read_only();
     let error = Store::open(&small.state()).unwrap_err();
     assert!(matches!(error, StateError::ReadOnly { .. }), "{error:?}");
     assert!(error.hint().contains(&small.state().display().to_string()));
