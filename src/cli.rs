@@ -1,6 +1,6 @@
 //! The command line: one subcommand a module. Data goes to standard output, everything else to standard error.
 //!
-//! Exit codes are those of [`EXIT_CODES`]; clap's 2 for wrong usage is turned into 1, so that 2 always means changes.
+//! Exit codes are those of `EXIT_CODES`; clap's 2 for wrong usage is turned into 1, so that 2 always means changes.
 
 mod age;
 pub mod client;

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 use serde::Serialize;
@@ -55,8 +56,11 @@ impl Lock {
     }
 }
 
-/// What tells one content of a file from another without reading it. Files are replaced as a whole, so that a new content has a new
-/// inode.
+/// Several ticks of the kernel's clock for files.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What tells one content of a file from another without reading it, once it [settles](Self::is_settled). Files are replaced as a
+/// whole, so that a new content has a new inode, or one that was free again, at a new time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -69,6 +73,15 @@ impl Stamp {
     pub fn of(path: &Path) -> Result<Option<Self>> {
         let metadata = absent_is_none(fs::metadata(path)).map_err(failed("read", path))?;
         Ok(metadata.map(|m| Self { inode: m.ino(), length: m.len(), modified: (m.mtime(), m.mtime_nsec()) }))
+    }
+
+    /// Whether the file was last replaced so long ago that whatever replaces it now gets another time. The kernel's clock for files
+    /// ticks every few milliseconds, and an inode can be free and taken again within one.
+    pub fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (seconds, nanos) = self.modified;
+        let modified = Duration::new(seconds.try_into().unwrap_or(0), nanos.try_into().unwrap_or(0));
+        now > modified + TICK
     }
 }
 

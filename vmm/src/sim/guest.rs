@@ -168,9 +168,13 @@ impl SimGuest {
     fn look(&self, vm: &Vm, now: Timestamp) -> Result<GuestStatus> {
         // The stamps first: what is replaced between the two is another content the next time.
         let disk = vm.machine.disk.clone();
-        let stamps = self.sim.world.stamps(&self.sandbox, &disk)?;
+        let stamps =
+            self.sim.world.stamps(&self.sandbox, &disk)?.filter(|(vm, disk)| vm.is_settled() && disk.is_settled());
+        // The microVM was read before the stamps, and may have been replaced since.
+        let is_newest = stamps.is_some() && self.sim.world.vm(&self.sandbox)?.as_ref() == Some(vm);
         let status = self.status_of(vm, now)?;
-        *self.calm() = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now) });
+        let calm = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now) });
+        *self.calm() = calm.filter(|_| is_newest);
         Ok(status)
     }
 

@@ -279,7 +279,8 @@ impl ScriptFile {
     pub(super) fn current(&self) -> Result<Arc<Script>> {
         let stamp = Stamp::of(&self.path)?;
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if cached.0 != stamp {
+        let is_settled = stamp.as_ref().is_none_or(Stamp::is_settled);
+        if cached.0 != stamp || !is_settled {
             let text = absent_is_none(std::fs::read_to_string(&self.path)).map_err(failed("read", &self.path))?;
             *cached = (stamp, Arc::new(Script::parse(&text.unwrap_or_default())?));
         }

@@ -275,7 +275,9 @@ impl World {
             return Ok(VmState::Absent);
         };
         let boot = Boot::of(vm);
-        self.seen().insert(sandbox.clone(), (stamp, boot.clone()));
+        if stamp.is_settled() {
+            self.seen().insert(sandbox.clone(), (stamp, boot.clone()));
+        }
         Ok(boot.state(self.now()))
     }
 
