@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{StatusCode, header};
+use axum::response::IntoResponse as _;
 use axum::routing::get;
 
 use crate::figures::Table;
@@ -84,14 +85,10 @@ impl Polls {
 fn bare(body: Bytes, tag: String) -> SocketAddr {
     let handler = async move |headers: axum::http::HeaderMap| {
         if headers.get(header::IF_NONE_MATCH).is_some_and(|asked| asked.as_bytes() == tag.as_bytes()) {
-            return (
-                StatusCode::NOT_MODIFIED,
-                [(header::ETAG, tag.clone()), (header::CONTENT_TYPE, String::new())],
-                Bytes::new(),
-            );
+            return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag.clone())]).into_response();
         }
         let json = "application/json".to_owned();
-        (StatusCode::OK, [(header::ETAG, tag.clone()), (header::CONTENT_TYPE, json)], body.clone())
+        ([(header::ETAG, tag.clone()), (header::CONTENT_TYPE, json)], body.clone()).into_response()
     };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
