@@ -12,8 +12,6 @@
 mod figures;
 #[path = "../tests/support/git.rs"]
 mod git;
-#[path = "plan/host.rs"]
-mod host;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,10 +19,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use git2::{ObjectType, TreeWalkMode, TreeWalkResult};
-use jiff::Timestamp;
 use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
 use setpoint::source::{Repository, SourceLimits};
+use setpoint_plan::assumed;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
@@ -83,7 +81,7 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
         floors.push(timed(|| assert_eq!(floor(git), 2 * apps + 1)).1);
         let ((loaded, loader, repository), load) = timed(|| first_load(loader(), git));
         assert_eq!((loaded.desired.apps.len(), loaded.diagnostics.len()), (apps, 0));
-        let (plan, planning) = timed(|| planned(&loaded.desired, &host::empty()));
+        let (plan, planning) = timed(|| planned(&loaded.desired, &assumed::nothing()));
         assert_eq!(plan.actions.len(), apps);
         cold_loads.push(load);
         cold_plans.push(planning);
@@ -91,7 +89,7 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
         drop((loader, repository, loaded, plan));
 
         let (loaded, mut before, _) = first_load(loader_with_cache(state.path()), git);
-        let observed = host::converged(&loaded.desired, Timestamp::UNIX_EPOCH);
+        let observed = assumed::carried_out(&loaded.desired);
         before.keep();
         drop((before, loaded));
         let ((loaded, ..), load) = timed(|| first_load(loader_with_cache(state.path()), git));
@@ -159,7 +157,7 @@ impl Daemon {
 
 fn change(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
     let (loaded, loader, repository) = first_load(loader(), git);
-    let observed = host::converged(&loaded.desired, Timestamp::UNIX_EPOCH);
+    let observed = assumed::carried_out(&loaded.desired);
     let mut daemon = Daemon { repository, loader, planner: Planner::new(), observed, remembered: Remembered::new() };
     daemon.look();
     let file = |path: &str, round| format!("M 644 inline {path}\n{}", data(&format!("edition {round}")));
@@ -206,7 +204,7 @@ fn planned(desired: &Desired, observed: &Observed) -> Plan {
 }
 
 fn inputs<'a>(desired: &'a Desired, observed: &'a Observed) -> Inputs<'a> {
-    Inputs { desired, observed, parent: None, now: Timestamp::UNIX_EPOCH, entropy: Entropy([0; 16]) }
+    Inputs { desired, observed, parent: None, now: assumed::NOW, entropy: Entropy([0; 16]) }
 }
 
 /// Parses every YAML file of the tip; how many there were.

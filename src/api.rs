@@ -37,19 +37,7 @@ mod routes;
 mod snapshot;
 mod stream;
 
-/// Serves the API until `shutdown`, then lets answers that have begun come to their end. Until there is a first snapshot it
-/// says that it is not ready.
-pub async fn serve(
-    listener: impl Into<Listener>,
-    snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
-    backend: Arc<dyn Backend>,
-    shutdown: CancellationToken,
-) {
-    let api = Api { snapshot, backend, hosts: BTreeSet::new() };
-    api.serve(listener, Limits::default(), shutdown).await;
-}
-
-/// The API with its names and bounds to choose. [`serve`] takes the usual ones.
+/// The API over what the daemon knows. Until there is a first snapshot it says that it is not ready.
 pub struct Api {
     /// The newest state.
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
@@ -60,7 +48,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// As [`serve`].
+    /// Serves until `shutdown`, then lets answers that have begun come to their end.
     pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
         let router = self.router();
         let handler = move |request| {

@@ -275,12 +275,6 @@ fn print(text: &str) {
     }
 }
 
-/// `1 app`, `2 apps`.
-fn count(number: usize, thing: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {thing}{plural}")
-}
-
 fn print_json(value: &impl serde::Serialize) {
     let text = serde_json::to_string_pretty(value).expect("what is printed holds only maps with text keys");
     print(&format!("{text}\n"));

@@ -1,4 +1,4 @@
-//! Errors as people read them: one line for logs and records, `error:` / `caused by:` / `hint:` on a terminal.
+//! Errors and numbers as people read them: one line for logs and records, `error:` / `caused by:` / `hint:` on a terminal.
 
 use std::error::Error;
 
@@ -15,6 +15,13 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
     }
     line
+}
+
+/// `1 app`, `2 apps`.
+#[must_use]
+pub fn count(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 /// An error for standard error, its causes on lines of their own.

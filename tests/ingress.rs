@@ -11,11 +11,7 @@ use hyper::header::{ACCEPT, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use setpoint::http::Limits;
-use setpoint::ingress::{Ingress, Naming, Patience, Routes, Upstream, routes};
-use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
-use setpoint_schema::id::{SandboxId, TemplateDigest, TreeDigest};
-use setpoint_schema::name::{HostName, RepoPath};
-use setpoint_schema::runtime::{Runtime, Web};
+use setpoint::ingress::{Ingress, Patience, Routes, Upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use client::{Reply, connect, get, raw, read_until, send};
-use upstream::{DEAF, Local, answering, scripted};
+use upstream::{DEAF, Local, answering, ready, routes_to, scripted};
 
 #[path = "support/client.rs"]
 mod client;
@@ -62,27 +58,6 @@ impl Gate {
     async fn get(&self, path: &str) -> Reply {
         get(self.address, HOST_NAME, path).await
     }
-}
-
-fn ready() -> Upstream {
-    Upstream::Ready(SandboxId("blog-00000001".to_owned()))
-}
-
-fn routes_to(port: u16, upstream: Upstream) -> Routes {
-    let web = Web { command: "serve".to_owned(), port, ..Web::default() };
-    let runtime = Some(Runtime { web: Some(web), ..Runtime::default() });
-    let app = DesiredApp {
-        metadata: AppMetadata { key: "blog".parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
-        spec: SandboxSpec {
-            app: AppSpec { runtime, ..AppSpec::default() },
-            template: TemplateDigest("t".to_owned()),
-            files: TreeDigest("f".to_owned()),
-        }
-        .into(),
-        path: RepoPath::new("apps/blog/app.yaml").unwrap(),
-    };
-    let naming = Naming { domain: HostName::new("localhost").unwrap(), pattern: Default::default() };
-    routes([(&app, upstream)], &naming)
 }
 
 fn request(path: &str) -> hyper::http::request::Builder {

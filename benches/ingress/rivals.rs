@@ -6,15 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use setpoint::ingress::{Naming, Routes, Upstream, routes, serve};
-use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
-use setpoint_schema::id::{SandboxId, TemplateDigest, TreeDigest};
-use setpoint_schema::name::{HostName, RepoPath};
-use setpoint_schema::runtime::{Runtime, Web};
+use setpoint::ingress::serve;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::upstream::Local;
+use crate::upstream::{Local, ready, routes_to};
 
 /// An nginx that serves files on one port, and proxies to that on another.
 pub struct Nginx {
@@ -88,7 +84,7 @@ impl OurIngress {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (_, seen) = watch::channel(Arc::new(routes_to(upstream)));
+        let (_, seen) = watch::channel(Arc::new(routes_to(upstream, ready())));
         let shutdown = CancellationToken::new();
         runtime.spawn(serve(listener, seen, Arc::new(Local), shutdown.clone()));
         Self { port, shutdown, _runtime: runtime }
@@ -99,23 +95,6 @@ impl Drop for OurIngress {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
-}
-
-fn routes_to(port: u16) -> Routes {
-    let web = Web { command: "serve".to_owned(), port, ..Web::default() };
-    let runtime = Some(Runtime { web: Some(web), ..Runtime::default() });
-    let app = DesiredApp {
-        metadata: AppMetadata { key: "blog".parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
-        spec: SandboxSpec {
-            app: AppSpec { runtime, ..AppSpec::default() },
-            template: TemplateDigest("t".to_owned()),
-            files: TreeDigest("f".to_owned()),
-        }
-        .into(),
-        path: RepoPath::new("apps/blog/app.yaml").unwrap(),
-    };
-    let naming = Naming { domain: HostName::new("localhost").unwrap(), pattern: Default::default() };
-    routes([(&app, Upstream::Ready(SandboxId("blog-00000001".to_owned())))], &naming)
 }
 
 /// What wrk says.

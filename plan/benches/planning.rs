@@ -10,18 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use setpoint_plan::assumed;
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
-use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, GuestState, GuestStatus, Health, Intent, LastGood, Limits,
-    Machine, Observed, ObservedSandbox, ProcessState, Retry, SandboxRecord, VmState, WebStatus,
-};
-use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::observed::{GuestState, Observed, ProcessState};
 use setpoint_schema::runtime::{Runtime, Web};
-use setpoint_schema::shared::SharedMap;
 use setpoint_schema::template::TemplateRoot;
 
 const SIZES: [usize; 4] = [100, 1_000, 10_000, 100_000];
@@ -58,7 +54,7 @@ struct World {
 
 /// The plan of a daemon's first look at this many apps.
 fn cold(apps: usize) -> String {
-    let world = World { observed: nothing(), ..World::converged(apps) };
+    let world = World { observed: assumed::nothing(), ..World::converged(apps) };
     let times = (0..ROUNDS).map(|_| timed(|| assert_eq!(world.planned_by(plan).actions.len(), apps)));
     format!("{:.1}", median(times.collect()))
 }
@@ -66,11 +62,6 @@ fn cold(apps: usize) -> String {
 impl World {
     fn converged(apps: usize) -> Self {
         let apps: Vec<_> = (0..apps).map(|n| Arc::new(app(n, 0))).collect();
-        let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let mut observed = nothing();
-        observed.sandboxes = apps.iter().map(|app| (sandbox_id(app), Arc::new(sandbox(app, now)))).collect();
-        observed.disks = apps.iter().map(|app| (disk_id(app), Arc::new(disk(app)))).collect();
-        observed.apps = apps.iter().map(|app| (app.metadata.key.clone(), Arc::new(record(app)))).collect();
         let templates = (0..2).map(|n| (TemplateDigest(format!("t{n}")), template()));
         let desired = Desired {
             revision: CommitId("0".repeat(40)),
@@ -81,7 +72,7 @@ impl World {
             moved: BTreeMap::new(),
             completeness: Completeness::Complete,
         };
-        Self { desired, observed, now, commits: 0 }
+        Self { observed: assumed::carried_out(&desired), desired, now: assumed::NOW, commits: 0 }
     }
 
     fn planned_by<T>(&self, planner: impl FnOnce(&Inputs<'_>) -> T) -> T {
@@ -131,7 +122,7 @@ impl World {
     }
 
     fn hear_from_guest(&mut self, which: usize) {
-        let id = SandboxId(format!("app-{which}-00000000"));
+        let id = self.observed.sandboxes.keys().nth(which).unwrap().clone();
         let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(&id).unwrap());
         let GuestState::Answering(status) = &mut sandbox.guest else { panic!("every guest answers") };
         let web = status.web.as_mut().unwrap();
@@ -162,80 +153,6 @@ fn app(n: usize, template: usize) -> DesiredApp {
 
 fn template() -> DesiredTemplateRoot {
     DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: CommitId("0".repeat(40)) }
-}
-
-fn nothing() -> Observed {
-    let plenty = ByteSize::gib(1 << 20);
-    Observed {
-        host: HostId("bench".to_owned()),
-        limits: Limits { memory: plenty, vcpus: u32::MAX, disk: plenty, sandboxes: u32::MAX },
-        sandboxes: SharedMap::new(),
-        unrecorded: Vec::new(),
-        disks: SharedMap::new(),
-        apps: SharedMap::new(),
-    }
-}
-
-fn sandbox_id(app: &DesiredApp) -> SandboxId {
-    SandboxId(format!("{}-00000000", app.metadata.key.name))
-}
-
-fn disk_id(app: &DesiredApp) -> DiskId {
-    DiskId(format!("{}-00000000", app.metadata.key.name))
-}
-
-fn disk(app: &DesiredApp) -> DiskRecord {
-    let size = app.spec.app.resources.disk.0;
-    DiskRecord { id: disk_id(app), app: app.metadata.key.clone(), size, state: DiskState::InUse }
-}
-
-fn record(app: &Arc<DesiredApp>) -> AppRecord {
-    AppRecord {
-        key: app.metadata.key.clone(),
-        generation: Generation(1),
-        digest: app.spec.digest().clone(),
-        last_good: LastGood { app: Arc::clone(app), revision: CommitId("0".repeat(40)) },
-        retry: Retry::default(),
-        heals: Vec::new(),
-        suspended: None,
-    }
-}
-
-/// A sandbox in which all is as declared.
-fn sandbox(app: &DesiredApp, at: Timestamp) -> ObservedSandbox {
-    let (spec, revision, nonce) = (app.spec.clone(), CommitId("0".repeat(40)), BootNonce("0".repeat(32)));
-    let machine = Machine {
-        sandbox: sandbox_id(app),
-        app: app.metadata.key.clone(),
-        uid: None,
-        nonce: nonce.clone(),
-        vcpus: spec.app.resources.vcpus,
-        memory_mib: spec.app.resources.memory.as_mib(),
-        template: spec.template.clone(),
-        disk: disk_id(app),
-    };
-    let process = ProcessState::Running { restarts: 0 };
-    let status = GuestStatus {
-        nonce: nonce.clone(),
-        tree: Some(spec.files.clone()),
-        processes: Some(spec.processes_digest().clone()),
-        build: BuildState::None,
-        web: Some(WebStatus { process, health: Health::Healthy }),
-        workers: Vec::new(),
-        disk: spec.app.resources.disk.0,
-    };
-    let record = SandboxRecord {
-        id: sandbox_id(app),
-        app: app.metadata.key.clone(),
-        uid: None,
-        host: HostId("bench".to_owned()),
-        disk: disk_id(app),
-        machine,
-        applied: Some(Applied { spec, generation: Generation(1), revision, at }),
-        intent: Intent::Keep,
-        created_at: at,
-    };
-    ObservedSandbox { record, vm: VmState::Running { nonce, since: at }, guest: GuestState::Answering(status) }
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

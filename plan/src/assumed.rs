@@ -1,6 +1,6 @@
 //! A world made up from a revision: what would be observed, had it been carried out in full on a host without limits.
 //!
-//! So the planner shows what changes between two revisions without anybody looking at a host. Called by previews.
+//! So the planner shows what changes between two revisions without anybody looking at a host. Called by previews, and by benches for their worlds.
 
 use std::sync::Arc;
 
@@ -23,14 +23,7 @@ pub const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 /// The world as it would be observed once everything that `desired` declares were carried out and well.
 #[must_use]
 pub fn carried_out(desired: &Desired) -> Observed {
-    let mut world = Observed {
-        host: HostId("assumed".to_owned()),
-        limits: Limits { memory: UNLIMITED, vcpus: u32::MAX, disk: UNLIMITED, sandboxes: u32::MAX },
-        sandboxes: SharedMap::new(),
-        unrecorded: Vec::new(),
-        disks: SharedMap::new(),
-        apps: SharedMap::new(),
-    };
+    let mut world = nothing();
     for (key, app) in &desired.apps {
         let (sandbox, disk, memory) =
             (sandbox(app, desired.revision_of(key)), disk(app), memory(app, desired.revision_of(key)));
@@ -39,6 +32,19 @@ pub fn carried_out(desired: &Desired) -> Observed {
         world.apps.insert(key.clone(), Arc::new(memory));
     }
     world
+}
+
+/// The same world before anything is in it.
+#[must_use]
+pub fn nothing() -> Observed {
+    Observed {
+        host: HostId("assumed".to_owned()),
+        limits: Limits { memory: UNLIMITED, vcpus: u32::MAX, disk: UNLIMITED, sandboxes: u32::MAX },
+        sandboxes: SharedMap::new(),
+        unrecorded: Vec::new(),
+        disks: SharedMap::new(),
+        apps: SharedMap::new(),
+    }
 }
 
 const UNLIMITED: ByteSize = ByteSize::bytes(u64::MAX);

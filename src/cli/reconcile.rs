@@ -8,12 +8,13 @@ use setpoint_plan::model::Hold;
 use setpoint_plan::render::{Color, json, markdown, text};
 
 use super::style::{self, Paint};
-use super::{Failure, count, print, print_json, run};
+use super::{Failure, print, print_json, run};
 use crate::config::Config;
 use crate::converge::Pass;
 use crate::converge::follow::Rewind;
 use crate::preview::saved::SavedPlan;
 use crate::preview::{Declarations, Ids, Preview, PreviewBasis, compare, preview};
+use crate::report::count;
 use crate::{daemon, source};
 
 #[derive(Debug, clap::Args)]

@@ -6,9 +6,10 @@ use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::Span;
 use setpoint_state::{FoundDisk, Rebuild, Store};
 
-use super::{Failure, count, print, print_json};
+use super::{Failure, print, print_json};
 use crate::config::Config;
 use crate::ledger::Inventory;
+use crate::report::count;
 use crate::{daemon, drivers, host};
 
 /// How long disks are kept whose declarations are not known any more: long enough for somebody to notice.

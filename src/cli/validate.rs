@@ -14,9 +14,10 @@ use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::LastGood;
 
-use super::{Failure, count, print, print_json};
+use super::{Failure, print, print_json};
 use crate::desired::{Loaded, WORKTREE};
 use crate::preview;
+use crate::report::count;
 use crate::source::{self, SourceLimits, Worktree};
 
 #[derive(Debug, clap::Args)]

@@ -17,6 +17,7 @@ use setpoint_state::{EventKind, NewEvent, RevisionOutcome, RevisionRecord, State
 
 use crate::converge::follow::Followed;
 use crate::ledger::Ledger;
+use crate::report::count;
 
 type Result<T> = std::result::Result<T, StateError>;
 
@@ -62,9 +63,10 @@ impl Revisions {
             self.close(record, RevisionOutcome::Superseded(commit.clone()), now).await?;
         }
         self.done.clear();
+        let apps = count(followed.desired.apps.len(), "app");
         let summary = match followed.diagnostics.len() {
-            0 => format!("{} apps", followed.desired.apps.len()),
-            mistakes => format!("{} apps, {mistakes} mistakes", followed.desired.apps.len()),
+            0 => apps,
+            mistakes => format!("{apps}, {}", count(mistakes, "mistake")),
         };
         let event =
             NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));

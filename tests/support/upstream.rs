@@ -3,8 +3,11 @@
 use std::pin::Pin;
 
 use async_trait::async_trait;
-use setpoint::ingress::{ConnectError, Connector};
-use setpoint_schema::id::SandboxId;
+use setpoint::ingress::{ConnectError, Connector, Naming, Routes, Upstream, routes};
+use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
+use setpoint_schema::id::{SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::name::{HostName, RepoPath};
+use setpoint_schema::runtime::{Runtime, Web};
 use setpoint_vmm::driver::{Duplex, VmmError};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -62,4 +65,27 @@ pub async fn answering(answer: &'static str) -> (u16, mpsc::UnboundedReceiver<St
     })
     .await;
     (port, seen)
+}
+
+/// The guest that is up.
+pub fn ready() -> Upstream {
+    Upstream::Ready(SandboxId("blog-00000001".to_owned()))
+}
+
+/// The routes of one app, `blog` below `localhost`, whose web process is on `port`.
+pub fn routes_to(port: u16, upstream: Upstream) -> Routes {
+    let web = Web { command: "serve".to_owned(), port, ..Web::default() };
+    let runtime = Some(Runtime { web: Some(web), ..Runtime::default() });
+    let app = DesiredApp {
+        metadata: AppMetadata { key: "blog".parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
+        spec: SandboxSpec {
+            app: AppSpec { runtime, ..AppSpec::default() },
+            template: TemplateDigest("t".to_owned()),
+            files: TreeDigest("f".to_owned()),
+        }
+        .into(),
+        path: RepoPath::new("apps/blog/app.yaml").unwrap(),
+    };
+    let naming = Naming { domain: HostName::new("localhost").unwrap(), pattern: Default::default() };
+    routes([(&app, upstream)], &naming)
 }

@@ -5,9 +5,9 @@ use setpoint_vmm::qemu::{Probe, ProbeStatus};
 
 use super::{fail, ok, warn};
 use crate::cli::client::{Client, ClientError};
-use crate::cli::count;
 use crate::cli::version::OWN;
 use crate::report;
+use crate::report::count;
 
 pub async fn all(client: &Client) -> Vec<Probe> {
     let reached = match client.exchange("/healthz", &[]).await {

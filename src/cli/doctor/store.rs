@@ -9,9 +9,9 @@ use setpoint_state::{Snapshot, StateError, Store};
 use setpoint_vmm::qemu::{Probe, ProbeStatus};
 
 use super::{fail, ok, process, warn};
-use crate::cli::count;
 use crate::config::Config;
 use crate::ledger::Inventory;
+use crate::report::count;
 use crate::{daemon, drivers, report};
 
 /// The checks of this module.
