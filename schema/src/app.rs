@@ -244,7 +244,8 @@ impl PinnedSpec {
     /// The hash of what the agent is to run, as [`SandboxSpec::processes`] has it.
     #[must_use]
     pub fn processes_digest(&self) -> &SpecDigest {
-        self.0.processes.get_or_init(|| self.0.spec.processes().digest())
+        let SandboxSpec { app, template: _, files } = &self.0.spec;
+        self.0.processes.get_or_init(|| ProcessSet::digest_of(self.0.spec.runtime(), &app.env, files))
     }
 
     /// A spec that differs in what `change` does.
@@ -272,7 +273,11 @@ impl From<SandboxSpec> for PinnedSpec {
 
 impl PartialEq for PinnedSpec {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.spec == other.0.spec
+        Arc::ptr_eq(&self.0, &other.0)
+            || match (self.0.digest.get(), other.0.digest.get()) {
+                (Some(digest), Some(other)) => digest == other,
+                (Some(_) | None, None) | (None, Some(_)) => self.0.spec == other.0.spec,
+            }
     }
 }
 

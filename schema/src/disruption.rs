@@ -178,7 +178,8 @@ macro_rules! declared {
             };
 
             fn diff(&self, newer: &Self, path: &str, out: &mut Vec<$crate::disruption::FieldChange>) {
-                $( {
+                // Most fields are as they were, and their paths need not even be spelled out to see that.
+                $( if self.$field != newer.$field {
                     let path = $crate::disruption::join(path, $crate::declared!(@name $field $($rename)?));
                     $crate::declared!(@diff $class, &self.$field, &newer.$field, &path, out);
                 } )*

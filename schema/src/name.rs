@@ -1,9 +1,10 @@
 //! Identities and their spelling rules. Every name that crosses a room is one of these, never a bare string, so that a
 //! team cannot be passed for an app and a bad name cannot travel past the declaration that holds it.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,7 @@ pub struct NameError {
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(Arc<str>);
 
@@ -40,6 +41,19 @@ macro_rules! name {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        /// By the text. Copies of one name are seen to be equal without a look at it, as equality sees it for any `Arc`.
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
             }
         }
 
@@ -105,10 +119,15 @@ name!(
 );
 
 impl Team {
-    /// The team of everything that names none.
+    /// The team of everything that names none. All share the one text.
     #[must_use]
     pub fn default_team() -> Self {
-        Self("default".into())
+        Self::the_default().clone()
+    }
+
+    fn the_default() -> &'static Self {
+        static DEFAULT: LazyLock<Team> = LazyLock::new(|| Team("default".into()));
+        &DEFAULT
     }
 }
 
@@ -159,7 +178,7 @@ impl AppKey {
 
 impl fmt::Display for AppKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.team == Team::default_team() {
+        if self.team == *Team::the_default() {
             f.pad(self.name.as_str())
         } else {
             f.pad(&format!("{}/{}", self.team, self.name))
@@ -170,7 +189,7 @@ impl fmt::Display for AppKey {
 impl FromStr for AppKey {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        Self::within(text, &Team::default_team())
+        Self::within(text, Team::the_default())
     }
 }
 

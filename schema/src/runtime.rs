@@ -137,6 +137,24 @@ impl ProcessSet {
     /// The hash by which host and guest compare what runs with what should.
     #[must_use]
     pub fn digest(&self) -> SpecDigest {
-        SpecDigest::of(self)
+        let Self { runtime, env, tree } = self;
+        Self::digest_of(runtime, env, tree)
+    }
+
+    /// The digest of the set that these make, which need not be put together for it.
+    #[must_use]
+    pub fn digest_of(
+        runtime: &Runtime,
+        env: &std::collections::BTreeMap<EnvName, String>,
+        tree: &TreeDigest,
+    ) -> SpecDigest {
+        /// Is written as a [`ProcessSet`] is.
+        #[derive(Serialize)]
+        struct Parts<'a> {
+            runtime: &'a Runtime,
+            env: &'a std::collections::BTreeMap<EnvName, String>,
+            tree: &'a TreeDigest,
+        }
+        SpecDigest::of(&Parts { runtime, env, tree })
     }
 }

@@ -8,6 +8,7 @@
 //! chunks, which is little enough to copy on a change.
 
 mod diff;
+mod finger;
 mod set;
 
 use std::borrow::Borrow;
@@ -20,6 +21,7 @@ use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
 pub use diff::{Difference, Differences};
+pub use finger::Finger;
 pub use set::{Keys, SharedSet};
 
 /// A chunk with more entries than this is parted in two.
@@ -112,6 +114,12 @@ impl<K: Ord, V> SharedMap<K, V> {
         let before = self.chunks.get(first).map_or(0, |chunk| chunk.partition_point(is_before));
         let entries = self.chunks.iter().skip(first).flat_map(|chunk| chunk.iter()).skip(before);
         entries.map(|(key, value)| (key, value))
+    }
+
+    /// Looks up keys that come in ascending order, or nearly so, in less time than [`Self::get`] takes for each.
+    #[must_use]
+    pub fn finger(&self) -> Finger<'_, K, V> {
+        Finger::new(&self.chunks)
     }
 
     /// The differences that lead from `self` to `newer`, in key order. What both share is passed over unseen.

@@ -96,3 +96,18 @@ fn a_build_that_becomes_explicitly_empty_is_a_change() {
         ("runtime.build.command", &serde_json::Value::Null, &"".into())
     );
 }
+
+#[test]
+fn what_is_known_of_a_spec_by_its_hashes_is_what_its_fields_say() {
+    let pinned = |text: &str, files: &str| {
+        let (template, files) = (TemplateDigest("t".to_owned()), TreeDigest(files.to_owned()));
+        PinnedSpec::new(SandboxSpec { app: spec(text), template, files })
+    };
+    let (a, same, other) = (pinned(FULL, "f"), pinned(FULL, "f"), pinned(FULL, "g"));
+    assert_eq!(*a.processes_digest(), a.processes().digest());
+    assert!(a == same && a != other, "by their fields");
+    for spec in [&a, &same, &other] {
+        assert_eq!(*spec.digest(), SpecDigest::of(&**spec));
+    }
+    assert!(a == same && a != other, "by their digests");
+}

@@ -70,6 +70,16 @@ fn differences_are_those_that_a_comparison_of_all_entries_finds() {
 }
 
 #[test]
+fn a_finger_finds_what_a_search_finds_in_whatever_order() {
+    let map: SharedMap<u32, u32> = numbers(3000, 5000).map(|n| (n, n)).collect();
+    let mut finger = map.finger();
+    for key in (0..5001).chain(numbers(5000, 5001)).chain((0..5001).rev()).chain((0..5001).step_by(7)) {
+        assert_eq!(finger.find(&key), map.get(&key), "{key}");
+    }
+    assert_eq!(SharedMap::<u32, u32>::new().finger().find(&1), None);
+}
+
+#[test]
 fn maps_and_sets_are_written_like_any_other() {
     let map: SharedMap<String, u32> = [("b".to_owned(), 2), ("a".to_owned(), 1)].into();
     assert_eq!(serde_json::to_string(&map).unwrap(), r#"{"a":1,"b":2}"#);
