@@ -28,20 +28,33 @@ fn main() {
         "planning alone, median of {ROUNDS}, in milliseconds; in brackets what `plan` takes for the same from nothing"
     );
     println!(
-        "  {:>7}{:>14}{:>22}{:>22}{:>22}{:>22}",
-        "apps", "all are new", "one file changed", "nothing changed", "one guest's news", "1,000 of a template"
+        "  {:>7}{:>14}{:>14}{:>22}{:>22}{:>22}{:>22}",
+        "apps",
+        "all are new",
+        "a restart",
+        "one file changed",
+        "nothing changed",
+        "one guest's news",
+        "1,000 of a template"
     );
-    for apps in SIZES {
+    for apps in sizes() {
         let world = World::converged(apps);
         println!(
-            "  {apps:>7}{:>14}{:>22}{:>22}{:>22}{:>22}",
+            "  {apps:>7}{:>14}{:>14}{:>22}{:>22}{:>22}{:>22}",
             cold(apps),
+            warm(&world),
             world.clone().each(apps, World::change_file),
             world.clone().each(apps, World::commit),
             world.clone().each(apps, World::hear_from_guest),
             world.clone().each(apps, World::change_template),
         );
     }
+}
+
+/// All sizes, or those that `APPS` names, as in `APPS=100,1000`.
+fn sizes() -> Vec<usize> {
+    let named = |apps: String| apps.split(',').map(|apps| apps.parse().unwrap()).collect();
+    std::env::var("APPS").map_or(SIZES.to_vec(), named)
 }
 
 #[derive(Clone)]
@@ -57,6 +70,20 @@ fn cold(apps: usize) -> String {
     let world = World { observed: assumed::nothing(), ..World::converged(apps) };
     let times = (0..ROUNDS).map(|_| timed(|| assert_eq!(world.planned_by(plan).actions.len(), apps)));
     format!("{:.1}", median(times.collect()))
+}
+
+/// The first plan of a daemon that starts again: all is as declared, and no part of what was read anew is the same value as before.
+fn warm(world: &World) -> String {
+    let times = (0..ROUNDS).map(|_| {
+        let apps = world.desired.apps.iter().map(|(key, app)| (key.clone(), Arc::new(read_anew(app)))).collect();
+        let again = World { desired: Desired { apps, ..world.desired.clone() }, ..world.clone() };
+        timed(|| assert_eq!(again.planned_by(plan).actions.len(), 0))
+    });
+    format!("{:.1}", median(times.collect()))
+}
+
+fn read_anew(app: &DesiredApp) -> DesiredApp {
+    serde_json::from_str(&serde_json::to_string(app).unwrap()).unwrap()
 }
 
 impl World {

@@ -2,12 +2,13 @@
 //!
 //! Each app is decided by itself first (`app`, `prune`). Then come the rules between apps: dependencies and backoff
 //! (`gate`), the host's limits (`capacity`), removals last (`prune`), and the order (`order`). From one plan to the next, what did
-//! not change is not looked at again (`memo`, `index`).
+//! not change is not looked at again (`memo`, `index`). What each app is by itself, others may help to find out (`crew`).
 
 mod app;
 mod boot;
 mod bounds;
 mod capacity;
+mod crew;
 mod disks;
 mod gate;
 mod guest;
@@ -31,9 +32,10 @@ use crate::desired::Desired;
 use crate::model::{Action, ActionKind, Held, Hold, Plan, PlanId};
 
 pub use bounds::Bounds;
+pub use crew::{Alone, Crew};
 use memo::Memo;
 pub use mint::Entropy;
-use world::World;
+use world::{About, World};
 
 /// All that a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +68,12 @@ type Verdicts<'a> = BTreeMap<&'a AppKey, Verdict>;
 
 /// Makes the plan that leads from what was observed to what is desired.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
-    Planner::new().plan(inputs)
+    plan_with(inputs, &Alone)
+}
+
+/// The same, with the help of `crew`.
+pub fn plan_with(inputs: &Inputs<'_>, crew: &impl Crew) -> Plan {
+    Planner::new().plan_with(inputs, crew)
 }
 
 /// Makes one plan after the other, each the same as [`plan`] would, and keeps from each what need not be found out again for the
@@ -85,18 +92,16 @@ impl Planner {
 
     /// Makes the plan that leads from what was observed to what is desired.
     pub fn plan(&mut self, inputs: &Inputs<'_>) -> Plan {
-        let (mut memo, to_decide) = Memo::after(self.memo.take(), inputs);
+        self.plan_with(inputs, &Alone)
+    }
+
+    /// The same, with the help of `crew`.
+    pub fn plan_with(&mut self, inputs: &Inputs<'_>, crew: &impl Crew) -> Plan {
+        let (mut memo, to_decide) = Memo::after(self.memo.take(), inputs, crew);
         let world = World::new(*inputs, &memo.index);
-        let mut verdicts = Verdicts::new();
-        let mut unchanged = Vec::new();
-        for key in &to_decide {
-            match decide(&world, key) {
-                Some(Verdict::Unchanged) => unchanged.push(key),
-                Some(verdict @ (Verdict::Act(_) | Verdict::Hold(_))) => drop(verdicts.insert(key, verdict)),
-                None => {}
-            }
-        }
-        memo.verdicts.settle(&to_decide, &unchanged, |key| verdicts.contains_key(key));
+        let decided = decide_all(&world, &to_decide, crew);
+        memo.verdicts.settle(&to_decide, &decided);
+        let mut verdicts: Verdicts<'_> = to_decide.iter().zip(decided).filter_map(open).collect();
         let dependents = prune::dependents(&world, &verdicts);
         let apps = verdicts.keys().chain(dependents.values().flatten()).copied();
         let ranks = order::Ranks::of_all(&world, apps);
@@ -104,22 +109,38 @@ impl Planner {
         capacity::apply(&world, &ranks, &mut verdicts);
         prune::wait_for_the_rest(&world, &ranks, &dependents, &mut verdicts);
         disks::apply(&world, &mut verdicts);
-        let plan = seal(inputs, &ranks, verdicts, &memo);
+        let plan = seal(inputs, &ranks, verdicts, &memo, crew);
         self.memo = Some(memo);
         plan
     }
 }
 
+/// What is to be done about each of these apps, which are in key order.
+fn decide_all(world: &World<'_>, apps: &[AppKey], crew: &impl Crew) -> Vec<Option<Verdict>> {
+    crew::in_batches(crew, apps, |apps| {
+        let mut reader = world.reader();
+        apps.iter().map(|key| decide(world, &reader.about(key))).collect()
+    })
+}
+
 /// What is to be done about an app by itself; nothing can be said of one that is neither declared nor exists.
-fn decide(world: &World<'_>, key: &AppKey) -> Option<Verdict> {
-    match world.desired.apps.get(key) {
-        Some(app) => Some(app::decide(world, key, app)),
-        None => world.is_known(key).then(|| prune::decide(world, key)),
+fn decide(world: &World<'_>, about: &About<'_, '_>) -> Option<Verdict> {
+    match about.app {
+        Some(app) => Some(app::decide(world, about, app)),
+        None => world.is_known(about.key).then(|| prune::decide(world, about)),
+    }
+}
+
+/// The verdict on an app that is not as declared.
+fn open((key, verdict): (&AppKey, Option<Verdict>)) -> Option<(&AppKey, Verdict)> {
+    match verdict? {
+        Verdict::Unchanged => None,
+        verdict @ (Verdict::Act(_) | Verdict::Hold(_)) => Some((key, verdict)),
     }
 }
 
 /// Puts the actions in order and names the plan.
-fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, memo: &Memo) -> Plan {
+fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, memo: &Memo, crew: &impl Crew) -> Plan {
     let (mut actions, mut held) = (Vec::new(), Vec::new());
     let mut unchanged = memo.verdicts.unchanged.clone();
     for (key, verdict) in verdicts {
@@ -152,7 +173,7 @@ fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, m
         held,
         unchanged,
     };
-    plan.id = mint::name(&plan, inputs.entropy);
+    plan.id = mint::name(&plan, inputs.entropy, crew);
     plan
 }
 

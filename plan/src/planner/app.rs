@@ -4,12 +4,13 @@
 
 use setpoint_schema::app::{DesiredApp, PinnedSpec, Power, SandboxSpec};
 use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::id::SpecDigest;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, GuestStatus, Intent, ObservedSandbox, SandboxRecord, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use super::boot::{self, Condition};
-use super::world::World;
+use super::world::{About, World};
 use super::{Verdict, guest, prune};
 use crate::model::{Action, ActionKind, Hold, Reason, Restart, Step};
 
@@ -20,26 +21,30 @@ pub(super) struct Case<'a> {
     pub kept: &'a ObservedSandbox,
     /// Further sandboxes of the app, which a pass that did not finish left behind.
     pub leftovers: Vec<&'a ObservedSandbox>,
+    /// The data disk of that sandbox.
+    pub disk: Option<&'a DiskRecord>,
+    /// Whether just the declared spec was applied.
+    is_applied: bool,
     /// The declared fields that differ from what was applied.
     pub changes: Vec<FieldChange>,
 }
 
-pub(super) fn decide<'a>(world: &'a World<'a>, key: &'a AppKey, app: &'a DesiredApp) -> Verdict {
+pub(super) fn decide<'a>(world: &'a World<'a>, about: &About<'a, '_>, app: &'a DesiredApp) -> Verdict {
     if app.spec.app.suspend {
         return Verdict::Hold(Hold::Suspended);
     }
-    if let Some(suspension) = world.suspension(key) {
+    if let Some(suspension) = about.suspension(world) {
         return Verdict::Hold(Hold::SuspendedHere(suspension.clone()));
     }
-    if let Some(adoption) = adopt(world, key) {
+    if let Some(adoption) = adopt(world, about.key) {
         return Verdict::Act(Box::new(adoption));
     }
-    if world.is_leaving(key) {
-        return prune::finish(world, key);
+    if about.is_leaving() {
+        return prune::finish(world, about);
     }
-    match (Case::new(world, key, app), app.spec.app.power) {
+    match (Case::new(world, about, app), app.spec.app.power) {
         (None, Power::Stopped) => Verdict::Unchanged,
-        (None, Power::Running) => Verdict::Act(Box::new(boot::create(world, key, app))),
+        (None, Power::Running) => Verdict::Act(Box::new(boot::create(world, about.key, app))),
         (Some(case), Power::Running) => run(&case),
         (Some(case), Power::Stopped) => stop(&case),
     }
@@ -156,12 +161,16 @@ fn disruption(steps: &[Step]) -> Disruption {
 
 impl<'a> Case<'a> {
     /// The case of an app that has a sandbox.
-    fn new(world: &'a World<'a>, key: &AppKey, app: &'a DesiredApp) -> Option<Self> {
-        let sandboxes = world.sandboxes(key);
-        let kept = sandboxes.iter().map(|sandbox| &**sandbox).max_by_key(|sandbox| worth(world, sandbox, &app.spec))?;
-        let leftovers =
-            sandboxes.iter().map(|sandbox| &**sandbox).filter(|sandbox| sandbox.record.id != kept.record.id).collect();
-        let mut changes = kept.record.applied.as_ref().map(|a| a.spec.diff(&app.spec)).unwrap_or_default();
+    fn new(world: &'a World<'a>, about: &About<'a, '_>, app: &'a DesiredApp) -> Option<Self> {
+        let sandboxes = || about.sandboxes.iter().map(|sandbox| &**sandbox);
+        let kept = match about.sandboxes {
+            [only] => &**only,
+            several => several.iter().map(|one| &**one).max_by_key(|sandbox| worth(world, sandbox, &app.spec))?,
+        };
+        let leftovers = sandboxes().filter(|sandbox| sandbox.record.id != kept.record.id).collect();
+        let applied = kept.record.applied.as_ref().map(|applied| &applied.spec);
+        let is_applied = applied.is_some_and(|applied| *applied == app.spec);
+        let mut changes = applied.filter(|_| !is_applied).map(|applied| applied.diff(&app.spec)).unwrap_or_default();
         if kept.record.uid != app.metadata.uid {
             changes.push(FieldChange {
                 path: "metadata.uid".to_owned(),
@@ -170,7 +179,7 @@ impl<'a> Case<'a> {
                 disruption: Disruption::Live,
             });
         }
-        Some(Self { world, app, kept, leftovers, changes })
+        Some(Self { world, app, kept, leftovers, disk: world.disk(&kept.record.disk), is_applied, changes })
     }
 
     pub fn key(&self) -> &'a AppKey {
@@ -189,14 +198,17 @@ impl<'a> Case<'a> {
         self.kept.record.applied.as_ref()
     }
 
-    pub fn disk(&self) -> Option<&'a DiskRecord> {
-        self.world.disk(&self.kept.record.disk)
+    /// The hash of the processes that are declared. It is that of those which were applied where these are the same, which a
+    /// spec that has just been read would have to make first.
+    pub fn processes_digest(&self) -> &'a SpecDigest {
+        let same = self.applied().filter(|_| self.is_applied);
+        same.map_or(self.spec(), |applied| &applied.spec).processes_digest()
     }
 
     /// The size that the disk is to have. A disk that was accepted as larger stays so.
     pub fn disk_size(&self) -> ByteSize {
         let declared = self.spec().app.resources.disk.0;
-        self.disk().map_or(declared, |disk| disk.size.max(declared))
+        self.disk.map_or(declared, |disk| disk.size.max(declared))
     }
 
     /// An action with the reasons that hold for every kind, and `why` in particular.
@@ -229,6 +241,9 @@ impl<'a> Case<'a> {
 
     /// The removal of what an unfinished pass left behind; disks that the kept sandbox uses stay.
     pub fn clear_leftovers(&self) -> Vec<Step> {
+        if self.leftovers.is_empty() {
+            return Vec::new();
+        }
         prune::clear(self.world, self.key(), self.leftovers.iter().copied())
     }
 
@@ -244,7 +259,7 @@ impl<'a> Case<'a> {
 
     /// Writes down that the declared spec is carried out, unless that is written.
     pub fn record_applied(&self) -> Option<Step> {
-        if self.applied().is_some_and(|applied| applied.spec == *self.spec()) {
+        if self.is_applied {
             return None;
         }
         Some(recorded(self.world, self.app, self.record().id.clone(), Some(&self.record().app)))

@@ -67,7 +67,7 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
 fn shrinking_disk<'a>(case: &Case<'a>) -> Option<&'a DiskRecord> {
     let declared = case.spec().app.resources.disk;
     let accepted = case.applied().is_some_and(|applied| applied.spec.app.resources.disk == declared);
-    case.disk().filter(|disk| disk.size > declared.0 && !accepted)
+    case.disk.filter(|disk| disk.size > declared.0 && !accepted)
 }
 
 /// Whether the agent answers, or how long it may go on not doing so.
@@ -223,7 +223,7 @@ fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
 fn grows(case: &Case<'_>) -> bool {
     let declared = case.spec().app.resources.disk;
     let grown = case.applied().is_some_and(|applied| applied.spec.app.resources.disk < declared);
-    grown || case.disk().is_some_and(|disk| disk.size < declared.0)
+    grown || case.disk.is_some_and(|disk| disk.size < declared.0)
 }
 
 fn new_record(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId, disk: DiskId) -> SandboxRecord {

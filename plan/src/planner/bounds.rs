@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use setpoint_schema::name::AppKey;
 
-use super::{Entropy, mint};
+use super::{Alone, Entropy, mint};
 use crate::model::{Action, ActionKind, Block, Plan};
 
 /// What a plan may do, as another plan has shown it.
@@ -27,7 +27,7 @@ impl Bounds {
         for action in plan.actions.iter_mut().filter(beyond) {
             Arc::make_mut(action).blocked.push(Block::Unplanned);
         }
-        plan.id = mint::name(&plan, entropy);
+        plan.id = mint::name(&plan, entropy, &Alone);
         plan
     }
 }

@@ -1,6 +1,7 @@
 //! The host's limits. What runs keeps its place; what does not fit beside it is blocked, with the sum shown.
 
 use std::fmt;
+use std::sync::Arc;
 
 use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::observed::{DiskRecord, Limits, Machine, Observed, ObservedSandbox, VmState};
@@ -58,19 +59,20 @@ enum Claim {
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
     let limits = world.observed.limits;
     let mut used = world.in_use();
-    let mut actions: Vec<_> = verdicts
-        .values_mut()
-        .filter_map(|verdict| match verdict {
-            Verdict::Act(action) => Some(action),
+    let mut reader = world.reader();
+    let mut claimants: Vec<_> = verdicts
+        .iter_mut()
+        .filter_map(|(key, verdict)| match verdict {
+            Verdict::Act(action) => Some((reader.sandboxes(key), ranks.of(key), action)),
             Verdict::Hold(_) | Verdict::Unchanged => None,
         })
         .collect();
-    actions.sort_by_cached_key(|action| (claim(world, action), ranks.of(&action.app)));
-    for action in actions {
-        let extra = extra(world, action);
+    claimants.sort_by_key(|(sandboxes, rank, _)| (Claim::of(sandboxes), *rank));
+    for (sandboxes, _, action) in claimants {
+        let extra = extra(world, sandboxes, action);
         let lacks = shortages(limits, used, extra);
         let may_begin = action.blocked.is_empty();
-        let keeps_place = claim(world, action) == Claim::Established;
+        let keeps_place = Claim::of(sandboxes) == Claim::Established;
         if lacks.is_empty() && (may_begin || keeps_place) {
             used = used.plus(extra);
         }
@@ -78,8 +80,11 @@ pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdict
     }
 }
 
-fn claim(world: &World<'_>, action: &Action) -> Claim {
-    if world.sandboxes(&action.app).is_empty() { Claim::New } else { Claim::Established }
+impl Claim {
+    /// The claim of an app that has these sandboxes.
+    fn of(sandboxes: &[Arc<ObservedSandbox>]) -> Self {
+        if sandboxes.is_empty() { Self::New } else { Self::Established }
+    }
 }
 
 /// What runs, and what exists, in sums that nothing overflows, so that what is added can be taken away again.
@@ -151,12 +156,15 @@ impl InUse {
 }
 
 /// What an action takes beyond what its app has. What it gives back counts once it is observed, not before.
-fn extra(world: &World<'_>, action: &Action) -> Amount {
+fn extra(world: &World<'_>, sandboxes: &[Arc<ObservedSandbox>], action: &Action) -> Amount {
     let steps = action.steps.iter().map(|step| match step {
-        Step::Launch(machine) => Amount::of(machine).minus(running(world, action)),
+        Step::Launch(machine) => Amount::of(machine).minus(running(sandboxes)),
         Step::EnsureDisk { disk, size, .. } => Amount { disk: growth(world, disk, *size), ..Amount::default() },
-        Step::Record(record) => Amount { sandboxes: additional(world, action, &record.id), ..Amount::default() },
-        Step::EnsureTemplate { .. }
+        Step::Record(record) if sandboxes.is_empty() => {
+            Amount { sandboxes: additional(world, action, &record.id), ..Amount::default() }
+        }
+        Step::Record(_)
+        | Step::EnsureTemplate { .. }
         | Step::GrowDisk { .. }
         | Step::AwaitAgent { .. }
         | Step::SyncFiles { .. }
@@ -170,10 +178,9 @@ fn extra(world: &World<'_>, action: &Action) -> Amount {
     steps.fold(Amount::default(), Amount::plus)
 }
 
-/// What the app's microVMs take now.
-fn running(world: &World<'_>, action: &Action) -> Amount {
-    let sandboxes = world.sandboxes(&action.app).iter();
-    let running = sandboxes.filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
+/// What these sandboxes take now.
+fn running(sandboxes: &[Arc<ObservedSandbox>]) -> Amount {
+    let running = sandboxes.iter().filter(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
     running.map(|sandbox| Amount::of(&sandbox.record.machine)).fold(Amount::default(), Amount::plus)
 }
 
@@ -182,10 +189,10 @@ fn growth(world: &World<'_>, disk: &DiskId, size: ByteSize) -> ByteSize {
     size.saturating_sub(present)
 }
 
-/// A sandbox that takes the place of another one, or is counted already, is not one more.
+/// A sandbox of an app that has none is one more, unless it is counted already.
 fn additional(world: &World<'_>, action: &Action, sandbox: &SandboxId) -> u32 {
     let counted = world.strays(&action.app).iter().any(|machine| machine.sandbox == *sandbox);
-    u32::from(world.sandboxes(&action.app).is_empty() && !counted)
+    u32::from(!counted)
 }
 
 /// What is missing, in words. Something that takes no more than it has is never refused.

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use setpoint_schema::app::Power;
+use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{FLAP_HEALS, FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
+use setpoint_schema::observed::{AppRecord, FLAP_HEALS, FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
 use setpoint_schema::window::Opening;
 
 use super::order::Ranks;
@@ -17,21 +17,25 @@ use crate::model::{Action, ActionKind, Block, Hold, Reason};
 /// Blocks what has to wait.
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
     let unready = unready_dependencies(world, verdicts);
+    let mut reader = world.reader();
     for (key, verdict) in verdicts.iter_mut() {
         let Verdict::Act(action) = verdict else { continue };
-        action.blocked.extend(backoff(world, key));
-        action.blocked.extend(flapping(world, key, action));
+        if let Some(memory) = reader.memory(key) {
+            action.blocked.extend(backoff(world, memory));
+            action.blocked.extend(flapping(world, memory, action));
+        }
         action.blocked.extend(window(world, key, action));
-        if disturbs(action.kind) {
-            action.blocked.extend(dependencies(world, ranks, key, &unready));
+        if let Some(app) = reader.app(key).filter(|_| disturbs(action.kind)) {
+            action.blocked.extend(dependencies(world, ranks, app, &unready));
         }
     }
 }
 
 /// Which declared apps others wait for here, and why they cannot be built on yet.
 fn unready_dependencies<'a>(world: &World<'a>, verdicts: &Verdicts<'a>) -> BTreeMap<&'a AppKey, String> {
-    let dependencies = |key: &AppKey| world.desired.apps.get(key).into_iter().flat_map(|app| &app.spec.app.depends_on);
-    let needed: BTreeSet<_> = verdicts.keys().flat_map(|key| dependencies(key)).collect();
+    let mut reader = world.reader();
+    let declared = verdicts.keys().filter_map(|key| reader.app(key));
+    let needed: BTreeSet<_> = declared.flat_map(|app| &app.spec.app.depends_on).collect();
     let verdict = |key: &AppKey| verdicts.get(key).unwrap_or(&Verdict::Unchanged);
     needed.into_iter().filter_map(|key| Some((key, unready(world, key, verdict(key))?))).collect()
 }
@@ -45,9 +49,14 @@ fn disturbs(kind: ActionKind) -> bool {
     }
 }
 
-fn dependencies(world: &World<'_>, ranks: &Ranks<'_>, key: &AppKey, unready: &BTreeMap<&AppKey, String>) -> Vec<Block> {
-    let depends_on = world.desired.apps.get(key).into_iter().flat_map(|app| &app.spec.app.depends_on);
-    let waits = depends_on.filter(|dependency| *dependency != key && ranks.waits(key, dependency));
+fn dependencies(
+    world: &World<'_>,
+    ranks: &Ranks<'_>,
+    app: &DesiredApp,
+    unready: &BTreeMap<&AppKey, String>,
+) -> Vec<Block> {
+    let key = &app.metadata.key;
+    let waits = app.spec.app.depends_on.iter().filter(|dependency| *dependency != key && ranks.waits(key, dependency));
     let blocks = waits.filter_map(|dependency| {
         let reason = match (unready.get(dependency), world.desired.apps.contains_key(dependency)) {
             (Some(reason), _) => reason.clone(),
@@ -84,8 +93,8 @@ fn is_well(sandbox: &ObservedSandbox) -> bool {
     runs && answers
 }
 
-fn backoff(world: &World<'_>, key: &AppKey) -> Option<Block> {
-    let retry = &world.memory(key)?.retry;
+fn backoff(world: &World<'_>, memory: &AppRecord) -> Option<Block> {
+    let retry = &memory.retry;
     let until = retry.not_before.filter(|until| *until > world.now)?;
     Some(Block::Backoff { until, reason: retry.last_error.clone().unwrap_or_default() })
 }
@@ -127,11 +136,11 @@ fn interrupts(world: &World<'_>, key: &AppKey, kind: ActionKind) -> bool {
 }
 
 /// Healing again and again is given up. A new declaration is always tried: it may be the fix.
-fn flapping(world: &World<'_>, key: &AppKey, action: &Action) -> Option<Block> {
+fn flapping(world: &World<'_>, memory: &AppRecord, action: &Action) -> Option<Block> {
     let heals = action.reasons.iter().any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_)));
     if !heals || !action.changes.is_empty() {
         return None;
     }
-    let recent = world.memory(key)?.heals.iter().filter(|at| later(**at, FLAP_WINDOW) > world.now).count();
+    let recent = memory.heals.iter().filter(|at| later(**at, FLAP_WINDOW) > world.now).count();
     (recent > FLAP_HEALS).then(|| Block::Flapping(format!("healed {recent} times within {FLAP_WINDOW}")))
 }

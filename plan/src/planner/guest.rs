@@ -70,7 +70,7 @@ impl Needs {
 
 fn disk(case: &Case<'_>, status: &GuestStatus) -> Disk {
     let declared = case.spec().app.resources.disk;
-    let Some(disk) = case.disk() else { return Disk::Growth };
+    let Some(disk) = case.disk else { return Disk::Growth };
     // A crash can lie between the disk's growth and its file system's, and only the record tells that from none.
     let unfinished = match case.applied() {
         Some(applied) => applied.spec.app.resources.disk < declared,
@@ -92,7 +92,7 @@ fn usable(size: ByteSize) -> ByteSize {
 
 fn apply(case: &Case<'_>, status: &GuestStatus) -> Option<(BuildStep, Restart)> {
     let runs = |spec: &PinnedSpec| status.processes.as_ref() == Some(spec.processes_digest());
-    if runs(case.spec()) {
+    if status.processes.as_ref() == Some(case.processes_digest()) {
         return None;
     }
     match case.applied().filter(|applied| runs(&applied.spec)) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::{AppKey, Uid};
 use setpoint_schema::observed::{DiskRecord, Machine, Observed, ObservedSandbox};
-use setpoint_schema::shared::Difference;
+use setpoint_schema::shared::{Difference, SharedMap};
 
 use super::capacity::InUse;
 use super::renames::{Declared, Renames};
@@ -20,11 +20,11 @@ use crate::desired::Desired;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
     /// Sandboxes by app, each app's in the order of their ids.
-    pub sandboxes: BTreeMap<AppKey, Vec<Arc<ObservedSandbox>>>,
+    pub sandboxes: SharedMap<AppKey, Vec<Arc<ObservedSandbox>>>,
     /// MicroVMs that the inventory does not know, by app.
     pub strays: BTreeMap<AppKey, Vec<Machine>>,
     /// The sandboxes that use each disk.
-    pub users: BTreeMap<DiskId, Vec<SandboxId>>,
+    pub users: SharedMap<DiskId, Vec<SandboxId>>,
     /// Disks that nothing uses, by app, each app's in the order of their ids.
     pub spare_disks: BTreeMap<AppKey, Vec<Arc<DiskRecord>>>,
     /// What runs, and what exists.
@@ -42,31 +42,34 @@ pub(super) struct Irregular;
 impl Index {
     /// Indexes the whole world.
     pub fn new(desired: &Desired, observed: &Observed) -> Self {
-        let mut index = Self { declared: Declared::of(desired), in_use: InUse::of(observed), ..Self::default() };
-        let mut renames = Renames::new(desired, observed, &index.declared);
+        let declared = Declared::of(desired);
+        let mut renames = Renames::new(desired, observed, &declared);
+        let (mut strays, mut recorded) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, BTreeSet<_>>::new());
+        let (mut sandboxes, mut users) = (Vec::new(), Vec::new());
         for sandbox in observed.sandboxes.values() {
             let record = &sandbox.record;
-            let owner = renames.owner(&record.app, record.uid.as_ref());
-            index.sandboxes.entry(owner.clone()).or_default().push(Arc::clone(sandbox));
-            index.users.entry(record.disk.clone()).or_default().push(record.id.clone());
+            sandboxes.push((renames.owner(&record.app, record.uid.as_ref()).clone(), Arc::clone(sandbox)));
+            users.push((record.disk.clone(), record.id.clone()));
             if let Some(uid) = &record.uid {
-                index.recorded.entry(uid.clone()).or_default().insert(record.id.clone());
+                recorded.entry(uid.clone()).or_default().insert(record.id.clone());
             }
         }
         for machine in &observed.unrecorded {
             let owner = renames.owner(&machine.app, machine.uid.as_ref());
-            index.strays.entry(owner.clone()).or_default().push(machine.clone());
-            index.users.entry(machine.disk.clone()).or_default().push(machine.sandbox.clone());
+            strays.entry(owner.clone()).or_default().push(machine.clone());
+            users.push((machine.disk.clone(), machine.sandbox.clone()));
         }
-        for disk in observed.disks.values().filter(|disk| !index.users.contains_key(&disk.id)) {
-            let owner = renames.owner(&disk.app, None);
-            index.spare_disks.entry(owner.clone()).or_default().push(Arc::clone(disk));
-        }
-        index
+        let (sandboxes, users) = (grouped(sandboxes), grouped(users));
+        let spare_disks = spare_disks(observed, &users, &mut renames);
+        let in_use = InUse::of(observed);
+        Self { sandboxes, strays, users, spare_disks, in_use, declared, recorded }
     }
 
     /// Whether every object belongs to the app that it is recorded for, and the inventory knows every microVM.
     pub fn is_regular(&self, desired: &Desired) -> bool {
+        if self.declared.is_empty() && desired.moved.is_empty() {
+            return self.strays.is_empty();
+        }
         let sandboxes = self.sandboxes.values().flatten().all(|sandbox| self.is_at_home(desired, sandbox));
         let disks =
             self.spare_disks.values().flatten().all(|disk| self.declared.target(desired, &disk.app, None) == &disk.app);
@@ -138,8 +141,8 @@ impl Index {
     fn forget(&mut self, id: &SandboxId, sandbox: &Arc<ObservedSandbox>) {
         let record = &sandbox.record;
         self.in_use.remove(sandbox);
-        remove_from(&mut self.sandboxes, &record.app, |sandbox| sandbox.record.id == *id);
-        remove_from(&mut self.users, &record.disk, |user| user == id);
+        remove_shared(&mut self.sandboxes, &record.app, |sandbox| sandbox.record.id == *id);
+        remove_shared(&mut self.users, &record.disk, |user| user == id);
         if let Some(uid) = &record.uid
             && let Some(ids) = self.recorded.get_mut(uid)
         {
@@ -150,10 +153,10 @@ impl Index {
     fn learn(&mut self, id: &SandboxId, sandbox: &Arc<ObservedSandbox>) {
         let record = &sandbox.record;
         self.in_use.add(sandbox);
-        let sandboxes = self.sandboxes.entry(record.app.clone()).or_default();
+        let sandboxes = list_of(&mut self.sandboxes, &record.app);
         let place = sandboxes.partition_point(|known| known.record.id < *id);
         sandboxes.insert(place, Arc::clone(sandbox));
-        self.users.entry(record.disk.clone()).or_default().push(id.clone());
+        list_of(&mut self.users, &record.disk).push(id.clone());
         if let Some(uid) = &record.uid {
             self.recorded.entry(uid.clone()).or_default().insert(id.clone());
         }
@@ -214,7 +217,52 @@ pub(super) fn sides<V>(difference: Difference<'_, V>) -> (Option<&V>, Option<&V>
     }
 }
 
+/// The disks that nothing uses, by the app that they belong to.
+fn spare_disks<'a>(
+    observed: &'a Observed,
+    users: &SharedMap<DiskId, Vec<SandboxId>>,
+    renames: &mut Renames<'a>,
+) -> BTreeMap<AppKey, Vec<Arc<DiskRecord>>> {
+    let mut users = users.finger();
+    let mut spare = BTreeMap::<_, Vec<_>>::new();
+    for disk in observed.disks.values().filter(|disk| users.find(&disk.id).is_none()) {
+        spare.entry(renames.owner(&disk.app, None).clone()).or_default().push(Arc::clone(disk));
+    }
+    spare
+}
+
+/// The elements by their keys, those of one key in the order that they came in.
+fn grouped<K: Ord, V>(mut elements: Vec<(K, V)>) -> SharedMap<K, Vec<V>> {
+    elements.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut groups: Vec<(K, Vec<V>)> = Vec::with_capacity(elements.len());
+    for (key, element) in elements {
+        match groups.last_mut() {
+            Some((last, group)) if *last == key => group.push(element),
+            Some(_) | None => groups.push((key, vec![element])),
+        }
+    }
+    groups.into_iter().collect()
+}
+
+/// The list of a key, which is empty where there was none.
+fn list_of<'m, K: Ord + Clone, V: Clone>(lists: &'m mut SharedMap<K, Vec<V>>, key: &K) -> &'m mut Vec<V> {
+    if !lists.contains_key(key) {
+        lists.insert(key.clone(), Vec::new());
+    }
+    lists.get_mut(key).expect("it has just been made sure of")
+}
+
 /// Removes an element from the list of a key, and the list with its last one.
+fn remove_shared<K: Ord + Clone, V: Clone>(lists: &mut SharedMap<K, Vec<V>>, key: &K, is_it: impl Fn(&V) -> bool) {
+    if let Some(list) = lists.get_mut(key) {
+        list.retain(|element| !is_it(element));
+        if list.is_empty() {
+            lists.remove(key);
+        }
+    }
+}
+
+/// The same in an ordinary map.
 fn remove_from<K: Ord, V>(lists: &mut BTreeMap<K, Vec<V>>, key: &K, is_it: impl Fn(&V) -> bool) {
     if let Some(list) = lists.get_mut(key) {
         list.retain(|element| !is_it(element));

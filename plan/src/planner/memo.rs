@@ -12,9 +12,10 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::Observed;
 use setpoint_schema::shared::SharedSet;
 
-use super::Inputs;
+use super::crew::Crew;
 use super::index::{self, Index};
 use super::mint;
+use super::{Inputs, Verdict};
 use crate::desired::Desired;
 
 /// What is kept.
@@ -42,26 +43,31 @@ pub(super) struct Settled {
 
 impl Memo {
     /// The memo for these inputs, and the apps that are to be decided, in key order.
-    pub fn after(before: Option<Self>, inputs: &Inputs<'_>) -> (Self, Vec<AppKey>) {
-        let Some(mut memo) = before else { return Self::new(inputs, mint::Hashes::default(), None) };
+    pub fn after(before: Option<Self>, inputs: &Inputs<'_>, crew: &impl Crew) -> (Self, Vec<AppKey>) {
+        let Some(mut memo) = before else { return Self::new(inputs, mint::Hashes::default(), None, crew) };
         let Some(to_decide) = memo.changed(inputs) else {
-            return Self::new(inputs, memo.hashes, Some(&memo.observed));
+            return Self::new(inputs, memo.hashes, Some(&memo.observed), crew);
         };
-        memo.observation = memo.hashes.of(Some(&memo.observed), inputs.observed);
+        memo.observation = memo.hashes.of(Some(&memo.observed), inputs.observed, crew);
         memo.desired.clone_from(inputs.desired);
         memo.observed.clone_from(inputs.observed);
         (memo, to_decide.into_iter().collect())
     }
 
     /// Looks at everything. What was hashed before need not be hashed again.
-    fn new(inputs: &Inputs<'_>, mut hashes: mint::Hashes, hashed: Option<&Observed>) -> (Self, Vec<AppKey>) {
+    fn new(
+        inputs: &Inputs<'_>,
+        mut hashes: mint::Hashes,
+        hashed: Option<&Observed>,
+        crew: &impl Crew,
+    ) -> (Self, Vec<AppKey>) {
         let (desired, observed) = (inputs.desired.clone(), inputs.observed.clone());
         let index = Index::new(&desired, &observed);
         let existing = index.sandboxes.keys().chain(index.strays.keys());
         let mut all: Vec<_> = desired.apps.keys().chain(desired.stalled.keys()).chain(existing).cloned().collect();
         all.sort();
         all.dedup();
-        let observation = hashes.of(hashed, &observed);
+        let observation = hashes.of(hashed, &observed, crew);
         let is_regular = index.is_regular(&desired);
         (Self { desired, observed, index, is_regular, hashes, observation, verdicts: Settled::default() }, all)
     }
@@ -85,13 +91,16 @@ impl Memo {
 
 impl Settled {
     /// Takes down how these apps were decided: those that are as declared, those that are not, and the rest, which are gone.
-    pub fn settle(&mut self, decided: &[AppKey], unchanged: &[&AppKey], is_open: impl Fn(&AppKey) -> bool) {
-        if self.unchanged.is_empty() {
-            self.unchanged = unchanged.iter().copied().cloned().collect();
+    pub fn settle(&mut self, apps: &[AppKey], decided: &[Option<Verdict>]) {
+        let decided = apps.iter().zip(decided.iter().map(Option::as_ref).map(Standing::of));
+        if self.unchanged.is_empty() && self.open.is_empty() {
+            let of =
+                |wanted| decided.clone().filter(move |(_, standing)| *standing == wanted).map(|(key, _)| key.clone());
+            (self.unchanged, self.open) = (of(Standing::Unchanged).collect(), of(Standing::Open).collect());
+            return;
         }
-        let mut settled = unchanged.iter().copied().peekable();
-        for key in decided {
-            let is_unchanged = settled.next_if_eq(&key).is_some();
+        for (key, standing) in decided {
+            let is_unchanged = standing == Standing::Unchanged;
             if is_unchanged != self.unchanged.contains(key) {
                 if is_unchanged {
                     self.unchanged.insert(key.clone());
@@ -99,11 +108,29 @@ impl Settled {
                     self.unchanged.remove(key);
                 }
             }
-            if is_open(key) {
+            if standing == Standing::Open {
                 self.open.insert(key.clone());
             } else {
                 self.open.remove(key);
             }
+        }
+    }
+}
+
+/// Where an app stands after a plan.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Unchanged,
+    Open,
+    Gone,
+}
+
+impl Standing {
+    fn of(verdict: Option<&Verdict>) -> Self {
+        match verdict {
+            Some(Verdict::Unchanged) => Self::Unchanged,
+            Some(Verdict::Act(_) | Verdict::Hold(_)) => Self::Open,
+            None => Self::Gone,
         }
     }
 }

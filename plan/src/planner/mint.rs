@@ -1,13 +1,16 @@
 //! Makes identities: new ids from the caller's entropy, and digests of what was observed and planned.
 
 use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
 
 use serde::Serialize;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SpecDigest, hex, sha256_hex};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord};
+use setpoint_schema::shared::SharedMap;
 use sha2::{Digest as _, Sha256};
 
+use super::crew::{self, Crew};
 use super::index::sides;
 use super::tally::{Hash, Tally};
 use crate::model::{Action, Plan, PlanId, Step};
@@ -20,12 +23,12 @@ pub struct Entropy(pub [u8; 16]);
 impl Entropy {
     /// An id for a new sandbox of `app` that no sandbox in the inventory has.
     pub(super) fn sandbox(self, app: &AppKey, observed: &Observed) -> SandboxId {
-        self.unused(app, "sandbox", |id| observed.sandboxes.contains_key(&SandboxId(id.to_owned())), SandboxId)
+        self.unused(app, "sandbox", |id| observed.sandboxes.contains_key(id), SandboxId)
     }
 
     /// An id for a new data disk of `app` that no disk in the inventory has.
     pub(super) fn disk(self, app: &AppKey, observed: &Observed) -> DiskId {
-        self.unused(app, "disk", |id| observed.disks.contains_key(&DiskId(id.to_owned())), DiskId)
+        self.unused(app, "disk", |id| observed.disks.contains_key(id), DiskId)
     }
 
     /// A nonce for the next boot of `sandbox`, which last booted as `previous`.
@@ -57,7 +60,7 @@ pub(super) struct Hashes {
 
 impl Hashes {
     /// The digest of `newer`, where `older` is what this was last asked of, or nothing at first.
-    pub fn of(&mut self, older: Option<&Observed>, newer: &Observed) -> SpecDigest {
+    pub fn of(&mut self, older: Option<&Observed>, newer: &Observed, crew: &impl Crew) -> SpecDigest {
         let nothing = Observed {
             host: newer.host.clone(),
             limits: newer.limits,
@@ -67,67 +70,86 @@ impl Hashes {
             apps: Default::default(),
         };
         let older = older.unwrap_or(&nothing);
-        for (_, difference) in older.sandboxes.differences(&newer.sandboxes) {
-            replace(&mut self.sandboxes, sides(difference), |sandbox| of_sandbox(sandbox));
-        }
-        for (_, difference) in older.disks.differences(&newer.disks) {
-            replace(&mut self.disks, sides(difference), hash);
-        }
-        for (_, difference) in older.apps.differences(&newer.apps) {
-            replace(&mut self.apps, sides(difference), |app| of_app(app));
-        }
+        take_in(&mut self.sandboxes, &older.sandboxes, &newer.sandboxes, of_sandbox, crew);
+        take_in(&mut self.disks, &older.disks, &newer.disks, |disk, scribe| scribe.hash(disk), crew);
+        take_in(&mut self.apps, &older.apps, &newer.apps, of_app, crew);
         let Observed { host, limits, sandboxes: _, unrecorded, disks: _, apps: _ } = newer;
         let parts = (self.sandboxes.digest(), self.disks.digest(), self.apps.digest());
         digest(&(host, limits, unrecorded, parts))
     }
 }
 
-fn replace<V>(tally: &mut Tally, (before, after): (Option<&V>, Option<&V>), hash: impl Fn(&V) -> Hash) {
-    if let Some(before) = before {
-        tally.remove(&hash(before));
-    }
-    if let Some(after) = after {
-        tally.add(hash(after));
+/// Replaces in `tally` the objects of `older` by those of `newer`.
+fn take_in<K: Ord + Sync, V: PartialEq + Send + Sync>(
+    tally: &mut Tally,
+    older: &SharedMap<K, Arc<V>>,
+    newer: &SharedMap<K, Arc<V>>,
+    hash: impl Fn(&V, &mut Scribe) -> Hash + Sync,
+    crew: &impl Crew,
+) {
+    let changes: Vec<_> = older.differences(newer).map(|(_, difference)| sides(difference)).collect();
+    let hashes = crew::in_batches(crew, &changes, |changes| {
+        let mut scribe = Scribe::default();
+        let mut hash = |object: Option<&Arc<V>>| object.map(|object| hash(object, &mut scribe));
+        changes.iter().map(|(before, after)| (hash(*before), hash(*after))).collect()
+    });
+    for (before, after) in hashes {
+        if let Some(before) = before {
+            tally.remove(&before);
+        }
+        if let Some(after) = after {
+            tally.add(after);
+        }
     }
 }
 
 /// A spec stands for itself by its digest, which is made once.
-fn of_sandbox(sandbox: &ObservedSandbox) -> Hash {
+fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
     let ObservedSandbox { record, vm, guest } = sandbox;
     let SandboxRecord { id, app, uid, host, disk, machine, applied, intent, created_at } = record;
     let applied =
         applied.as_ref().map(|applied| (applied.spec.digest(), applied.generation, &applied.revision, applied.at));
-    hash(&((id, app, uid, host, disk, machine, applied, intent, created_at), vm, guest))
+    scribe.hash(&((id, app, uid, host, disk, machine, applied, intent, created_at), vm, guest))
 }
 
-fn of_app(app: &AppRecord) -> Hash {
+fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
     let AppRecord { key, generation, digest, last_good, retry, heals, suspended } = app;
     let LastGood { app, revision } = last_good;
-    hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, retry, heals, suspended))
+    scribe.hash(&(
+        key,
+        generation,
+        digest,
+        &app.metadata,
+        app.spec.digest(),
+        &app.path,
+        revision,
+        retry,
+        heals,
+        suspended,
+    ))
 }
 
 /// Names a plan by where it leads, from what, and what it does to whom. The rest follows from these: planning is a function.
-pub(super) fn name(plan: &Plan, entropy: Entropy) -> PlanId {
+pub(super) fn name(plan: &Plan, entropy: Entropy, crew: &impl Crew) -> PlanId {
     let Plan { id: _, parent, revision, observation, actions, held, unchanged } = plan;
-    let action = |action: &Action| {
+    let action = |action: &Action, scribe: &mut Scribe| {
         let Action { app, sandbox, kind, reasons, changes, steps, blocked } = action;
         let steps: Vec<_> = steps.iter().map(Step::name).collect();
-        hash(&(app, sandbox, kind, reasons, changes, steps, blocked))
+        scribe.hash(&(app, sandbox, kind, reasons, changes, steps, blocked))
     };
-    let actions: Vec<_> = actions.iter().map(|of| action(of)).collect();
+    let actions = crew::in_batches(crew, actions, |actions| {
+        let mut scribe = Scribe::default();
+        actions.iter().map(|of| action(of, &mut scribe)).collect()
+    });
     PlanId(digest(&(parent, revision, observation, entropy.0, actions, held, unchanged.len())).0)
 }
 
-/// The digest of anything, hashed as it is written: nothing large is ever in memory as text.
+/// The digest of a whole, hashed as it is written: nothing large is ever in memory as text.
 fn digest(value: &impl Serialize) -> SpecDigest {
-    SpecDigest(hex(&hash(value)))
-}
-
-fn hash(value: &impl Serialize) -> Hash {
     let mut hash = BufWriter::with_capacity(1 << 12, Hasher(Sha256::new()));
     serde_json::to_writer(&mut hash, value).expect("hashing cannot fail, and all keys are text");
     let Hasher(hash) = hash.into_inner().map_err(io::IntoInnerError::into_error).expect("hashing cannot fail");
-    hash.finalize().into()
+    SpecDigest(hex(&hash.finalize()))
 }
 
 struct Hasher(Sha256);
@@ -140,5 +162,19 @@ impl Write for Hasher {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Hashes one object after the other, and writes them all in the same place to do so.
+#[derive(Default)]
+struct Scribe {
+    text: Vec<u8>,
+}
+
+impl Scribe {
+    fn hash(&mut self, object: &impl Serialize) -> Hash {
+        self.text.clear();
+        serde_json::to_writer(&mut self.text, object).expect("memory takes any text, and all keys are text");
+        Sha256::digest(&self.text).into()
     }
 }

@@ -3,12 +3,13 @@
 //! Where two apps stand to each other is up to them and to what they depend on, directly or not, and to no other app. So only
 //! the apps that something is done about are put in order, with what they depend on.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 
 use setpoint_schema::name::AppKey;
 
-use super::world::World;
+use super::world::{About, World};
 
 /// The place of every app that something is done about. An app that is not known comes behind all others.
 pub(super) struct Ranks<'a> {
@@ -16,6 +17,8 @@ pub(super) struct Ranks<'a> {
     apps: Vec<&'a AppKey>,
     /// Each one's place.
     places: Vec<usize>,
+    /// The number of the app that is asked for next, if all are asked for in key order.
+    next: Cell<usize>,
 }
 
 impl<'a> Ranks<'a> {
@@ -23,11 +26,19 @@ impl<'a> Ranks<'a> {
     pub fn of_all(world: &World<'a>, apps: impl Iterator<Item = &'a AppKey>) -> Self {
         let (apps, dependencies) = closure(world, apps);
         let places = kahn(&dependencies);
-        Self { apps, places }
+        Self { apps, places, next: Cell::new(0) }
     }
 
     pub fn of(&self, app: &AppKey) -> usize {
-        self.apps.binary_search(&app).map_or(usize::MAX, |index| self.places[index])
+        let next = self.next.get();
+        let number = match self.apps.get(next) {
+            Some(known) if *known == app => Ok(next),
+            Some(_) | None => self.apps.binary_search(&app),
+        };
+        number.map_or(usize::MAX, |number| {
+            self.next.set(number + 1);
+            self.places[number]
+        })
     }
 
     /// Whether `app` waits for `dependency`. In a circle, which declarations refuse but an older spec may still close, one
@@ -40,22 +51,34 @@ impl<'a> Ranks<'a> {
 
 /// The apps with all that they depend on, in key order, and the numbers of each one's dependencies.
 fn closure<'a>(world: &World<'a>, apps: impl Iterator<Item = &'a AppKey>) -> (Vec<&'a AppKey>, Vec<Vec<usize>>) {
-    let mut ahead: Vec<_> = apps.filter(|app| world.is_known(app)).collect();
-    let mut known: BTreeSet<_> = ahead.iter().copied().collect();
+    let mut first: Vec<_> = apps.collect();
+    first.sort();
+    first.dedup();
+    let mut reader = world.reader();
+    let mut with_dependencies = |app: &'a AppKey| (app, known_dependencies(world, &reader.about(app)));
+    let mut all: Vec<_> = first.iter().copied().map(&mut with_dependencies).collect();
+    let mut ahead: Vec<_> = all.iter().flat_map(|(_, dependencies)| dependencies).copied().collect();
+    let mut further = BTreeMap::new();
     while let Some(app) = ahead.pop() {
-        ahead.extend(known_dependencies(world, app).filter(|dependency| known.insert(dependency)));
+        if first.binary_search(&app).is_err() && !further.contains_key(app) {
+            let (app, dependencies) = with_dependencies(app);
+            ahead.extend(&dependencies);
+            further.insert(app, dependencies);
+        }
     }
-    let apps: Vec<_> = known.into_iter().collect();
-    let number = |app: &AppKey| apps.binary_search(&app).ok();
-    let numbers = |app: &&AppKey| known_dependencies(world, app).filter_map(number).collect();
-    let dependencies = apps.iter().map(numbers).collect();
-    (apps, dependencies)
+    if !further.is_empty() {
+        all.extend(further);
+        all.sort_by_key(|(app, _)| *app);
+    }
+    let number = |app: &&AppKey| all.binary_search_by_key(app, |(app, _)| *app).ok();
+    let numbers = |dependencies: &Vec<&AppKey>| dependencies.iter().filter_map(number).collect();
+    let dependencies = all.iter().map(|(_, dependencies)| numbers(dependencies)).collect();
+    (all.into_iter().map(|(app, _)| app).collect(), dependencies)
 }
 
-fn known_dependencies<'a>(world: &World<'a>, app: &AppKey) -> impl Iterator<Item = &'a AppKey> {
-    let all = world.last_spec(app).into_iter().flat_map(|spec| &spec.app.depends_on);
-    let others = all.filter(move |dependency| *dependency != app);
-    others.filter(|dependency| world.is_known(dependency)).collect::<Vec<_>>().into_iter()
+fn known_dependencies<'a>(world: &World<'a>, about: &About<'a, '_>) -> Vec<&'a AppKey> {
+    let all = about.last_spec().into_iter().flat_map(|spec| &spec.app.depends_on);
+    all.filter(|dependency| *dependency != about.key && world.is_known(dependency)).collect()
 }
 
 /// Kahn's algorithm with the smallest number first; in a circle the smallest number begins.

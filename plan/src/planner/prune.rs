@@ -9,43 +9,44 @@ use setpoint_schema::observed::{DiskState, GuestState, Intent, ObservedSandbox, 
 use setpoint_schema::quantity::Span;
 
 use super::order::Ranks;
-use super::world::World;
+use super::world::{About, World};
 use super::{Verdict, Verdicts, app};
 use crate::model::{Action, ActionKind, Block, Hold, Reason, Step};
 
 /// What is to be done about an app that is not declared.
-pub(super) fn decide(world: &World<'_>, key: &AppKey) -> Verdict {
+pub(super) fn decide(world: &World<'_>, about: &About<'_, '_>) -> Verdict {
+    let key = about.key;
     if let Some(mistakes) = world.desired.stalled.get(key) {
         return Verdict::Hold(Hold::Stalled(mistakes.clone()));
     }
     if let Some(adoption) = app::adopt(world, key) {
         return Verdict::Act(Box::new(adoption));
     }
-    if world.is_leaving(key) {
-        return finish(world, key);
+    if about.is_leaving() {
+        return finish(world, about);
     }
-    if let Some(suspension) = world.suspension(key) {
+    if let Some(suspension) = about.suspension(world) {
         return Verdict::Hold(Hold::SuspendedHere(suspension.clone()));
     }
-    match (unsafe_to_prune(world, key), world.last_spec(key)) {
+    match (unsafe_to_prune(world, about), about.last_spec()) {
         (_, Some(spec)) if spec.app.suspend => Verdict::Hold(Hold::Suspended),
         (Some(reason), _) => Verdict::Hold(Hold::PruneUnsafe(reason)),
         (None, Some(spec)) if spec.app.prune == Prune::Disabled => Verdict::Hold(Hold::PruneDisabled),
-        (None, _) => delete(world, key, Reason::NotDeclared),
+        (None, _) => delete(world, about, Reason::NotDeclared),
     }
 }
 
 /// Finishes a removal that has begun, even if the app is declared again: its next sandbox starts from a clean slate.
-pub(super) fn finish(world: &World<'_>, key: &AppKey) -> Verdict {
+pub(super) fn finish(world: &World<'_>, about: &About<'_, '_>) -> Verdict {
     match world.incompleteness() {
         Some(reason) => Verdict::Hold(Hold::PruneUnsafe(reason)),
-        None => delete(world, key, Reason::Unfinished),
+        None => delete(world, about, Reason::Unfinished),
     }
 }
 
 /// An app may be missing because something could not be read, or because it was renamed to one that has mistakes.
-fn unsafe_to_prune(world: &World<'_>, key: &AppKey) -> Option<String> {
-    let has_uid = world.sandboxes(key).iter().any(|sandbox| sandbox.record.uid.is_some());
+fn unsafe_to_prune(world: &World<'_>, about: &About<'_, '_>) -> Option<String> {
+    let has_uid = about.sandboxes.iter().any(|sandbox| sandbox.record.uid.is_some());
     let unreadable = || world.desired.stalled.keys().find(|stalled| !world.desired.apps.contains_key(*stalled));
     world.incompleteness().or_else(|| {
         let stalled = if has_uid { unreadable()? } else { return None };
@@ -53,8 +54,8 @@ fn unsafe_to_prune(world: &World<'_>, key: &AppKey) -> Option<String> {
     })
 }
 
-fn delete(world: &World<'_>, key: &AppKey, reason: Reason) -> Verdict {
-    let sandboxes = world.sandboxes(key);
+fn delete(world: &World<'_>, about: &About<'_, '_>, reason: Reason) -> Verdict {
+    let (key, sandboxes) = (about.key, about.sandboxes);
     let leaving = sandboxes.iter().filter(|sandbox| sandbox.record.intent == Intent::Keep);
     let mut steps: Vec<_> = leaving
         .map(|sandbox| Step::Record(Box::new(SandboxRecord { intent: Intent::Delete, ..sandbox.record.clone() })))
@@ -161,8 +162,9 @@ pub(super) fn dependents<'a>(world: &World<'a>, verdicts: &Verdicts<'a>) -> Depe
     if removed.is_empty() {
         return dependents;
     }
+    let mut reader = world.reader();
     for app in world.existing() {
-        for dependency in world.last_spec(app).into_iter().flat_map(|spec| &spec.app.depends_on) {
+        for dependency in reader.about(app).last_spec().into_iter().flat_map(|spec| &spec.app.depends_on) {
             if dependency != app && removed.contains(dependency) {
                 dependents.entry(dependency).or_default().push(app);
             }

@@ -23,6 +23,11 @@ impl Declared {
         declared
     }
 
+    /// Whether nothing has a lasting identity.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// An app is declared with another identity than before.
     pub fn change(&mut self, app: &AppKey, before: Option<&Uid>, after: Option<&Uid>) {
         if let Some(keys) = before.and_then(|uid| self.0.get_mut(uid)) {
@@ -59,29 +64,41 @@ impl Declared {
 /// Gives every object to an app, so that two apps never become one.
 pub(super) struct Renames<'a> {
     desired: &'a Desired,
-    declared: Declared,
-    /// Keys that hold a sandbox which stays: nothing moves onto those.
-    settled: BTreeSet<AppKey>,
+    declared: &'a Declared,
+    /// Keys onto which something would move, and which hold a sandbox that stays: nothing moves onto those.
+    settled: BTreeSet<&'a AppKey>,
     /// Moves that were granted, new key to old.
-    granted: BTreeMap<AppKey, &'a AppKey>,
+    granted: BTreeMap<&'a AppKey, &'a AppKey>,
 }
 
 impl<'a> Renames<'a> {
-    pub fn new(desired: &'a Desired, observed: &'a Observed, declared: &Declared) -> Self {
+    pub fn new(desired: &'a Desired, observed: &'a Observed, declared: &'a Declared) -> Self {
+        let (settled, granted) = (BTreeSet::new(), BTreeMap::new());
+        let mut renames = Self { desired, declared, settled, granted };
+        if !declared.is_empty() || !desired.moved.is_empty() {
+            renames.settled = renames.settled(observed);
+        }
+        renames
+    }
+
+    fn settled(&self, observed: &'a Observed) -> BTreeSet<&'a AppKey> {
         let records = observed.sandboxes.values().map(|sandbox| (&sandbox.record.app, sandbox.record.uid.as_ref()));
         let strays = observed.unrecorded.iter().map(|machine| (&machine.app, machine.uid.as_ref()));
-        let stays = |(app, uid): &(&AppKey, Option<&Uid>)| declared.target(desired, app, *uid) == *app;
-        let settled = records.chain(strays).filter(stays).map(|(app, _)| app.clone()).collect();
-        Self { desired, declared: declared.clone(), settled, granted: BTreeMap::new() }
+        let disks = observed.disks.values().map(|disk| (&disk.app, None));
+        let target = |app: &'a AppKey, uid: Option<&Uid>| self.declared.target(self.desired, app, uid);
+        let objects = records.chain(strays);
+        let targets = objects.clone().chain(disks).map(|(app, uid)| (app, target(app, uid)));
+        let moved_onto: BTreeSet<_> = targets.filter(|(app, target)| app != target).map(|(_, target)| target).collect();
+        let stays = |(app, uid): &(&'a AppKey, Option<&Uid>)| moved_onto.contains(app) && target(app, *uid) == *app;
+        objects.filter(stays).map(|(app, _)| app).collect()
     }
 
     /// Whose an object is that is recorded for `app`.
-    pub fn owner(&mut self, app: &'a AppKey, uid: Option<&'a Uid>) -> AppKey {
+    pub fn owner(&mut self, app: &'a AppKey, uid: Option<&'a Uid>) -> &'a AppKey {
         let target = self.declared.target(self.desired, app, uid);
         if target == app || self.settled.contains(target) {
-            return app.clone();
+            return app;
         }
-        let target = target.clone();
-        if *self.granted.entry(target.clone()).or_insert(app) == app { target } else { app.clone() }
+        if *self.granted.entry(target).or_insert(app) == app { target } else { app }
     }
 }

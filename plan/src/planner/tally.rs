@@ -1,7 +1,5 @@
 //! The digest of a set of objects that can be kept up to date: a change costs the hash of a small part of the set.
 
-use std::collections::BTreeSet;
-
 use sha2::{Digest as _, Sha256};
 
 /// A digest in binary.
@@ -11,12 +9,13 @@ pub(super) type Hash = [u8; 32];
 /// however they came about.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
-    parts: Vec<(BTreeSet<Hash>, Option<Hash>)>,
+    /// The digests of each part are in order.
+    parts: Vec<(Vec<Hash>, Option<Hash>)>,
 }
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { parts: vec![(BTreeSet::new(), None); 256] }
+        Self { parts: vec![(Vec::new(), None); 256] }
     }
 }
 
@@ -24,14 +23,18 @@ impl Tally {
     /// Puts an object into the set, known by its digest.
     pub fn add(&mut self, object: Hash) {
         let (part, digest) = &mut self.parts[usize::from(object[0])];
-        part.insert(object);
+        if let Err(place) = part.binary_search(&object) {
+            part.insert(place, object);
+        }
         *digest = None;
     }
 
     /// Takes an object out of the set.
     pub fn remove(&mut self, object: &Hash) {
         let (part, digest) = &mut self.parts[usize::from(object[0])];
-        part.remove(object);
+        if let Ok(place) = part.binary_search(object) {
+            part.remove(place);
+        }
         *digest = None;
     }
 

@@ -10,6 +10,7 @@ use setpoint_schema::observed::{
     AppRecord, DiskRecord, DiskState, Intent, Machine, Observed, ObservedSandbox, Suspension,
 };
 use setpoint_schema::quantity::Span;
+use setpoint_schema::shared::Finger;
 
 use super::capacity::Amount;
 use super::index::Index;
@@ -29,6 +30,15 @@ impl<'a> World<'a> {
     pub fn new(inputs: Inputs<'a>, index: &'a Index) -> Self {
         let Inputs { desired, observed, parent: _, now, entropy } = inputs;
         Self { desired, observed, now, entropy, index }
+    }
+
+    /// Looks things up for one app after the other.
+    pub fn reader(&self) -> Reader<'a> {
+        Reader {
+            apps: self.desired.apps.finger(),
+            sandboxes: self.index.sandboxes.finger(),
+            memories: self.observed.apps.finger(),
+        }
     }
 
     /// The sandboxes of an app; more than one only after a pass that did not finish.
@@ -90,21 +100,9 @@ impl<'a> World<'a> {
         self.observed.apps.get(app).map(|record| &**record)
     }
 
-    /// Whether somebody on this host has frozen the app, also under the name that its sandbox had before a rename.
-    pub fn suspension(&self, app: &AppKey) -> Option<&'a Suspension> {
-        let of = |key: &AppKey| self.memory(key)?.suspended.as_ref();
-        of(app).or_else(|| self.sandboxes(app).iter().find_map(|sandbox| of(&sandbox.record.app)))
-    }
-
     /// The newest spec that is known of an app: declared, remembered, or applied.
     pub fn last_spec(&self, app: &AppKey) -> Option<&'a PinnedSpec> {
-        let declared = self.desired.apps.get(app).map(|app| &app.spec);
-        let remembered = || self.memory(app).map(|memory| &memory.last_good.spec);
-        let applied = || {
-            let mut sandboxes = self.sandboxes(app).iter();
-            sandboxes.find_map(|sandbox| sandbox.record.applied.as_ref()).map(|applied| &applied.spec)
-        };
-        declared.or_else(remembered).or_else(applied)
+        self.reader().about(app).last_spec()
     }
 
     /// Which generation of `app` its declared spec is; `previous` is its key before a rename.
@@ -137,7 +135,73 @@ impl<'a> World<'a> {
 
     /// Whether removing the app has begun.
     pub fn is_leaving(&self, app: &AppKey) -> bool {
-        self.sandboxes(app).iter().any(|sandbox| sandbox.record.intent == Intent::Delete)
+        is_leaving(self.sandboxes(app))
+    }
+}
+
+fn is_leaving(sandboxes: &[Arc<ObservedSandbox>]) -> bool {
+    sandboxes.iter().any(|sandbox| sandbox.record.intent == Intent::Delete)
+}
+
+/// Looks up apps, best in the order of their keys: each is then found beside the one before it.
+pub(super) struct Reader<'a> {
+    apps: Finger<'a, AppKey, Arc<DesiredApp>>,
+    sandboxes: Finger<'a, AppKey, Vec<Arc<ObservedSandbox>>>,
+    memories: Finger<'a, AppKey, Arc<AppRecord>>,
+}
+
+impl<'a> Reader<'a> {
+    /// All of an app.
+    pub fn about<'k>(&mut self, key: &'k AppKey) -> About<'a, 'k> {
+        About { key, app: self.app(key), sandboxes: self.sandboxes(key), memory: self.memory(key) }
+    }
+
+    /// An app as it is declared.
+    pub fn app(&mut self, key: &AppKey) -> Option<&'a DesiredApp> {
+        self.apps.find(key).map(|app| &**app)
+    }
+
+    /// The sandboxes of an app.
+    pub fn sandboxes(&mut self, key: &AppKey) -> &'a [Arc<ObservedSandbox>] {
+        self.sandboxes.find(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is remembered of an app.
+    pub fn memory(&mut self, key: &AppKey) -> Option<&'a AppRecord> {
+        self.memories.find(key).map(|record| &**record)
+    }
+}
+
+/// What there is of one app.
+pub(super) struct About<'a, 'k> {
+    pub key: &'k AppKey,
+    /// As it is declared.
+    pub app: Option<&'a DesiredApp>,
+    /// Its sandboxes; more than one only after a pass that did not finish.
+    pub sandboxes: &'a [Arc<ObservedSandbox>],
+    /// What is remembered of it.
+    pub memory: Option<&'a AppRecord>,
+}
+
+impl<'a> About<'a, '_> {
+    /// Whether somebody on this host has frozen the app, also under the name that its sandbox had before a rename.
+    pub fn suspension(&self, world: &World<'a>) -> Option<&'a Suspension> {
+        let of = |memory: Option<&'a AppRecord>| memory?.suspended.as_ref();
+        let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
+        of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of))
+    }
+
+    /// Whether removing the app has begun.
+    pub fn is_leaving(&self) -> bool {
+        is_leaving(self.sandboxes)
+    }
+
+    /// The newest spec that is known of the app: declared, remembered, or applied.
+    pub fn last_spec(&self) -> Option<&'a PinnedSpec> {
+        let declared = self.app.map(|app| &app.spec);
+        let remembered = || self.memory.map(|memory| &memory.last_good.spec);
+        let applied = || self.sandboxes.iter().find_map(|sandbox| sandbox.record.applied.as_ref());
+        declared.or_else(remembered).or_else(|| applied().map(|applied| &applied.spec))
     }
 }
 

@@ -4,6 +4,7 @@
 mod between;
 mod claims;
 mod declare;
+mod helped;
 mod looks;
 mod memory;
 mod properties;
