@@ -19,13 +19,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use git2::{ObjectType, TreeWalkMode, TreeWalkResult};
+use setpoint::crew::AllProcessors;
 use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
 use setpoint::source::{Repository, SourceLimits};
 use setpoint_plan::assumed;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
-use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
+use setpoint_plan::planner::{Entropy, Inputs, Planner, plan_with};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{LastGood, Observed};
 
@@ -137,7 +138,7 @@ impl Daemon {
             self.loader.load(&self.repository, &tip, &self.remembered).unwrap()
         });
         assert_eq!(loaded.diagnostics, []);
-        let (_, planning) = timed(|| self.planner.plan(&inputs(&loaded.desired, &self.observed)));
+        let (_, planning) = timed(|| self.planner.plan_with(&inputs(&loaded.desired, &self.observed), &AllProcessors));
         (load, planning)
     }
 
@@ -200,7 +201,7 @@ fn first_load(mut loader: Loader, git: &Git) -> (Loaded, Loader, Repository) {
 }
 
 fn planned(desired: &Desired, observed: &Observed) -> Plan {
-    plan(&inputs(desired, observed))
+    plan_with(&inputs(desired, observed), &AllProcessors)
 }
 
 fn inputs<'a>(desired: &'a Desired, observed: &'a Observed) -> Inputs<'a> {

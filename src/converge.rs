@@ -45,6 +45,7 @@ use crate::converge::jobs::{Ended, Jobs};
 use crate::converge::revisions::Idle;
 use crate::converge::step::Hands;
 use crate::converge::turns::{Try, Turns};
+use crate::crew::AllProcessors;
 use crate::metrics::Stage;
 use crate::systemd::Manager;
 use crate::world::World;
@@ -249,7 +250,7 @@ impl Reconciler {
         let fresh = || Entropy(ulid::Ulid::generate().to_bytes());
         let entropy = self.mandate.as_ref().map_or_else(fresh, |mandate| mandate.entropy);
         let (observed, parent) = (self.world.observed(), self.parent.as_ref());
-        let plan = self.planner.plan(&Inputs { desired, observed, parent, now, entropy });
+        let plan = self.planner.plan_with(&Inputs { desired, observed, parent, now, entropy }, &AllProcessors);
         match &self.mandate {
             Some(mandate) => mandate.bounds.keep(plan, entropy),
             None => plan,

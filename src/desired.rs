@@ -8,7 +8,7 @@
 
 mod cache;
 mod known;
-mod parallel;
+pub(crate) mod parallel;
 mod parse;
 mod pin;
 mod scan;

@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod converge;
+pub mod crew;
 pub mod daemon;
 pub mod desired;
 mod drivers;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use setpoint_plan::assumed;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::Plan;
-use setpoint_plan::planner::{Entropy, Inputs, plan};
+use setpoint_plan::planner::{Entropy, Inputs, plan_with};
 use setpoint_plan::render::{Basis, Review};
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::id::CommitId;
@@ -23,6 +23,7 @@ use setpoint_schema::observed::{Observed, Retry};
 use setpoint_state::StateError;
 
 use crate::config::Config;
+use crate::crew::AllProcessors;
 use crate::desired::{Loaded, Loader};
 use crate::ledger::Inventory;
 use crate::observe::Observer;
@@ -185,7 +186,7 @@ impl Ids {
 
 fn plan_at(desired: &Desired, observed: &Observed, now: Timestamp, entropy: Entropy) -> Plan {
     let observed = with_fresh_chances(desired, observed);
-    plan(&Inputs { desired, observed: &observed, parent: None, now, entropy })
+    plan_with(&Inputs { desired, observed: &observed, parent: None, now, entropy }, &AllProcessors)
 }
 
 /// What the daemon would plan with: failures of an app are forgotten as soon as it is declared anew.

@@ -1,5 +1,5 @@
 //! Work on many things on all processors, for the first load of a large repository. Called by [`super::parse`] and
-//! [`super::pin`]; the work in question blocks anyway, so plain threads do.
+//! [`super::pin`], and for the planner; the work in question blocks anyway, so plain threads do.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ pub(super) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync)
 }
 
 /// The same, for things that take long enough to be taken one by one.
-pub(super) fn each<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn each<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     in_batches(1, things, work)
 }
 
