@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, Hold, Plan, PlanId, Step};
 use setpoint_plan::planner::{Bounds, Entropy, Inputs, Planner};
+use setpoint_plan::repeats;
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
@@ -266,7 +267,7 @@ impl Reconciler {
                 && sandboxes.all(|sandbox| self.world.is_asked(sandbox))
         };
         let tries = |app: &AppKey| match self.world.observed().apps.get(app) {
-            Some(record) if record.retry.failures > 0 => Try::Again,
+            Some(record) if record.retry.failures > 0 || repeats::is_repeating(record) => Try::Again,
             Some(_) | None => Try::First,
         };
         let actions = plan.actions.iter().map(Arc::as_ref).enumerate();

@@ -277,6 +277,7 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
         Block::Backoff { .. }
         | Block::Capacity(_)
         | Block::Flapping(_)
+        | Block::Repeating { .. }
         | Block::DiskShrink { .. }
         | Block::Window { .. }
         | Block::Unplanned => true,

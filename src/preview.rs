@@ -191,8 +191,9 @@ fn plan_at(desired: &Desired, observed: &Observed, now: Timestamp, entropy: Entr
 
 /// What the daemon would plan with: failures of an app are forgotten as soon as it is declared anew.
 fn with_fresh_chances<'o>(desired: &Desired, observed: &'o Observed) -> Cow<'o, Observed> {
-    let had_trouble =
-        observed.apps.iter().filter(|(_, record)| record.retry != Retry::default() || !record.heals.is_empty());
+    let had_trouble = observed.apps.iter().filter(|(_, record)| {
+        record.retry != Retry::default() || !record.heals.is_empty() || !record.repeats.is_empty()
+    });
     let renewed = had_trouble.filter(|(key, record)| {
         let declared = desired.apps.get(*key).filter(|_| !desired.stalled.contains_key(*key));
         declared.is_some_and(|app| *app.spec.digest() != record.digest)
@@ -207,6 +208,7 @@ fn with_fresh_chances<'o>(desired: &Desired, observed: &'o Observed) -> Cow<'o, 
             let record = Arc::make_mut(record);
             record.retry = Retry::default();
             record.heals.clear();
+            record.repeats.clear();
         }
     }
     Cow::Owned(fresh)

@@ -126,6 +126,7 @@ fn memory(app: &Arc<DesiredApp>, revision: &CommitId) -> AppRecord {
         last_good: LastGood { app: Arc::clone(app), revision: revision.clone() },
         retry: Retry::default(),
         heals: Vec::new(),
+        repeats: Vec::new(),
         suspended: None,
     }
 }

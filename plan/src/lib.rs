@@ -12,4 +12,5 @@ pub mod desired;
 pub mod model;
 pub mod planner;
 pub mod render;
+pub mod repeats;
 mod words;

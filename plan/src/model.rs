@@ -11,7 +11,7 @@ use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{DiskState, Machine, SandboxRecord, Suspension};
-use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::shared::SharedSet;
 
 use crate::desired::DesiredTemplateRoot;
@@ -146,6 +146,17 @@ pub enum Block {
     },
     /// It was healed too often in too short a time.
     Flapping(String),
+    /// It was carried out again and again, and is needed still.
+    Repeating {
+        /// How often it was carried out.
+        times: u32,
+        /// How long that took, from the first time to the last.
+        within: Span,
+        /// What is not as declared nevertheless.
+        what: String,
+        /// The earliest next try.
+        until: jiff::Timestamp,
+    },
     /// A data disk would shrink, which the declaration does not allow.
     DiskShrink {
         /// Its size now.

@@ -76,6 +76,7 @@ fn between_revisions(block: &Block) -> Option<Wait> {
         Block::Capacity(_)
         | Block::Backoff { .. }
         | Block::Flapping(_)
+        | Block::Repeating { .. }
         | Block::DiskShrink { .. }
         | Block::Unplanned => Some(Wait::Blocked(block.to_string())),
     }

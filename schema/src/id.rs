@@ -72,6 +72,10 @@ id!(
     /// A spec's content, SHA-256 over its canonical JSON, in hex.
     SpecDigest
 );
+id!(
+    /// What an action does to an app, SHA-256 in hex: the same for the same work done again.
+    WorkDigest
+);
 
 impl CommitId {
     /// The first ten digits, as people quote commits.
@@ -83,6 +87,14 @@ impl CommitId {
 
 impl SpecDigest {
     /// The digest of anything that serialises; maps are ordered, so equal values give equal digests.
+    #[must_use]
+    pub fn of(value: &impl Serialize) -> Self {
+        Self(sha256_hex(&[&canonical_json(value)]))
+    }
+}
+
+impl WorkDigest {
+    /// The digest of what describes the work.
     #[must_use]
     pub fn of(value: &impl Serialize) -> Self {
         Self(sha256_hex(&[&canonical_json(value)]))

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
-use crate::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
+use crate::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest, WorkDigest};
 use crate::name::{AppKey, RepoPath, Uid, WorkerName};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SharedMap;
@@ -121,6 +121,9 @@ pub struct AppRecord {
     pub retry: Retry,
     /// When the sandbox was last healed, newest last, for the flap breaker.
     pub heals: Vec<Timestamp>,
+    /// What was done for it lately and may be needed again, newest last, for the breaker of work that has no lasting effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repeats: Vec<Repeat>,
     /// Whether somebody on this host has frozen it, whatever its declaration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<Suspension>,
@@ -186,6 +189,19 @@ pub struct Retry {
     pub not_before: Option<Timestamp>,
     /// What went wrong last, in a sentence.
     pub last_error: Option<String>,
+}
+
+/// Work that succeeded, and that was needed again at once if it was done several times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeat {
+    /// Which work.
+    pub work: WorkDigest,
+    /// How often in a row.
+    pub times: u32,
+    /// When it was done for the first time in this row.
+    pub since: Timestamp,
+    /// When it was done last.
+    pub last: Timestamp,
 }
 
 /// All that the planner knows of the world.

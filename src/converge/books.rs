@@ -1,4 +1,4 @@
-//! What the loop writes down as it goes: generations, failures and heals of each app, plans, revisions and events.
+//! What the loop writes down as it goes: generations, failures, heals and repeats of each app, plans, revisions and events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason};
 use setpoint_plan::render::reason_code;
+use setpoint_plan::repeats;
 use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::{CommitId, Generation};
+use setpoint_schema::id::{CommitId, Generation, WorkDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, FLAP_HEALS, LastGood, Retry};
 use setpoint_state::{EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, StateError};
@@ -99,28 +100,29 @@ impl Books {
     pub(super) async fn note_ends(&mut self, ended: &[Ended], now: Timestamp) -> Result<()> {
         let mut events = Vec::new();
         let mut outcomes = Vec::new();
-        for Ended { action, outcome } in ended {
+        for Ended { action, outcome, began } in ended {
             let app = &action.app;
-            let (event, error) = match outcome {
+            let (event, tried) = match outcome {
                 Outcome::Superseded => continue,
                 Outcome::Done => {
                     let (kind, message) = done(action);
                     tracing::info!(%app, sandbox = %action.sandbox, action = %action.kind, "carried out");
                     self.revisions.count(kind);
-                    (NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message), None)
+                    let tried = Tried::Succeeded { work: repeats::work(action), began: *began };
+                    (NewEvent::new(kind, action.reasons.first().map_or("", reason_code), message), tried)
                 }
                 Outcome::Failed { step, reason } => {
                     tracing::warn!(%app, sandbox = %action.sandbox, step, error = %reason, "action failed");
                     let message = format!("{} failed at {step}: {reason}", action.kind);
                     self.revisions.count(EventKind::Failed);
-                    (NewEvent::new(EventKind::Failed, *step, message.clone()), Some(message))
+                    (NewEvent::new(EventKind::Failed, *step, message.clone()), Tried::Failed(message))
                 }
             };
             events.push(event.app(app).sandbox(&action.sandbox));
-            outcomes.push((app.clone(), error));
+            outcomes.push((app.clone(), tried));
         }
         let retried = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
-            outcomes.into_iter().filter_map(|(app, error)| retried(apps.get(&app)?, error, now)).collect()
+            outcomes.into_iter().filter_map(|(app, tried)| retried(apps.get(&app)?, tried, now)).collect()
         };
         self.ledger.note(events, retried).await
     }
@@ -161,6 +163,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             last_good: last_good(),
             retry: Retry::default(),
             heals: Vec::new(),
+            repeats: Vec::new(),
             suspended: None,
         }),
         // A changed spec is a new chance: earlier failures and heals say nothing about it.
@@ -171,6 +174,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             last_good: last_good(),
             retry: Retry::default(),
             heals: Vec::new(),
+            repeats: Vec::new(),
             // Only whoever suspended it here ends that.
             suspended: record.suspended.clone(),
         }),
@@ -191,14 +195,27 @@ fn healed(app: &AppRecord, now: Timestamp) -> AppRecord {
     record
 }
 
+/// What a try came to.
+enum Tried {
+    /// It failed, of this.
+    Failed(String),
+    /// It succeeded, with this work that may be needed again.
+    Succeeded { work: Option<WorkDigest>, began: Timestamp },
+}
+
 /// The record of an app after a try, unless that changes nothing.
-fn retried(app: &AppRecord, error: Option<String>, now: Timestamp) -> Option<AppRecord> {
-    let mut retry = app.retry.clone();
-    match error {
-        Some(error) => back_off(&mut retry, error, now),
-        None => retry = Retry::default(),
+fn retried(app: &AppRecord, tried: Tried, now: Timestamp) -> Option<AppRecord> {
+    let mut record = app.clone();
+    match tried {
+        Tried::Failed(error) => back_off(&mut record.retry, error, now),
+        Tried::Succeeded { work, began } => {
+            record.retry = Retry::default();
+            if let Some(work) = work {
+                record.repeats = repeats::noted(app, work, began, now);
+            }
+        }
     }
-    (retry != app.retry).then(|| AppRecord { retry, ..app.clone() })
+    (record != *app).then_some(record)
 }
 
 /// Doubles the wait, give or take a quarter, so that apps that failed together do not try again together.

@@ -16,7 +16,7 @@ const JUST_AFTER: SignedDuration = SignedDuration::from_millis(1);
 pub(super) fn next(plan: &Plan, desired: &Desired, world: &World, now: Timestamp) -> Option<Timestamp> {
     let blocks = plan.actions.iter().flat_map(|action| action.blocked.iter().map(move |block| (action, block)));
     let blocks = blocks.filter_map(|(action, block)| match block {
-        Block::Backoff { until, .. } => Some(*until),
+        Block::Backoff { until, .. } | Block::Repeating { until, .. } => Some(*until),
         Block::Flapping(_) => {
             let heals = &world.observed().apps.get(&action.app)?.heals;
             heals.iter().map(|heal| later(*heal, FLAP_WINDOW)).filter(|at| *at > now).min()

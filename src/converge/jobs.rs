@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, Hold, Plan, PlanId};
 use setpoint_schema::id::SpecDigest;
@@ -27,6 +28,7 @@ struct Job {
     /// The spec that it leads to; absent for removals.
     leads_to: Option<SpecDigest>,
     attempt: Try,
+    began: Timestamp,
     superseded: CancellationToken,
 }
 
@@ -34,6 +36,8 @@ struct Job {
 pub(super) struct Ended {
     pub action: Arc<Action>,
     pub outcome: Outcome,
+    /// When it began.
+    pub began: Timestamp,
 }
 
 impl Jobs {
@@ -61,7 +65,8 @@ impl Jobs {
     pub fn start(&mut self, plan: PlanId, action: Arc<Action>, attempt: Try, leads_to: Option<SpecDigest>) {
         let app = action.app.clone();
         let superseded = CancellationToken::new();
-        let job = Job { action: Arc::clone(&action), leads_to, attempt, superseded: superseded.clone() };
+        let began = self.hands.observer.now();
+        let job = Job { action: Arc::clone(&action), leads_to, attempt, began, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
         let hands = self.hands.clone();
         self.tasks.spawn(async move {
@@ -112,6 +117,6 @@ impl Jobs {
 
     fn take(&mut self, finished: Result<(AppKey, Outcome), JoinError>) -> Option<Ended> {
         let (app, outcome) = joined(finished);
-        self.busy.remove(&app).map(|job| Ended { action: job.action, outcome })
+        self.busy.remove(&app).map(|job| Ended { action: job.action, outcome, began: job.began })
     }
 }

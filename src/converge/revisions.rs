@@ -156,7 +156,9 @@ fn failure(plan: &Plan) -> Option<String> {
     let failed = |action: &Action| {
         action.blocked.iter().find_map(|block| match block {
             Block::Backoff { reason, .. } | Block::Flapping(reason) => Some(format!("{}: {reason}", action.app)),
-            Block::DiskShrink { .. } | Block::Capacity(_) => Some(format!("{}: {block}", action.app)),
+            Block::DiskShrink { .. } | Block::Capacity(_) | Block::Repeating { .. } => {
+                Some(format!("{}: {block}", action.app))
+            }
             // A window opens, what depends on another waits for that one, and another plan may have what this one has not.
             Block::Dependency { .. }
             | Block::Unhealthy(_)

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use setpoint_plan::model::Action;
 use setpoint_schema::name::{AppKey, Team};
 
-/// Whether an app's last action failed.
+/// Whether an app's last action failed, or had to be done over and over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Try {
     /// It did not.

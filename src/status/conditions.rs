@@ -105,6 +105,7 @@ pub(super) fn blocked(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp
             Block::Capacity(_) => (BlockerReason::Capacity, None, None),
             Block::Backoff { until, reason: _ } => (BlockerReason::Backoff, None, Some(*until)),
             Block::Flapping(_) => (BlockerReason::Flapping, None, None),
+            Block::Repeating { until, .. } => (BlockerReason::Repeating, None, Some(*until)),
             Block::DiskShrink { .. } => (BlockerReason::DiskShrink, None, None),
             Block::Unhealthy(_) => (BlockerReason::Unhealthy, None, None),
             Block::Dependent(app) => (BlockerReason::Dependent, Some(app), None),

@@ -1,4 +1,4 @@
-//! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the flap breaker, maintenance
+//! What an action waits for outside its app's own sandbox: dependencies, a failure's backoff, the breakers, maintenance
 //! windows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,7 @@ use super::order::Ranks;
 use super::world::{World, later};
 use super::{Verdict, Verdicts};
 use crate::model::{Action, ActionKind, Block, Hold, Reason};
+use crate::repeats;
 
 /// Blocks what has to wait.
 pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdicts<'_>) {
@@ -23,6 +24,7 @@ pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdict
         if let Some(memory) = reader.memory(key) {
             action.blocked.extend(backoff(world, memory));
             action.blocked.extend(flapping(world, memory, action));
+            action.blocked.extend(repeats::block(memory, action, world.now));
         }
         action.blocked.extend(window(world, key, action));
         if let Some(app) = reader.app(key).filter(|_| disturbs(action.kind)) {
@@ -137,7 +139,7 @@ fn interrupts(world: &World<'_>, key: &AppKey, kind: ActionKind) -> bool {
 
 /// Healing again and again is given up. A new declaration is always tried: it may be the fix.
 fn flapping(world: &World<'_>, memory: &AppRecord, action: &Action) -> Option<Block> {
-    let heals = action.reasons.iter().any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_)));
+    let heals = action.reasons.iter().any(Reason::is_heal);
     if !heals || !action.changes.is_empty() {
         return None;
     }

@@ -113,20 +113,10 @@ fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
 }
 
 fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
-    let AppRecord { key, generation, digest, last_good, retry, heals, suspended } = app;
+    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended } = app;
     let LastGood { app, revision } = last_good;
-    scribe.hash(&(
-        key,
-        generation,
-        digest,
-        &app.metadata,
-        app.spec.digest(),
-        &app.path,
-        revision,
-        retry,
-        heals,
-        suspended,
-    ))
+    let history = (retry, heals, repeats, suspended);
+    scribe.hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, history))
 }
 
 /// Names a plan by where it leads, from what, and what it does to whom. The rest follows from these: planning is a function.

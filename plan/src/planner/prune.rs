@@ -203,6 +203,7 @@ fn waits_for_room(action: &Action, waiting: &BTreeSet<&AppKey>) -> bool {
         Block::Dependency { app, .. } => waiting.contains(app),
         Block::Backoff { .. }
         | Block::Flapping(_)
+        | Block::Repeating { .. }
         | Block::DiskShrink { .. }
         | Block::Unhealthy(_)
         | Block::Dependent(_)

@@ -32,6 +32,26 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Whether this is a microVM or a guest that has to be brought back.
+    #[must_use]
+    pub fn is_heal(&self) -> bool {
+        match self {
+            Self::VmDown(_) | Self::GuestHung(_) => true,
+            Self::Drift(_)
+            | Self::NotCreated
+            | Self::Unfinished
+            | Self::SpecChanged
+            | Self::NotDeclared
+            | Self::Renamed(_)
+            | Self::PowerChanged(_)
+            | Self::RetentionOver
+            | Self::Unrecorded
+            | Self::DiskReturns(_) => false,
+        }
+    }
+}
+
 impl Action {
     /// Who began it. An action that answers a declaration as well counts as declared.
     #[must_use]

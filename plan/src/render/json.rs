@@ -135,6 +135,7 @@ fn block(block: &Block) -> Value {
         Block::Capacity(_) => "capacity",
         Block::Backoff { .. } => "backoff",
         Block::Flapping(_) => "flapping",
+        Block::Repeating { .. } => "repeating",
         Block::DiskShrink { .. } => "disk_shrink",
         Block::Unhealthy(_) => "unhealthy",
         Block::Dependent(_) => "dependent",

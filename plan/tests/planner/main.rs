@@ -9,5 +9,6 @@ mod looks;
 mod memory;
 mod properties;
 mod removal;
+mod repeats;
 mod waiting;
 mod world;

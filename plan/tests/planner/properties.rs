@@ -206,7 +206,8 @@ fn assert_explained(world: &World) {
         let explained = action.blocked.iter().any(|block| match block {
             Block::DiskShrink { .. } | Block::Dependency { .. } | Block::Unhealthy(_) | Block::Capacity(_) => true,
             Block::Dependent(_) => true,
-            Block::Backoff { .. } | Block::Flapping(_) | Block::Window { .. } | Block::Unplanned => false,
+            Block::Backoff { .. } | Block::Flapping(_) | Block::Repeating { .. } => false,
+            Block::Window { .. } | Block::Unplanned => false,
         });
         assert!(explained, "{action:#?}");
     }

@@ -12,6 +12,7 @@ use setpoint_plan::check::check;
 use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
 use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
+use setpoint_plan::repeats;
 use setpoint_schema::app::{DesiredApp, Retain};
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
@@ -105,14 +106,16 @@ impl World {
         for (key, app) in &self.desired.apps {
             let digest = app.spec.digest().clone();
             let known = self.observed.apps.get(key);
-            let (generation, retry, heals) = match known {
-                Some(known) if known.digest == digest => (known.generation, known.retry.clone(), known.heals.clone()),
-                Some(known) => (known.generation.next(), Retry::default(), known.heals.clone()),
-                None => (Generation(1), Retry::default(), Vec::new()),
+            let (generation, retry, heals, repeats) = match known {
+                Some(known) if known.digest == digest => {
+                    (known.generation, known.retry.clone(), known.heals.clone(), known.repeats.clone())
+                }
+                Some(known) => (known.generation.next(), Retry::default(), known.heals.clone(), Vec::new()),
+                None => (Generation(1), Retry::default(), Vec::new(), Vec::new()),
             };
             let suspended = known.and_then(|known| known.suspended.clone());
             let last_good = LastGood { app: Arc::clone(app), revision: self.desired.revision_of(key).clone() };
-            let record = AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, suspended };
+            let record = AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended };
             self.observed.apps.insert(key.clone(), Arc::new(record));
         }
     }
@@ -167,7 +170,7 @@ impl World {
                 self.memory(&action.app).heals.push(now);
             }
             match self.carry_out(action, fault, &mut steps) {
-                Ended::Done => {}
+                Ended::Done => self.note_repeats(action),
                 Ended::Failed => self.back_off(&action.app),
                 Ended::Killed => break,
             }
@@ -226,6 +229,14 @@ impl World {
 
     pub fn memory(&mut self, app: &AppKey) -> &mut AppRecord {
         Arc::make_mut(self.observed.apps.get_mut(app).unwrap())
+    }
+
+    fn note_repeats(&mut self, action: &Action) {
+        let now = self.now;
+        if let (Some(work), Some(app)) = (repeats::work(action), self.observed.apps.get_mut(&action.app)) {
+            let app = Arc::make_mut(app);
+            app.repeats = repeats::noted(app, work, now, now);
+        }
     }
 
     fn back_off(&mut self, app: &AppKey) {
@@ -417,7 +428,17 @@ impl World {
 fn waits_for_time(plan: &Plan) -> bool {
     let mut blocks = plan.actions.iter().flat_map(|action| &action.blocked);
     // Guests here are well as soon as they answer, so one that is held as not ready is silent, and found hung in time.
-    blocks.any(|block| matches!(block, Block::Backoff { .. } | Block::Flapping(_) | Block::Window { opens: Some(_) }))
+    let in_time = |block: &Block| match block {
+        Block::Backoff { .. } | Block::Flapping(_) | Block::Repeating { .. } | Block::Window { opens: Some(_) } => true,
+        Block::Window { opens: None }
+        | Block::Dependency { .. }
+        | Block::Capacity(_)
+        | Block::DiskShrink { .. }
+        | Block::Unhealthy(_)
+        | Block::Dependent(_)
+        | Block::Unplanned => false,
+    };
+    blocks.any(in_time)
         || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
 }
 

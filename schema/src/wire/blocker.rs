@@ -33,6 +33,8 @@ pub enum BlockerReason {
     Backoff,
     /// It was healed too often in too short a time.
     Flapping,
+    /// It was carried out again and again, and is still not as declared.
+    Repeating,
     /// Its data disk would shrink, which its declaration does not allow.
     DiskShrink,
     /// Removals wait until every other app is well.
@@ -66,6 +68,7 @@ impl BlockerReason {
             Self::Capacity => "Capacity",
             Self::Backoff => "Backoff",
             Self::Flapping => "Flapping",
+            Self::Repeating => "Repeating",
             Self::DiskShrink => "DiskShrink",
             Self::Unhealthy => "Unhealthy",
             Self::Dependent => "Dependent",

@@ -37,7 +37,7 @@ impl Seen {
             seen.note(&disk.app.to_string(), format!("disk {}", disk.id), state);
         }
         for record in apps.values() {
-            let AppRecord { key, generation, digest: _, last_good: _, retry, heals, suspended } = &**record;
+            let AppRecord { key, generation, digest: _, last_good: _, retry, heals, repeats: _, suspended } = &**record;
             let trouble = format!("{} failures, {} heals", retry.failures, heals.len());
             if let Some(suspension) = suspended {
                 seen.note(&key.to_string(), "suspension".to_owned(), format!("by {}", suspension.by));

@@ -169,6 +169,7 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         },
         retry: Retry::default(),
         heals: Vec::new(),
+        repeats: Vec::new(),
         suspended: None,
     }
 }
