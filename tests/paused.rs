@@ -148,6 +148,41 @@ async fn many_apps_that_fail_do_not_keep_one_waiting_that_works() {
     running.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_succeeds_and_is_at_once_needed_again_waits_longer_each_time_also_over_a_restart() {
+    let mut running = Running::start("[[fate]]\nforgetful = true\n", &[App::new("blog")]).await;
+    let began = running.observer.now();
+    let ((_, until), at) = running.wait_for(|pass| repeated(pass, 5)).await;
+    assert!(at.duration_since(began) < SignedDuration::from_secs(10), "five times are done at once");
+    let mut running = running.restarted().await;
+    let ((block, known), _) = running.wait_for(|pass| repeated(pass, 5)).await;
+    assert_eq!(known, until, "a restart is no new chance");
+    assert!(block.contains("still not as declared: the workspace is not the declared content"), "{block}");
+    let mut free = until;
+    for times in 6..=12 {
+        let ((_, until), at) = running.wait_for(|pass| repeated(pass, times)).await;
+        let late = at.duration_since(free);
+        assert!(late >= SignedDuration::ZERO && late < SignedDuration::from_secs(5), "time {times} is {late} late");
+        free = until;
+    }
+    assert!(free.duration_since(running.observer.now()) > SignedDuration::from_mins(3), "the wait has grown");
+    // A new declaration is a new chance, though nothing has been mended.
+    let declared_at = running.observer.now();
+    running.commit(&[App { setting: "second".into(), ..App::new("blog") }]).await;
+    let (_, at) = running.wait_for(|pass| repeated(pass, 5)).await;
+    assert!(at.duration_since(declared_at) < SignedDuration::from_secs(10), "it is tried at once");
+    running.end().await;
+}
+
+/// What a pass says of work that was done this often, and until when it lets it wait.
+fn repeated(pass: &Pass, done: u32) -> Option<(String, Timestamp)> {
+    let mut blocks = pass.plan.actions.iter().flat_map(|action| &action.blocked);
+    blocks.find_map(|block| match block {
+        Block::Repeating { times, until, .. } if *times == done => Some((block.to_string(), *until)),
+        _ => None,
+    })
+}
+
 /// The loop in this process, by a clock that jumps to whatever is waited for next.
 struct Running {
     host: Host,
@@ -165,10 +200,15 @@ impl Running {
         let host = Host::sim();
         apps.iter().for_each(|app| app.write(&host));
         host.commit("declare");
-        let clock = Arc::new(TokioClock::starting_at(Timestamp::now()));
+        host.world().set_script(script).unwrap();
+        Self::on(host, Timestamp::now()).await
+    }
+
+    /// On a host as it stands, at this time.
+    async fn on(host: Host, now: Timestamp) -> Self {
+        let clock = Arc::new(TokioClock::starting_at(now));
         let sim = SimDriver::with_clock(host.state().join("vmm"), clock.clone());
         let world = sim.world().clone();
-        world.set_script(script).unwrap();
         let driver: Arc<dyn Driver> = Arc::new(sim);
         let observer = Observer::with_clock(Arc::clone(&driver), clock);
         let ledger = Ledger::new(Store::open(&host.state().join("store")).unwrap()).unwrap();
@@ -199,10 +239,28 @@ impl Running {
         tokio::time::timeout(PATIENCE, found).await.expect("what is waited for comes")
     }
 
+    /// Commits what is declared now, and follows it.
+    async fn commit(&mut self, apps: &[App]) {
+        apps.iter().for_each(|app| app.write(&self.host));
+        self.host.commit("declare");
+        self.follower.look().await;
+    }
+
+    /// The same host with a loop that knows only what was written down.
+    async fn restarted(self) -> Self {
+        let now = self.observer.now();
+        Self::on(self.stop().await, now).await
+    }
+
     async fn end(self) {
+        drop(self.stop().await);
+    }
+
+    async fn stop(self) -> Host {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
         assert_eq!(self.world.violations().unwrap(), Vec::<String>::new());
+        self.host
     }
 }
 

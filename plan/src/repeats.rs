@@ -53,8 +53,7 @@ pub fn work(action: &Action) -> Option<WorkDigest> {
 /// What is to be remembered of an app after this work, begun and ended at these times, has succeeded.
 #[must_use]
 pub fn noted(app: &AppRecord, work: WorkDigest, began: Timestamp, ended: Timestamp) -> Vec<Repeat> {
-    let mut repeats: Vec<_> =
-        app.repeats.iter().filter(|repeat| is_again(&app.key, repeat, began)).cloned().collect();
+    let mut repeats: Vec<_> = app.repeats.iter().filter(|repeat| is_again(&app.key, repeat, began)).cloned().collect();
     let known = repeats.iter().position(|repeat| repeat.work == work).map(|place| repeats.remove(place));
     let (since, times) = known.map_or((ended, 0), |known| (known.since, known.times));
     repeats.push(Repeat { work, times: times.saturating_add(1), since, last: ended });

@@ -94,7 +94,10 @@ impl fmt::Display for Block {
             Self::Backoff { until, reason } => write!(f, "tried again at {until:.0} after: {reason}"),
             Self::Flapping(why) => write!(f, "given up: {why}"),
             Self::Repeating { times, within, what, until } => {
-                write!(f, "applied {times} times in {within} and still not as declared: {what}; tried again at {until:.0}")
+                write!(
+                    f,
+                    "applied {times} times in {within} and still not as declared: {what}; tried again at {until:.0}"
+                )
             }
             Self::DiskShrink { from, to } => {
                 write!(f, "the data disk would shrink from {from} to {to}, which needs `shrink: replace`")

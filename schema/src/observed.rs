@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
-use crate::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest, WorkDigest};
+use crate::id::{
+    BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest, WorkDigest,
+};
 use crate::name::{AppKey, RepoPath, Uid, WorkerName};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SharedMap;

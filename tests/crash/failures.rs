@@ -80,6 +80,23 @@ fn a_microvm_that_dies_again_and_again_is_given_up_until_its_declaration_changes
 }
 
 #[test]
+fn what_is_carried_out_again_and_again_waits_and_says_what_is_lacking() {
+    let mut host = scripted("[[fate]]\napp = \"odd\"\nforgetful = true\n");
+    declare(&host, &[App::new("odd"), App::new("steady")]);
+    host.start();
+    wait_blocked(&host, "odd", "still not as declared: the workspace is not the declared content; tried again at");
+    let blocked = host.app("odd")["blocked"][0].clone();
+    assert!(blocked["message"].as_str().unwrap().starts_with("applied 5 times in "), "{blocked}");
+    assert_eq!(blocked["reason"], "Repeating");
+    assert!(blocked["until"].is_string(), "{blocked}");
+    assert_eq!(host.app("steady")["ready"], true);
+    assert_eq!(vm_of(&host, "odd").launches, 1);
+    host.world().set_script("").unwrap();
+    declare(&host, &[App { setting: "fixed".into(), ..App::new("odd") }]);
+    wait_ready(&host, "odd");
+}
+
+#[test]
 fn a_newer_commit_rescues_a_boot_that_is_stuck() {
     let mut host = scripted("[[fate]]\napp = \"stuck\"\nboot = 1\nsilent_after = \"0ms\"\n");
     declare(&host, &[App::new("stuck")]);

@@ -115,7 +115,8 @@ impl World {
             };
             let suspended = known.and_then(|known| known.suspended.clone());
             let last_good = LastGood { app: Arc::clone(app), revision: self.desired.revision_of(key).clone() };
-            let record = AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended };
+            let record =
+                AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended };
             self.observed.apps.insert(key.clone(), Arc::new(record));
         }
     }
@@ -438,8 +439,7 @@ fn waits_for_time(plan: &Plan) -> bool {
         | Block::Dependent(_)
         | Block::Unplanned => false,
     };
-    blocks.any(in_time)
-        || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
+    blocks.any(in_time) || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
 }
 
 /// When the first window opens, for a plan in which nothing can begin before.

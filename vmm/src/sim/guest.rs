@@ -145,6 +145,12 @@ impl SimGuest {
         Ok(GuestStatus { nonce, tree, processes: Some(processes.set.digest()), build, web, workers, disk })
     }
 
+    /// A status as the agent tells it by itself.
+    fn told(&self, vm: &Vm, status: GuestStatus) -> Result<GuestStatus> {
+        let forgetful = self.sim.script.current()?.fate(self.sandbox.as_str(), vm.launches).forgetful;
+        Ok(if forgetful { GuestStatus { tree: None, ..status } } else { status })
+    }
+
     /// Whether what `calm` says still stands.
     fn is_calm(&self, calm: &Calm) -> bool {
         let in_time = calm.until.is_none_or(|until| self.sim.world.now() < until);
@@ -206,12 +212,15 @@ impl Guest for SimGuest {
             *self.calm() = None;
             let vm = self.alive(vm, now)?;
             // A silent agent does not tell of changes.
-            let status = if vm.answers(now) { Some(self.look(vm, now)?) } else { None };
+            let status = if vm.answers(now) { Some(self.told(vm, self.look(vm, now)?)?) } else { None };
             Ok(status.filter(|status| status != known))
         };
         match self.sim.world.watch(&self.sandbox, Some(deadline), changed).await? {
             Some(status) => Ok(status),
-            None => self.status().await,
+            None => {
+                let now = |vm| self.told(&vm, self.status_of(&vm, self.sim.world.now())?);
+                self.call(Operation::Status, now).await
+            }
         }
     }
 

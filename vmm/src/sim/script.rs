@@ -33,6 +33,7 @@
 //! unhealthy = "503"
 //! unhealthy_for = "500ms"    # absent: for ever
 //! build_fails = "exit code 2: no such file"
+//! forgetful = true           # what its agent tells by itself lacks the workspace; asked, it has it
 //! ```
 
 use std::path::PathBuf;
@@ -101,6 +102,7 @@ pub(super) struct Fate {
     pub(super) unhealthy: Option<String>,
     pub(super) unhealthy_for: Option<Span>,
     pub(super) build_fails: Option<String>,
+    pub(super) forgetful: bool,
 }
 
 /// What a fault does to the operation that it hits.
