@@ -33,7 +33,7 @@ const SETTLE: Duration = Duration::from_secs(45);
 
 fn main() {
     let only = std::env::var("SCALE").unwrap_or_default();
-    if only != "idle" {
+    if !matches!(only.as_str(), "idle" | "polls") {
         commits();
     }
     if only != "commits" {
@@ -74,6 +74,11 @@ fn many() {
     let busy = memory(daemon_of(&host), "VmHWM") >> 10;
     // What a daemon keeps is asked of one that has not made the apps itself.
     host.stop_daemon();
+    if std::env::var("SCALE").is_ok_and(|only| only == "polls") {
+        host.start();
+        wait_ready(&host, MANY);
+        return polls::measure(host.api_address());
+    }
     let began = Instant::now();
     host.start();
     wait_ready(&host, MANY);

@@ -7,7 +7,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::response::Response;
 use axum::{Router, middleware};
+use futures_util::future::Either;
+use hyper::Request;
+use hyper::body::Incoming;
 use setpoint_schema::name::HostName;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +22,9 @@ pub use backend::{Backend, BackendError, Follow, LogStream};
 pub use openapi::document as description;
 pub use snapshot::{Content, Row, Rows, Snapshot, Table, Version, Versioned};
 
-use crate::http::{self, Limits, Listener};
+use crate::http::{self, Connection, Limits, Listener};
 use entity::Instance;
+use repeats::{Newest, Repeats};
 
 mod ask;
 mod backend;
@@ -33,6 +39,7 @@ mod openapi;
 mod params;
 mod poll;
 mod refusal;
+mod repeats;
 mod routes;
 mod snapshot;
 mod stream;
@@ -50,21 +57,46 @@ pub struct Api {
 impl Api {
     /// Serves until `shutdown`, then lets answers that have begun come to their end.
     pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
-        let router = self.router();
-        let handler = move |request| {
-            let answer = router.clone().oneshot(request);
-            async {
-                let Ok(response) = answer.await;
-                response
-            }
-        };
+        let front = Arc::new(self.front());
+        let handler = move |request: Request<Incoming>, connection: &Connection| front.answer(request, connection);
         http::serve(listener, handler, limits, shutdown).await;
     }
 
-    fn router(self) -> Router {
+    fn front(self) -> Front {
         let Self { snapshot, backend, hosts } = self;
-        let (cache, instance) = (Arc::default(), Instance::begin());
-        routes::router(routes::Sources { snapshot, backend, cache, instance })
-            .layer(middleware::from_fn_with_state(Arc::new(hosts), guard::guard))
+        let (cache, repeats, instance) = (Arc::default(), Arc::<Repeats>::default(), Instance::begin());
+        let newest = Newest { snapshot: snapshot.clone(), history: backend.history() };
+        let hosts = Arc::new(hosts);
+        let sources = routes::Sources { snapshot, backend: backend.clone(), cache, repeats: repeats.clone(), instance };
+        let router = routes::router(sources).layer(middleware::from_fn_with_state(Arc::clone(&hosts), guard::guard));
+        Front { repeats, newest, hosts, backend, router }
+    }
+}
+
+/// What a request meets: the short way, then the long one.
+struct Front {
+    repeats: Arc<Repeats>,
+    newest: Newest,
+    hosts: Arc<BTreeSet<HostName>>,
+    backend: Arc<dyn Backend>,
+    router: Router,
+}
+
+impl Front {
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        connection: &Connection,
+    ) -> impl Future<Output = Response> + Send + use<> {
+        if let Some((response, route)) = self.repeats.answer(&request, &self.hosts, &self.newest) {
+            self.backend.answered(route, response.status().as_u16());
+            return Either::Left(std::future::ready(response));
+        }
+        request.extensions_mut().insert(connection.clone());
+        let answer = self.router.clone().oneshot(request.map(Body::new));
+        Either::Right(async {
+            let Ok(response) = answer.await;
+            response
+        })
     }
 }

@@ -22,11 +22,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use head_timer::HeadTimer;
 use held::Held;
 use listener::Stream;
 use places::{Place, Places};
@@ -39,6 +40,7 @@ pub use tls::{Tls, TlsError};
 pub use unix::{UnixSocket, UnixSocketError};
 
 mod access;
+mod head_timer;
 mod held;
 mod listener;
 mod peer;
@@ -89,7 +91,7 @@ impl Default for Limits {
     }
 }
 
-/// The connection that a request came over, found in the request's extensions.
+/// The connection that a request came over.
 #[derive(Debug, Clone)]
 pub struct Connection {
     peer: Peer,
@@ -125,7 +127,7 @@ impl Connection {
 /// Serves `handler` on `listener` until `shutdown`, then drains. Returns when no connection is left.
 pub async fn serve<H, F>(listener: impl Into<Listener>, handler: H, limits: Limits, shutdown: CancellationToken)
 where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, &Connection) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let listener = listener.into();
@@ -164,7 +166,7 @@ struct Front<H> {
 
 impl<H, F> Front<H>
 where
-    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, &Connection) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     async fn receive(self, stream: Stream) {
@@ -183,34 +185,35 @@ where
     }
 
     async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let Self { handler, guard, traffic, connection, limits } = self;
-        let context = connection.clone();
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            let in_use = Place::in_use(&context.place);
-            let refusal = guard.as_ref().and_then(|guard| guard.check(&request).err());
-            request.extensions_mut().insert(context.clone());
+        let limits = self.limits;
+        let front = Arc::new(self);
+        let answering = Arc::clone(&front);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let front = Arc::clone(&answering);
+            let in_use = Place::in_use(&front.connection.place);
+            let refusal = front.guard.as_ref().and_then(|guard| guard.check(&request).err());
             let answer = match refusal {
-                None => Ok(handler(request)),
+                None => Ok((front.handler)(request, &front.connection)),
                 Some(refusal) => Err(refusal),
             };
-            let traffic = traffic.clone();
             async move {
                 let response = match answer {
                     Ok(response) => response.await,
                     Err(refusal) => refusal,
                 };
-                traffic.answered(response.status());
+                front.traffic.answered(response.status());
                 Ok::<_, Infallible>(response.map(|body| Held::new(body, in_use)))
             }
         });
         let served = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(HeadTimer::default())
             .header_read_timeout(limits.head_timeout)
             .max_header_size(limits.head_bytes)
             .serve_connection(TokioIo::new(Stalling::new(stream, limits.stall)), service)
             .with_upgrades();
         let mut served = pin!(served);
         // What goes wrong here is the client's doing (it left, or sent no HTTP) and hyper has answered it where it could.
+        let connection = &front.connection;
         let undisturbed = connection.place.unless_displaced(served.as_mut());
         if connection.shutdown.run_until_cancelled(undisturbed).await.is_none() {
             served.as_mut().graceful_shutdown();

@@ -107,32 +107,30 @@ pub struct Ingress {
 impl Ingress {
     /// As [`serve`].
     pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
-        let handler = move |request| {
-            let ingress = self.clone();
-            async move { ingress.answer(request).await }
+        let handler = move |request: Request<Incoming>, connection: &Connection| {
+            let (ingress, connection) = (self.clone(), connection.clone());
+            async move { ingress.answer(request, &connection).await }
         };
         http::serve(listener, handler, limits, shutdown).await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, connection: &Connection) -> Response<Body> {
         let audience = Audience::of(request.headers());
-        match self.forward(request).await {
+        match self.forward(request, connection).await {
             Ok(response) => response,
             Err(refusal) => refusal.into_response(audience),
         }
     }
 
-    async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn forward(&self, request: Request<Incoming>, connection: &Connection) -> Result<Response<Body>, Refusal> {
         if *request.method() == Method::CONNECT {
             return Err(Refusal::Connect);
         }
         headers::check_framing(request.headers())?;
         let target = Target::of(&request)?;
         let (route, sandbox) = self.route(&target)?;
-        let connection = request.extensions_mut().remove::<Connection>();
-        let connection = connection.expect("the accept loop names the connection of every request");
         let stream = self.open(&route.app, &sandbox, route.port).await?;
-        exchange::exchange(stream, request, &target, &connection, self.patience.response_head)
+        exchange::exchange(stream, request, &target, connection, self.patience.response_head)
             .await
             .map_err(|error| Refusal::Guest { app: route.app, error })
     }

@@ -18,6 +18,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// One request to a route.
 pub(super) struct Ask {
+    /// The template of the route's path.
+    pub(super) route: &'static str,
     /// What stands behind its `?`.
     pub(super) params: Params,
     /// Its target, by which answers are kept.
@@ -53,6 +55,7 @@ impl Ask {
         connection: Connection,
     ) -> Result<Self, Refusal> {
         Ok(Self {
+            route: route.path,
             params: Params::of(&uri, route.parameters)?,
             uri,
             known: Known::of(headers),
@@ -60,6 +63,11 @@ impl Ask {
             connection,
             names: names.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         })
+    }
+
+    /// What it asks for: path and query.
+    pub(super) fn target(&self) -> &str {
+        self.uri.path_and_query().map_or("/", |target| target.as_str())
     }
 
     /// The app that the path names. One that cannot be is not there.

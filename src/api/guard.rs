@@ -29,7 +29,10 @@ pub(super) async fn guard(State(hosts): State<Arc<BTreeSet<HostName>>>, request:
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     };
-    make_safe(response.headers_mut());
+    // A 304 says what may have changed of an answer that is kept, and that one has all of these.
+    if response.status() != StatusCode::NOT_MODIFIED {
+        make_safe(response.headers_mut());
+    }
     response
 }
 

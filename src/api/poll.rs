@@ -16,21 +16,25 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, VARY};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, VARY};
 use tokio::sync::watch;
 
 use super::ask::{Ask, Form};
 use super::cache::Made;
 use super::entity::{self, Entity, Tag};
 use super::refusal::Refusal;
+use super::repeats::Basis;
 use super::routes::Sources;
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, Version};
 use super::stream;
 
 /// Something that can be looked at, and again when it may have changed.
 pub(super) trait View: Send + 'static {
     /// As it is now.
     fn look(&mut self) -> impl Future<Output = Result<Entity, Refusal>> + Send;
+
+    /// What [`Self::look`] said last rests on this.
+    fn basis(&self) -> Basis;
 
     /// Ends once what [`Self::look`] would say may differ from what it said last.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
@@ -63,11 +67,15 @@ async fn document(sources: &Sources, ask: Ask, mut view: impl View) -> Result<Re
         if !ask.known.covers(&tag) {
             return Ok(whole(&tag, body()));
         }
-        let Some(deadline) = deadline else { return Ok(nothing_new(&tag)) };
+        let tag = entity::header(&tag);
+        let Some(deadline) = deadline else {
+            sources.repeats.put(ask.target(), &tag, view.basis(), ask.route);
+            return Ok(nothing_new(tag));
+        };
         tokio::select! {
             () = view.changed() => {}
-            () = tokio::time::sleep_until(deadline) => return Ok(nothing_new(&tag)),
-            () = &mut closing => return Ok(nothing_new(&tag)),
+            () = tokio::time::sleep_until(deadline) => return Ok(nothing_new(tag)),
+            () = &mut closing => return Ok(nothing_new(tag)),
         }
     }
 }
@@ -75,47 +83,56 @@ async fn document(sources: &Sources, ask: Ask, mut view: impl View) -> Result<Re
 /// Answers with something that is made anew for every request, so that only its way to the client can be saved.
 pub(super) fn fresh(sources: &Sources, ask: &Ask, bytes: Bytes) -> Response {
     let tag = sources.instance.write(Tag::of_bytes(&bytes));
-    if ask.known.covers(&tag) { nothing_new(&tag) } else { whole(&tag, bytes) }
+    if ask.known.covers(&tag) { nothing_new(entity::header(&tag)) } else { whole(&tag, bytes) }
 }
 
 fn whole(tag: &str, bytes: Bytes) -> Response {
-    let mut response = tagged(tag, Body::from(bytes));
+    let mut response = tagged(entity::header(tag), Body::from(bytes));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn nothing_new(tag: &str) -> Response {
+/// 304, with a tag that the client has.
+pub(super) fn nothing_new(tag: HeaderValue) -> Response {
     let mut response = tagged(tag, Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     response
 }
 
-fn tagged(tag: &str, body: Body) -> Response {
+fn tagged(tag: HeaderValue, body: Body) -> Response {
     let mut response = Response::new(body);
+    // As many as a 304 has, so that they are made room for once.
+    *response.headers_mut() = HeaderMap::with_capacity(3);
     let headers = response.headers_mut();
-    headers.insert(ETAG, entity::header(tag));
+    headers.insert(ETAG, tag);
     // To be kept, and asked about each time.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(VARY, HeaderValue::from(ACCEPT));
+    headers.insert(VARY, HeaderValue::from_static("accept"));
     response
 }
 
 /// A part of the newest snapshot.
 pub(super) struct OfSnapshot<F> {
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    seen: Version,
     look: F,
 }
 
 impl<F: Fn(&Snapshot) -> Result<Entity, Refusal> + Send + 'static> OfSnapshot<F> {
     pub(super) fn new(sources: &Sources, look: F) -> Self {
-        Self { snapshots: sources.snapshot.clone(), look }
+        Self { snapshots: sources.snapshot.clone(), seen: Version::default(), look }
     }
 }
 
 impl<F: Fn(&Snapshot) -> Result<Entity, Refusal> + Send + 'static> View for OfSnapshot<F> {
     async fn look(&mut self) -> Result<Entity, Refusal> {
         let snapshot = self.snapshots.borrow_and_update().clone().ok_or_else(Refusal::early)?;
+        self.seen = snapshot.version();
         (self.look)(&snapshot)
+    }
+
+    fn basis(&self) -> Basis {
+        Basis::Snapshot(self.seen)
     }
 
     async fn changed(&mut self) {
@@ -128,13 +145,14 @@ pub(super) struct OfHistory<F> {
     sources: Sources,
     ask: hyper::Uri,
     history: watch::Receiver<u64>,
+    seen: u64,
     read: F,
 }
 
 impl<F: Fn(&Sources) -> Result<Made, Refusal> + Clone + Send + Sync + 'static> OfHistory<F> {
     pub(super) fn new(sources: &Sources, ask: &Ask, read: F) -> Self {
         let history = sources.backend.history();
-        Self { sources: sources.clone(), ask: ask.uri.clone(), history, read }
+        Self { sources: sources.clone(), ask: ask.uri.clone(), history, seen: 0, read }
     }
 }
 
@@ -142,12 +160,17 @@ impl<F: Fn(&Sources) -> Result<Made, Refusal> + Clone + Send + Sync + 'static> V
     async fn look(&mut self) -> Result<Entity, Refusal> {
         // Taken before the store is read: what comes in between is read twice rather than never.
         let basis = *self.history.borrow_and_update();
+        self.seen = basis;
         if let Some(kept) = self.sources.cache.get(&self.ask, basis) {
             return Ok(kept);
         }
         let read = self.read.clone();
         let made = self.sources.blocking(move |sources| read(sources)).await?;
         Ok(self.sources.cache.put(&self.ask, basis, made))
+    }
+
+    fn basis(&self) -> Basis {
+        Basis::History(self.seen)
     }
 
     async fn changed(&mut self) {

@@ -21,6 +21,7 @@ use super::entity::Instance;
 use super::openapi::Shape;
 use super::params::Parameter::{self, App, Cursor, Fields, Follow, Label, Limit, Phase, Rev, Tail, Team, Wait};
 use super::refusal::Refusal;
+use super::repeats::Repeats;
 use super::snapshot::Snapshot;
 use super::{daemon, history, lists};
 use crate::http::Connection;
@@ -31,6 +32,7 @@ pub(super) struct Sources {
     pub(super) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) cache: Arc<Cache>,
+    pub(super) repeats: Arc<Repeats>,
     pub(super) instance: Instance,
 }
 

@@ -74,10 +74,16 @@ impl Snapshot {
         }
     }
 
-    /// Whether a later snapshot has nothing new: whatever changes takes a version.
+    /// Moves whenever anything does that is shown: whatever changes takes a version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version(self.versions.last)
+    }
+
+    /// Whether a later snapshot has nothing new.
     #[must_use]
     pub fn says_as_much_as(&self, later: &Self) -> bool {
-        self.versions.last == later.versions.last
+        self.version() == later.version()
     }
 }
 

@@ -69,6 +69,52 @@ async fn who_has_the_present_state_is_answered_without_a_body() {
 }
 
 #[tokio::test]
+async fn who_polls_on_is_answered_alike_until_something_changes() {
+    let daemon = Daemon::start(Limits::default()).await;
+    for path in ["/v1/apps?limit=2", "/v1/apps/default/blog", "/v1/events", "/v1/status"] {
+        let tag = daemon.tag(path).await;
+        let first = daemon.get_unless(path, &tag).await;
+        let again = daemon.get_unless(path, &tag).await;
+        let told = |reply: &Reply| {
+            let named = reply.headers.iter().filter(|(name, _)| *name != hyper::header::DATE);
+            (reply.status, named.map(|(name, value)| (name.clone(), value.clone())).collect::<Vec<_>>())
+        };
+        assert_eq!(told(&first), told(&again), "{path}");
+        assert_eq!((again.status, again.header("vary"), again.header("cache-control")), (304, "accept", "no-cache"));
+    }
+    let (apps, events) = (daemon.tag("/v1/apps?limit=2").await, daemon.tag("/v1/events").await);
+    daemon.publish_app(blog(Phase::Unready));
+    daemon.backend.happen();
+    assert_eq!(daemon.get_unless("/v1/apps?limit=2", &apps).await.status, 200);
+    assert_eq!(daemon.get_unless("/v1/events", &events).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_somebody_polls_opens_nothing_to_others() {
+    let daemon = Daemon::start(Limits::default()).await;
+    let path = "/v1/status";
+    let tag = daemon.tag(path).await;
+    let ask = |host: &str, method: &str, accept: &str| {
+        let request = Request::builder().method(method).uri(path).header(HOST, host);
+        let request = request.header(IF_NONE_MATCH, &tag).header("accept", accept);
+        request.body(Body::empty()).unwrap()
+    };
+    for _ in 0..2 {
+        assert_eq!(send(daemon.address, ask("localhost", "GET", "*/*")).await.status, 304);
+    }
+    for host in ["evil.example", "localhost.evil.example", "1.evil.example:80"] {
+        assert_ne!(send(daemon.address, ask(host, "GET", "*/*")).await.status, 304, "{host}");
+    }
+    assert_eq!(send(daemon.address, ask("localhost", "POST", "*/*")).await.status, 405);
+    let mut connection = connect(daemon.address).await;
+    let stream = connection.send_request(ask("localhost", "GET", "text/event-stream")).await.unwrap();
+    assert_eq!(
+        (stream.status().as_u16(), &stream.headers()["content-type"]),
+        (200, &"text/event-stream".parse().unwrap())
+    );
+}
+
+#[tokio::test]
 async fn a_pass_that_says_the_same_leaves_every_tag() {
     let daemon = Daemon::start(Limits::default()).await;
     let mut tags = Vec::new();

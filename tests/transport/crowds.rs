@@ -40,7 +40,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let hanging = Arc::new(Semaphore::new(0));
         let seen = Arc::clone(&hanging);
-        let handler = move |request| answer(request, Arc::clone(&seen));
+        let handler = move |request, _: &http::Connection| answer(request, Arc::clone(&seen));
         let served = tokio::spawn(http::serve(listener, handler, limits, shutdown.clone()));
         Self { address, hanging, shutdown, served }
     }

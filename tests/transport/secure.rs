@@ -6,7 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+use axum::body::Body;
+use hyper::Response;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+
+use setpoint::http::{self, Limits, Listener, Tls};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::host::{self, Host};
 
@@ -120,6 +127,32 @@ fn a_socket_that_a_killed_daemon_left_behind_is_taken_over() {
     assert!(socket.exists());
     start_with(&mut host, &config);
     succeeds(&host, &["get", "apps", "--server", &format!("unix:{}", socket.display())], &[]);
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_to_tls_is_sent_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| dir.path().join(name));
+    Authority::new("first").issue(&["localhost"], &cert, &key);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = Listener::tls(listener, Tls::load(&cert, &key).unwrap());
+    let limits = Limits { head_timeout: Duration::from_millis(300), ..Limits::default() };
+    let shutdown = CancellationToken::new();
+    let answer = |_, _: &http::Connection| async { Response::new(Body::from("here")) };
+    let served = tokio::spawn(http::serve(listener, answer, limits, shutdown.clone()));
+
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    // The head of a record whose rest never comes.
+    half.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00]).await.unwrap();
+    for quiet in [&mut silent, &mut half] {
+        let mut told = Vec::new();
+        let end = tokio::time::timeout(Duration::from_secs(20), quiet.read_to_end(&mut told)).await;
+        assert!(end.is_ok() && told.is_empty(), "{told:?}");
+    }
+    shutdown.cancel();
+    served.await.unwrap();
 }
 
 #[test]
