@@ -67,18 +67,24 @@ impl From<VmmError> for ConnectError {
     }
 }
 
-/// How long a guest may take.
+/// How long a guest, and the client of one, may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// To take a connection.
     pub connect: Duration,
     /// To begin its answer, after the last of the request has been passed on.
     pub response_head: Duration,
+    /// For the client, while the guest is ready to take more of a body: to send some of it.
+    pub upload: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(10), response_head: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(10),
+            response_head: Duration::from_secs(60),
+            upload: Duration::from_secs(60),
+        }
     }
 }
 
@@ -130,7 +136,7 @@ impl Ingress {
         let target = Target::of(&request)?;
         let (route, sandbox) = self.route(&target)?;
         let stream = self.open(&route.app, &sandbox, route.port).await?;
-        exchange::exchange(stream, request, &target, connection, self.patience.response_head)
+        exchange::exchange(stream, request, &target, connection, self.patience)
             .await
             .map_err(|error| Refusal::Guest { app: route.app, error })
     }

@@ -200,7 +200,8 @@ async fn a_guest_cannot_make_the_host_hold_an_endless_head() {
 
 #[tokio::test]
 async fn a_guest_that_is_silent_is_a_504() {
-    let patience = Patience { connect: Duration::from_millis(100), response_head: Duration::from_millis(100) };
+    let short = Duration::from_millis(100);
+    let patience = Patience { connect: short, response_head: short, ..Patience::default() };
     let gate = Gate::start(routes_to(DEAF, ready()), Limits::default(), patience).await;
     assert_eq!(gate.get("/").await.status, 504);
 
@@ -229,6 +230,50 @@ async fn a_long_upload_is_not_silence() {
     }
     drop(feed);
     assert_eq!(reply.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_stops_in_the_middle_of_its_body_is_told_so_and_its_guest_is_let_go() {
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let port = scripted(move |_, mut stream| {
+        let ended = ended.clone();
+        async move {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            ended.send(()).unwrap();
+        }
+    })
+    .await;
+    let patience = Patience { upload: Duration::from_millis(200), ..Patience::default() };
+    let gate = Gate::start(routes_to(port, ready()), Limits::default(), patience).await;
+    let (feed, body) = fed();
+    let reply = tokio::spawn(send(gate.address, request("/").method("POST").body(body).unwrap()));
+    feed.send(b"half").await.unwrap();
+    let reply = timeout(LONG, reply).await.unwrap().unwrap();
+    assert_eq!(reply.status, 408);
+    assert!(reply.text().contains("the request's body stopped coming"), "{}", reply.text());
+    timeout(LONG, ends.recv()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_stops_after_its_answer_began_ends_both() {
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let port = scripted(move |_, mut stream| {
+        let ended = ended.clone();
+        async move {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await.unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            ended.send(()).unwrap();
+        }
+    })
+    .await;
+    let patience = Patience { upload: Duration::from_millis(200), ..Patience::default() };
+    let gate = Gate::start(routes_to(port, ready()), Limits::default(), patience).await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST_NAME}\r\nContent-Length: 10\r\n\r\nhalf");
+    let answer = timeout(LONG, raw(gate.address, &head)).await.unwrap();
+    assert!(answer.contains("hello") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    timeout(LONG, ends.recv()).await.unwrap().unwrap();
 }
 
 #[tokio::test]

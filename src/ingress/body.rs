@@ -1,37 +1,65 @@
-//! Bodies on their way through: one that says when it moves, one that keeps its connection.
+//! Bodies on their way through: one that says whose turn it is and does not wait for ever, one that keeps its connection.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-/// A request body that tells when its last frame passed, so that waiting for an answer begins after the upload.
+/// A request body that tells who is waited for, so that a guest is not blamed for a slow client, and that ends with an error when
+/// the client sends nothing for too long.
 pub(super) struct Upload {
     inner: Incoming,
-    moved_at: watch::Sender<Instant>,
+    turn: watch::Sender<Turn>,
+    patience: Duration,
+    /// Runs while the client is waited for.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+/// Who is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The guest, to take more or to answer, since then.
+    Guest(Instant),
+    /// The client, to send more of its body.
+    Client,
+}
+
+/// Why a request has no whole body.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    #[error("the client's body could not be read")]
+    Client(#[source] hyper::Error),
+    #[error("the client stopped sending")]
+    Stalled,
 }
 
 impl Upload {
-    pub(super) fn new(inner: Incoming) -> (Self, watch::Receiver<Instant>) {
-        let (moved_at, moves) = watch::channel(Instant::now());
-        (Self { inner, moved_at }, moves)
+    /// A body whose client may send nothing for `patience`.
+    pub(super) fn new(inner: Incoming, patience: Duration) -> (Self, watch::Receiver<Turn>) {
+        let (turn, turns) = watch::channel(Turn::Guest(Instant::now()));
+        (Self { inner, turn, patience, end: None }, turns)
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if polled.is_ready() {
-            self.moved_at.send_replace(Instant::now());
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
+            self.end = None;
+            self.turn.send_replace(Turn::Guest(Instant::now()));
+            return Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Client)));
         }
-        polled
+        self.turn.send_if_modified(|turn| std::mem::replace(turn, Turn::Client) != Turn::Client);
+        let patience = self.patience;
+        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx));
+        Poll::Ready(Some(Err(UploadError::Stalled)))
     }
 
     fn is_end_stream(&self) -> bool {

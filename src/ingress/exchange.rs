@@ -3,6 +3,8 @@
 //! Every exchange has a guest stream of its own: opening one costs a message to an agent that is connected already, and a
 //! stream that is never used again can carry no answer to the wrong client.
 
+use std::error::Error as _;
+use std::future::pending;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
@@ -17,11 +19,11 @@ use hyper_util::rt::TokioIo;
 use setpoint_vmm::driver::Duplex;
 use tokio::io::copy_bidirectional;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::sleep_until;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{Download, Upload};
-use super::headers;
+use super::body::{Download, Turn, Upload, UploadError};
+use super::{Patience, headers};
 use crate::http::Connection;
 use crate::http::target::Target;
 
@@ -43,6 +45,8 @@ pub(super) enum ExchangeError {
     Broken,
     #[error("the request's body could not be read to its end")]
     Client,
+    #[error("the request's body stopped coming")]
+    Stalled,
 }
 
 impl From<hyper::Error> for ExchangeError {
@@ -53,31 +57,33 @@ impl From<hyper::Error> for ExchangeError {
             Self::Invalid
         } else if error.is_user() {
             // Of all that we hand to hyper only the client's body can fail.
-            Self::Client
+            match error.source().and_then(|source| source.downcast_ref()) {
+                Some(UploadError::Stalled) => Self::Stalled,
+                Some(UploadError::Client(_)) | None => Self::Client,
+            }
         } else {
             Self::Broken
         }
     }
 }
 
-/// Passes `request` on over `stream` and the answer back. The guest may be silent for `patience` after the last of the
-/// request.
+/// Passes `request` on over `stream` and the answer back.
 pub(super) async fn exchange(
     stream: Pin<Box<dyn Duplex>>,
     mut request: Request<Incoming>,
     target: &Target,
     connection: &Connection,
-    patience: Duration,
+    patience: Patience,
 ) -> Result<Response<Body>, ExchangeError> {
     let upgrade = Upgrade::asked_by(&mut request);
-    let (request, moves) = outbound(request, upgrade.as_ref(), target, connection);
+    let (request, turns) = outbound(request, upgrade.as_ref(), target, connection, patience.upload);
     let (mut guest, driver) =
         http1::Builder::new().max_header_size(RESPONSE_HEAD_BYTES).handshake(TokioIo::new(stream)).await?;
     let driver = AbortOnDropHandle::new(tokio::spawn(async {
         // Its error reaches whoever waits for the answer.
         let _ = driver.with_upgrades().await;
     }));
-    let response = head_in_time(guest.send_request(request), &moves, patience).await?;
+    let response = head_in_time(guest.send_request(request), turns, patience.response_head).await?;
     match (response.status(), upgrade) {
         (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ExchangeError::UnaskedUpgrade),
         (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => Ok(tunnel(response, upgrade, driver, connection)),
@@ -103,7 +109,8 @@ fn outbound(
     upgrade: Option<&Upgrade>,
     target: &Target,
     connection: &Connection,
-) -> (Request<Upload>, watch::Receiver<Instant>) {
+    patience: Duration,
+) -> (Request<Upload>, watch::Receiver<Turn>) {
     let (mut parts, body) = request.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::set_origin(&mut parts.headers, target, connection.peer().ip());
@@ -116,23 +123,34 @@ fn outbound(
     parts.uri = parts.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
     parts.version = Version::HTTP_11;
     parts.extensions = Extensions::new();
-    let (body, moves) = Upload::new(body);
-    (Request::from_parts(parts, body), moves)
+    let (body, turns) = Upload::new(body, patience);
+    (Request::from_parts(parts, body), turns)
 }
 
-/// Waits for the head of an answer until nothing has moved for `patience`: a long upload takes the time that it takes.
+/// Waits for the head of an answer until it has been the guest's turn for `patience`: a long upload takes the time that it takes.
 async fn head_in_time(
     response: impl Future<Output = hyper::Result<Response<Incoming>>>,
-    moves: &watch::Receiver<Instant>,
+    mut turns: watch::Receiver<Turn>,
     patience: Duration,
 ) -> Result<Response<Incoming>, ExchangeError> {
     let mut response = pin!(response);
     loop {
-        let deadline = *moves.borrow() + patience;
-        match timeout_at(deadline, response.as_mut()).await {
-            Ok(answered) => return Ok(answered?),
-            Err(_) if *moves.borrow() + patience <= deadline => return Err(ExchangeError::Silent),
-            Err(_) => {}
+        // Of a body that is gone, at its end or with the connection, the last turn is the guest's.
+        let turn = *turns.borrow_and_update();
+        let deadline = match turn {
+            Turn::Guest(since) => Some(since + patience),
+            Turn::Client => None,
+        };
+        let over = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            answered = response.as_mut() => return Ok(answered?),
+            () = over => return Err(ExchangeError::Silent),
+            Ok(()) = turns.changed() => {}
         }
     }
 }

@@ -58,6 +58,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Target(_) | Self::Guest { error: ExchangeError::Client, .. } => StatusCode::BAD_REQUEST,
+            Self::Guest { error: ExchangeError::Stalled, .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownHost => StatusCode::NOT_FOUND,
