@@ -182,7 +182,17 @@ fn declarations_render_with_the_variables_of_the_repository() {
         ("apps/blog/sandbox.yaml", SANDBOX),
         ("setpoint.toml", &toml("example.org")),
     ]);
-    let domain = |loaded: &Loaded| loaded.desired.apps[&key("blog")].spec.app.env.values().next().cloned().unwrap();
+    let domain = |loaded: &Loaded| {
+        loaded.desired.apps[&key("blog")]
+            .spec
+            .app
+            .env
+            .values()
+            .next()
+            .and_then(|value| value.reveal())
+            .map(str::to_owned)
+            .unwrap()
+    };
     assert_eq!(domain(&world.load()), "example.org");
     // The app's file is the same, and is rendered again all the same.
     assert_eq!(domain(&world.commit(&[("setpoint.toml", &toml("example.net"))])), "example.net");
@@ -528,7 +538,8 @@ fn a_template_that_eats_memory_or_time_is_stopped_and_the_others_render() {
     assert!(is_partial(&loaded));
     let [mistake] = &headlines(&loaded)[..] else { panic!("{:?}", headlines(&loaded)) };
     assert!(mistake.starts_with("apps/blog/app.yaml: takes too"), "{mistake}");
-    let env: Vec<_> = loaded.desired.apps[&key("shop")].spec.app.env.values().cloned().collect();
+    let env: Vec<_> =
+        loaded.desired.apps[&key("shop")].spec.app.env.values().filter_map(|value| value.reveal()).collect();
     assert_eq!(env, ["42"]);
 }
 

@@ -168,7 +168,7 @@ fn app(n: usize, template: usize) -> DesiredApp {
     let web = Web { command: "exec busybox httpd -f -p 3000".to_owned(), ..Web::default() };
     let runtime = Runtime { web: Some(web), ..Runtime::default() };
     let env = [("GREETING", format!("hello from {n}")), ("LOG_LEVEL", "info".to_owned())];
-    let env = env.into_iter().map(|(name, value)| (name.parse().unwrap(), value)).collect();
+    let env = env.into_iter().map(|(name, value)| (name.parse().unwrap(), value.into())).collect();
     let spec = AppSpec { runtime: Some(runtime), env, ..AppSpec::default() };
     let (template, files) = (TemplateDigest(format!("t{template}")), TreeDigest(format!("{n:064}")));
     DesiredApp {

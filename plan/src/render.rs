@@ -98,10 +98,18 @@ impl<'a> From<&'a Plan> for Review<'a> {
     }
 }
 
-/// The values of a change. Declarations hold none that are secret.
+/// The values of a change; those that are sensitive are masked already.
 fn shown(change: &FieldChange) -> (&Value, &Value) {
-    let FieldChange { path: _, before, after, disruption: _ } = change;
+    let FieldChange { path: _, before, after, disruption: _, sensitive: _ } = change;
     (before, after)
+}
+
+/// What is said instead of both values where they are sensitive and there.
+const SENSITIVE_CHANGED: &str = "(sensitive value changed)";
+
+/// Whether all that can be said is that a value is another one.
+fn is_masked(change: &FieldChange) -> bool {
+    change.sensitive && !change.before.is_null() && !change.after.is_null()
 }
 
 /// Without control characters, and without those that turn the direction of text: values come from repositories and guests,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::check;
 use crate::declared;
 use crate::disruption::{ClassByValue, Disruption};
+use crate::env::EnvValue;
 use crate::id::{SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::quantity::{ByteSize, Span};
@@ -27,8 +28,8 @@ declared! {
         nested runtime: Option<Runtime> = None,
         /// The microVM's size.
         nested resources: Resources = Resources::default(),
-        /// Environment variables of every process.
-        process env: BTreeMap<EnvName, String> = BTreeMap::new() => check::env,
+        /// Environment variables of every process: `NAME: text`, or `NAME: {value: text, sensitive: true}`.
+        process env: BTreeMap<EnvName, EnvValue> = BTreeMap::new() => check::env,
         /// What is reachable through the ingress.
         nested expose: Expose = Expose::default(),
         /// Whether the microVM runs.

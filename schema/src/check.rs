@@ -7,6 +7,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::app::{DiskSize, Retain};
+use crate::env::EnvValue;
 use crate::name::{EnvName, HostName, TemplateName, WorkerName};
 use crate::quantity::{ByteSize, Span};
 use crate::window::{Day, Windows};
@@ -59,8 +60,8 @@ pub(crate) fn disk(disk: &DiskSize) -> Verdict {
 /// Some of what one app may declare ends up in one record of the store, which holds 64 kB.
 const MAX_ENV_BYTES: usize = 16 << 10;
 
-pub(crate) fn env(env: &BTreeMap<EnvName, String>) -> Verdict {
-    let bytes: usize = env.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+pub(crate) fn env(env: &BTreeMap<EnvName, EnvValue>) -> Verdict {
+    let bytes: usize = env.iter().map(|(name, value)| name.as_str().len() + value.reveal().map_or(0, str::len)).sum();
     rule(bytes <= MAX_ENV_BYTES, "must have at most 16384 bytes, names and values together")
 }
 

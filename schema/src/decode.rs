@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use crate::diagnostic::{Diagnostic, Lines, Location};
+use crate::diagnostic::{Diagnostic, Excerpt, Lines, Location};
 use crate::name::{AppKey, Team};
 use crate::node::{Document, Entry, Node, Scalar, ScalarKind, Value, shorten};
 
@@ -39,6 +39,15 @@ pub struct Decoder<'a> {
     /// The field being decoded, as `spec.resources.memory`.
     path: String,
     diagnostics: Vec<Diagnostic>,
+    /// Whether mistakes are shown with their lines.
+    excerpts: Excerpts,
+}
+
+/// Whether mistakes are shown with their lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Excerpts {
+    Shown,
+    Concealed,
 }
 
 /// Mistakes reported of one document. More help nobody, and each keeps its line.
@@ -49,7 +58,7 @@ impl<'a> Decoder<'a> {
     #[must_use]
     pub fn new(lines: &'a Lines<'a>) -> Self {
         let team = Team::default_team();
-        Self { lines, object: None, team, path: String::new(), diagnostics: Vec::new() }
+        Self { lines, object: None, team, path: String::new(), diagnostics: Vec::new(), excerpts: Excerpts::Shown }
     }
 
     /// Attributes every further mistake to an app, and resolves names without a team in its team.
@@ -80,7 +89,16 @@ impl<'a> Decoder<'a> {
     #[must_use]
     pub fn finish(mut self) -> Vec<Diagnostic> {
         self.diagnostics.sort_by_key(|diagnostic| diagnostic.at);
+        if self.excerpts == Excerpts::Concealed {
+            let excerpts = self.diagnostics.iter_mut().filter_map(|diagnostic| diagnostic.excerpt.as_mut());
+            excerpts.for_each(|excerpt| *excerpt = Excerpt::concealed());
+        }
         self.diagnostics
+    }
+
+    /// Shows no line of the text with any mistake: what is sensitive stands in it, or may.
+    pub fn conceal(&mut self) {
+        self.excerpts = Excerpts::Concealed;
     }
 
     /// Reports what was wrong with the text itself.

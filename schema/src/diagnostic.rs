@@ -144,8 +144,16 @@ impl fmt::Display for Diagnostic {
 #[derive(Debug)]
 pub struct Lines<'a> {
     source: SourceText<'a>,
+    quotes: Quotes,
     /// Where each line begins, in bytes.
     starts: Vec<usize>,
+}
+
+/// Whether lines are quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quotes {
+    Lines,
+    Never,
 }
 
 impl<'a> SourceText<'a> {
@@ -163,7 +171,9 @@ impl<'a> Lines<'a> {
         let bytes = source.text.as_bytes();
         let ends_line = |at: usize| bytes[at] == b'\n' || (bytes[at] == b'\r' && bytes.get(at + 1) != Some(&b'\n'));
         let breaks = (0..bytes.len()).filter(|at| ends_line(*at)).map(|at| at + 1);
-        Self { source, starts: std::iter::once(0).chain(breaks).collect() }
+        // What is sensitive can stand on any line: in a block, behind an alias, in what is no YAML at all.
+        let quotes = if has_key(source.text, "sensitive") { Quotes::Never } else { Quotes::Lines };
+        Self { source, quotes, starts: std::iter::once(0).chain(breaks).collect() }
     }
 
     /// The file's name.
@@ -176,7 +186,11 @@ impl<'a> Lines<'a> {
     #[must_use]
     pub fn place(&self, at: Location) -> Place {
         let at = self.within(at);
-        Place { at, excerpt: Excerpt::cut(self.line(at.line), at) }
+        let excerpt = match self.quotes {
+            Quotes::Lines => Excerpt::cut(self.line(at.line), at),
+            Quotes::Never => Excerpt::concealed(),
+        };
+        Place { at, excerpt }
     }
 
     /// A parser may place the end of a text without a last newline on a line that is not there: that is behind its last character.
@@ -209,6 +223,11 @@ const SHOWN: usize = 100;
 const SHOWN_BEFORE: usize = 60;
 
 impl Excerpt {
+    /// What stands for a line of a file that has sensitive values.
+    pub(crate) fn concealed() -> Self {
+        Self { text: "(not shown: the file has sensitive values)".to_owned(), caret: 0, width: 1 }
+    }
+
     fn cut(line: &str, at: Location) -> Self {
         let column = (at.column as usize).saturating_sub(1);
         let first = column.saturating_sub(SHOWN_BEFORE);
@@ -230,6 +249,15 @@ impl Excerpt {
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Self { text, caret: small(caret), width: small(width.max(1)) }
     }
+}
+
+/// Whether this looks like a key anywhere in a text, whatever language it is in: a word, and a colon or an equals sign behind it.
+fn has_key(text: &str, key: &str) -> bool {
+    text.match_indices(key).any(|(at, _)| {
+        let inside = text[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '-' | '_'));
+        let behind = text[at + key.len()..].trim_start_matches(['"', '\'', ' ', '\t']);
+        !inside && behind.starts_with([':', '='])
+    })
 }
 
 /// Makes control and direction-changing characters visible, so that no declaration can repaint a terminal.

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::env::{MASK, is_masked};
+
 /// How much of a running app a change disturbs, mildest first; a set of changes is as disruptive as its worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,6 +35,9 @@ pub struct FieldChange {
     pub after: Value,
     /// What the change disturbs.
     pub disruption: Disruption,
+    /// Whether either value is sensitive. Then both stand as [`MASK`], where they are there at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sensitive: bool,
 }
 
 /// A declared structure whose fields all carry their class. Implemented by [`declared!`](crate::declared) alone, and by
@@ -83,6 +88,12 @@ pub fn diff_leaf<T: Serialize + PartialEq>(
 
 fn diff_values(before: Value, after: Value, path: &str, disruption: Disruption, out: &mut Vec<FieldChange>) {
     match (before, after) {
+        (before, after) if before == after => {}
+        (before, after) if is_masked(&before) || is_masked(&after) => {
+            let mask = |value: Value| if value.is_null() { value } else { Value::from(MASK) };
+            let (before, after) = (mask(before), mask(after));
+            out.push(FieldChange { path: path.to_owned(), before, after, disruption, sensitive: true });
+        }
         (Value::Object(mut old), Value::Object(mut new)) => {
             let mut keys: Vec<String> = old.keys().chain(new.keys()).cloned().collect();
             keys.sort();
@@ -92,8 +103,9 @@ fn diff_values(before: Value, after: Value, path: &str, disruption: Disruption, 
                 diff_values(old, new, &join(path, &key), disruption, out);
             }
         }
-        (before, after) if before == after => {}
-        (before, after) => out.push(FieldChange { path: path.to_owned(), before, after, disruption }),
+        (before, after) => {
+            out.push(FieldChange { path: path.to_owned(), before, after, disruption, sensitive: false });
+        }
     }
 }
 

@@ -142,5 +142,5 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn canonical_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("specs hold only maps with text keys, so they serialise")
+    crate::env::masked(|| serde_json::to_vec(value)).expect("specs hold only maps with text keys, so they serialise")
 }

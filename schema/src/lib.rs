@@ -9,6 +9,7 @@ pub mod decode;
 pub mod diagnostic;
 pub mod disruption;
 pub mod document;
+pub mod env;
 pub mod id;
 pub mod json_schema;
 pub mod name;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::check;
 use crate::declared;
 use crate::decode::{Decode, Decoder};
+use crate::env::EnvValue;
 use crate::id::{SpecDigest, TreeDigest};
 use crate::name::{EnvName, WorkerName};
 use crate::node::Node;
@@ -128,7 +129,7 @@ pub struct ProcessSet {
     /// The processes and the build.
     pub runtime: Runtime,
     /// Their environment.
-    pub env: std::collections::BTreeMap<EnvName, String>,
+    pub env: std::collections::BTreeMap<EnvName, EnvValue>,
     /// The workspace content that they were built and started on, or offered a restart for.
     pub tree: TreeDigest,
 }

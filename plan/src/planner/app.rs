@@ -177,6 +177,7 @@ impl<'a> Case<'a> {
                 before: kept.record.uid.as_ref().map(|uid| uid.as_str().into()).unwrap_or_default(),
                 after: app.metadata.uid.as_ref().map(|uid| uid.as_str().into()).unwrap_or_default(),
                 disruption: Disruption::Live,
+                sensitive: false,
             });
         }
         Some(Self { world, app, kept, leftovers, disk: world.disk(&kept.record.disk), is_applied, changes })

@@ -86,12 +86,16 @@ fn disruption(kind: ActionKind) -> Option<&'static str> {
 
 fn change(change: &FieldChange) -> Value {
     let (before, after) = shown(change);
-    json!({
+    let mut shown = json!({
         "path": change.path,
         "before": before,
         "after": after,
         "disruption": change.disruption,
-    })
+    });
+    if change.sensitive {
+        shown["sensitive"] = true.into();
+    }
+    shown
 }
 
 fn disk(step: &Step, basis: Basis<'_>) -> Option<Value> {

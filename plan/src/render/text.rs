@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use setpoint_schema::disruption::{Disruption, FieldChange};
+use setpoint_schema::env::MASK;
 use setpoint_schema::node::shorten;
 use setpoint_schema::observed::DiskState;
 use setpoint_schema::quantity::{ByteSize, Span};
 
-use super::{Basis, Origin, Review, Summary, plain, shown};
+use super::{Basis, Origin, Review, SENSITIVE_CHANGED, Summary, is_masked, plain, shown};
 use crate::assumed;
 use crate::model::{Action, ActionKind, Held, Hold, Step};
 use crate::words;
@@ -132,6 +133,13 @@ fn paint(text: &str, hue: Hue, color: Color) -> String {
 fn render_change(change: &FieldChange) -> String {
     let (before, after) = shown(change);
     let class = words::class(change.disruption);
+    if is_masked(change) {
+        return format!("{}: {SENSITIVE_CHANGED} ({class})", plain(&change.path));
+    }
+    if change.sensitive {
+        let word = |value: &Value| if value.is_null() { "unset" } else { MASK };
+        return format!("{}: {} → {} ({class})", plain(&change.path), word(before), word(after));
+    }
     format!("{}: {} → {} ({class})", plain(&change.path), value(before), value(after))
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::hints::nearest;
 use crate::diagnostic::Diagnostic;
 use crate::document::{self, AppDocument};
+use crate::env::EnvValue;
 use crate::name::RepoPath;
 use crate::project::Project;
 
@@ -94,8 +95,41 @@ fn booleans_are_true_and_false_alone() {
 #[test]
 fn text_that_looks_like_a_boolean_in_yaml_1_1_stays_text() {
     let app = good("spec: {env: {COUNTRY: no, AT: 12:30:45}}");
-    let values: Vec<&str> = app.spec.env.values().map(String::as_str).collect();
+    let values: Vec<&str> = app.spec.env.values().filter_map(EnvValue::reveal).collect();
     assert_eq!(values, ["12:30:45", "no"]);
+}
+
+#[test]
+fn a_variable_is_a_text_or_a_text_that_is_marked() {
+    let app = good("spec:\n  env:\n    A: a\n    B: {value: b}\n    C: {value: c, sensitive: true}\n");
+    let values: Vec<_> = app.spec.env.values().cloned().collect();
+    assert_eq!(values, [EnvValue::from("a"), EnvValue::from("b"), EnvValue::sensitive("c")]);
+    assert_eq!(values[2].reveal(), Some("c"));
+}
+
+#[test]
+fn no_mistake_quotes_what_is_sensitive() {
+    let mistakes = [
+        ("env: {A: {value: 48151623, sensitive: true}}", "spec.env.A.value: expected text without NUL characters"),
+        ("env: {A: {value: [48151623], sensitive: true}}", "spec.env.A.value: expected text without NUL characters"),
+        ("env: {A: {value: k48151623, sensitive: yes}}", "spec.env.A.sensitive: expected `true` or `false`"),
+        ("env: {A: {value: a, sensitive: k48151623}}", "spec.env.A.sensitive: expected `true` or `false`"),
+        ("env: {A: {value: k48151623, sensitve: true}}", "spec.env.A: unknown field `sensitve`"),
+        ("env: {A: {value: k48151623, sensitive: true}}, memory: 1Gi", "spec: unknown field `memory`"),
+        ("env: {A: {value: k48151623, sensitive: true}}, memory: [", "not YAML: "),
+        ("env: {A: {\"value\": k48151623, \"sensitive\" : true}}, env: {}", "`env` stands here a second time"),
+    ];
+    for (spec, expected) in mistakes {
+        let parsed = parse(&format!("spec: {{{spec}}}"));
+        assert!(
+            parsed.apps.is_empty() && parsed.diagnostics.iter().any(|d| d.message.starts_with(expected)),
+            "{parsed:?}"
+        );
+        assert!(!format!("{parsed:?}").contains("48151623"), "{parsed:?}");
+        assert!(parsed.diagnostics[0].to_string().contains("(not shown: the file has sensitive values)"));
+    }
+    let words = parse("spec: {env: {A: case-insensitive}, memory: 1Gi}");
+    assert!(words.diagnostics[0].to_string().contains("case-insensitive"), "the word alone hides nothing");
 }
 
 #[test]

@@ -151,7 +151,8 @@ fn defaults_of_the_project_hold_below_what_the_app_says() {
     let text = app("{name: blog}", "spec: {env: {B: \"2\"}, resources: {memory: 1Gi}}");
     let spec = parse(&path, &text, &project).apps.remove(0).spec.clone();
     assert_eq!(spec.resources.vcpus, 2);
-    let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let env: Vec<String> =
+        spec.env.iter().map(|(name, value)| format!("{name}={}", value.reveal().unwrap_or_default())).collect();
     assert_eq!(env, ["A=1", "B=2"]);
 }
 

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use setpoint_guest::client::{Client, ClientError, Follow, SyncError, SyncFile};
 use setpoint_guest::proto;
+use setpoint_schema::env::EnvValue;
 use setpoint_schema::id::{BlobId, BootNonce, SandboxId, SpecDigest, TreeDigest};
 use setpoint_schema::name::WorkerName;
 use setpoint_schema::observed::{BuildState, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
@@ -216,10 +217,15 @@ fn apply_request(set: &ProcessSet, build: bool, restart: RestartScope) -> proto:
         web,
         build: declared_build,
         workers: workers.collect(),
-        env: set.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
+        env: set.env.iter().map(|(name, value)| (name.to_string(), value_of(value))).collect(),
         run_build: build,
         restart: restart.into(),
     }
+}
+
+/// The text that a process gets. Only previews, which carry nothing out, hold values of which the hash alone is known.
+fn value_of(value: &EnvValue) -> String {
+    value.reveal().expect("what is carried out was declared with its text").to_owned()
 }
 
 fn present(text: String) -> Option<String> {
@@ -282,6 +288,7 @@ fn process(process: Option<proto::ProcessStatus>) -> ProcessState {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
+    use setpoint_schema::name::EnvName;
     use setpoint_schema::runtime::{Build, Runtime};
 
     use super::*;
@@ -304,6 +311,18 @@ mod tests {
         };
         assert_eq!(request(None), None);
         assert_eq!(request(Some("")).unwrap().command, "");
+    }
+
+    #[test]
+    fn a_process_gets_the_text_of_a_sensitive_value() {
+        let env = [("TOKEN", EnvValue::sensitive("hunter2")), ("COLOR", "red".into())];
+        let env = env.map(|(name, value)| (EnvName::new(name).unwrap(), value)).into();
+        let set = ProcessSet { runtime: Runtime::nothing(), env, tree: TreeDigest("t".into()) };
+        let request = apply_request(&set, true, RestartScope::All);
+        assert_eq!(
+            request.env,
+            [("TOKEN", "hunter2"), ("COLOR", "red")].map(|(a, b)| (a.to_owned(), b.to_owned())).into()
+        );
     }
 
     #[test]

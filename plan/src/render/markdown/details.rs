@@ -5,7 +5,7 @@ use setpoint_schema::diagnostic::{Diagnostic, escape};
 use setpoint_schema::disruption::FieldChange;
 
 use super::super::text::{consequences, start};
-use super::super::{Review, plain, shown};
+use super::super::{Review, SENSITIVE_CHANGED, is_masked, plain, shown};
 use super::escape::{code, fence};
 use crate::model::Action;
 use crate::words;
@@ -80,6 +80,10 @@ impl Details {
 fn push_change(lines: &mut Vec<String>, change: &FieldChange) {
     let (before, after) = shown(change);
     lines.push(format!("@@ {} ({}) @@", change.path, words::class(change.disruption)));
+    if is_masked(change) {
+        lines.push(format!("! {SENSITIVE_CHANGED}"));
+        return;
+    }
     let (before, after) = match (value(before), value(after)) {
         // Only the end of the last line differs.
         (old, new) if old == new => (vec![before.to_string()], vec![after.to_string()]),
