@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::preview::saved::{CarryOutError, SavedPlan};
 use crate::render::Renderer;
-use crate::report::chain;
+use crate::report::{chain, count};
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
 use crate::systemd::Manager;
@@ -137,9 +137,8 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let Parts { hands, follower, limits } = Parts::assemble(&config, rewind(&config)).await?;
     let reconciler = Reconciler::new(hands.clone(), config.converge.clone(), limits, follower.followed());
     let reconciler = reconciler.watched_by(manager.clone());
-    let tokens = watch::Sender::new(Arc::from(config.api.tokens.as_slice()));
     let in_force = watch::Sender::new(Arc::new(config.clone()));
-    let servers = serve::Servers::bind(in_force.subscribe(), &hands, reconciler.passes(), tokens.subscribe()).await?;
+    let servers = serve::Servers::bind(in_force.subscribe(), &hands, reconciler.passes()).await?;
     let running = Running {
         pid: std::process::id(),
         api: servers.api_address(),
@@ -158,7 +157,7 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let serving = tokio::spawn(servers.run(shutdown.clone()));
     let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
     let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
-    let live = Live { config: in_force, tuning: reconciler.tuning(), tokens, manager: manager.clone() };
+    let live = Live { config: in_force, tuning: reconciler.tuning(), manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.
@@ -188,9 +187,9 @@ async fn report_to(manager: Manager, mut passes: watch::Receiver<Option<Arc<Pass
 fn in_short(pass: &Pass) -> String {
     let Pass { followed, plan, busy, .. } = pass;
     let trouble = followed.trouble.as_ref().map(|trouble| format!("; source: {}", trouble.message)).unwrap_or_default();
-    let (apps, revision) = (followed.desired.apps.len(), followed.desired.revision.short());
+    let (apps, revision) = (count(followed.desired.apps.len(), "app"), followed.desired.revision.short());
     format!(
-        "{apps} apps at {revision}: {} to do, {} under way, {} held{trouble}",
+        "{apps} at {revision}: {} to do, {} under way, {} held{trouble}",
         plan.actions.len(),
         busy.len(),
         plan.held.len()

@@ -33,7 +33,7 @@ use listener::Stream;
 use places::{Place, Places};
 use stall::Stalling;
 
-pub use access::{Guard, Token, TokenDigest, TokenName};
+pub use access::{Accepted, Guard, Token, TokenDigest, TokenName};
 pub use listener::{Listener, Traffic};
 pub use peer::Peer;
 pub use tls::{Tls, TlsError};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use setpoint_schema::name::HostName;
@@ -23,7 +24,7 @@ pub struct Api {
     /// Speak TLS on the address, with this pair.
     pub tls: Option<TlsFiles>,
     /// Who may ask on the address; everybody who reaches it, if nobody is named.
-    pub tokens: Vec<Token>,
+    pub tokens: Arc<[Token]>,
     /// Listen on any address even so.
     pub insecure: bool,
 }
@@ -45,7 +46,7 @@ impl Default for Api {
             socket: None,
             hosts: BTreeSet::new(),
             tls: None,
-            tokens: Vec::new(),
+            tokens: Arc::from([]),
             insecure: false,
         }
     }

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Api, Config, Log, Overrides};
 use crate::converge::Tuning;
 use crate::host;
-use crate::http::Token;
 use crate::report::chain;
 use crate::systemd::Manager;
 
@@ -53,7 +52,6 @@ impl Reloads {
 pub(super) struct Live {
     pub config: watch::Sender<Arc<Config>>,
     pub tuning: watch::Sender<Tuning>,
-    pub tokens: watch::Sender<Arc<[Token]>>,
     pub manager: Manager,
 }
 
@@ -71,7 +69,6 @@ impl Live {
             tracing::error!(error, "new configuration refused: the old one stays in effect");
             return;
         }
-        self.tokens.send_replace(Arc::from(api.tokens.as_slice()));
         let limits = host::limits(&new.limits, &old.state.dir);
         self.tuning.send_replace(Tuning { pace: new.converge.clone(), limits });
         let waiting = needs_restart(&old, &new);

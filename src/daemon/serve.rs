@@ -16,7 +16,7 @@ use crate::converge::step::Hands;
 use crate::daemon::DaemonError;
 use crate::daemon::answers::Answers;
 use crate::daemon::publish::Publisher;
-use crate::http::{Guard, Limits, Listener, Tls, Token, UnixSocket};
+use crate::http::{Accepted, Guard, Limits, Listener, Tls, Token, UnixSocket};
 use crate::ingress::{self, Routes};
 use crate::status::Identity;
 
@@ -40,10 +40,9 @@ impl Servers {
         in_force: watch::Receiver<Arc<Config>>,
         hands: &Hands,
         passes: watch::Receiver<Option<Arc<Pass>>>,
-        tokens: watch::Receiver<Arc<[Token]>>,
     ) -> Result<Self, DaemonError> {
         let config = Arc::clone(&in_force.borrow());
-        let (api, api_address) = api_listeners(&config.api, tokens).await?;
+        let (api, api_address) = api_listeners(&config.api, Configured(in_force.clone())).await?;
         let api = api.into_iter().map(|listener| listener.counted(hands.metrics.api_traffic())).collect();
         let ingress = listen(config.ingress.listen, "the ingress").await?;
         let identity = Identity {
@@ -91,12 +90,19 @@ impl Servers {
 /// Paths of the status API that need no token: who checks whether the process is alive has no business with the rest.
 const OPEN_PATHS: &[&str] = &["/healthz"];
 
+/// The tokens of the configuration in force.
+#[derive(Debug)]
+struct Configured(watch::Receiver<Arc<Config>>);
+
+impl Accepted for Configured {
+    fn tokens(&self) -> Arc<[Token]> {
+        Arc::clone(&self.0.borrow().api.tokens)
+    }
+}
+
 /// The address of the status API, and its Unix socket where one is configured. Tokens are for the address: who may open the
 /// socket's file is known to this host already.
-async fn api_listeners(
-    config: &config::Api,
-    tokens: watch::Receiver<Arc<[Token]>>,
-) -> Result<(Vec<Listener>, SocketAddr), DaemonError> {
+async fn api_listeners(config: &config::Api, tokens: Configured) -> Result<(Vec<Listener>, SocketAddr), DaemonError> {
     let tls = config.tls.as_ref().map(|TlsFiles { cert, key }| Tls::load(cert, key)).transpose()?;
     let (tcp, address) = listen(config.listen, "the status API").await?;
     let tcp = match tls {

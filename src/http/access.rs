@@ -11,7 +11,6 @@ use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tokio::sync::watch;
 
 use super::problem::{self, problem};
 
@@ -128,10 +127,16 @@ impl fmt::Debug for TokenDigest {
     }
 }
 
+/// Which tokens are accepted; asked for each request, because that can change.
+pub trait Accepted: fmt::Debug + Send + Sync {
+    /// Those that are accepted now.
+    fn tokens(&self) -> Arc<[Token]>;
+}
+
 /// Lets through whoever brings a token that is accepted now; everybody, while none is.
 #[derive(Debug, Clone)]
 pub struct Guard {
-    tokens: watch::Receiver<Arc<[Token]>>,
+    accepted: Arc<dyn Accepted>,
     /// Paths that need none.
     open: &'static [&'static str],
 }
@@ -144,16 +149,16 @@ enum Denial {
 }
 
 impl Guard {
-    /// Accepts the newest of `tokens`, and asks for none under the paths `open`.
+    /// Asks for a token that is accepted, except under the paths `open`.
     #[must_use]
-    pub fn new(tokens: watch::Receiver<Arc<[Token]>>, open: &'static [&'static str]) -> Self {
-        Self { tokens, open }
+    pub fn new(accepted: impl Accepted + 'static, open: &'static [&'static str]) -> Self {
+        Self { accepted: Arc::new(accepted), open }
     }
 
     /// Lets `request` through, or answers it.
     #[expect(clippy::result_large_err, reason = "the answer is sent at once")]
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), Response<Body>> {
-        let tokens = self.tokens.borrow();
+        let tokens = self.accepted.tokens();
         if tokens.is_empty() || self.open.contains(&request.uri().path()) {
             return Ok(());
         }
@@ -213,7 +218,15 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
+
+    impl Accepted for watch::Receiver<Arc<[Token]>> {
+        fn tokens(&self) -> Arc<[Token]> {
+            Arc::clone(&self.borrow())
+        }
+    }
 
     fn token(name: &str) -> (Token, String) {
         Token::generate(TokenName::new(name).unwrap()).unwrap()
