@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::env::MASK;
+use setpoint_schema::id::DiskId;
 use setpoint_schema::node::shorten;
-use setpoint_schema::observed::DiskState;
+use setpoint_schema::observed::{DiskState, Machine};
 use setpoint_schema::quantity::{ByteSize, Span};
 
 use super::{Basis, Origin, Review, SENSITIVE_CHANGED, Summary, is_masked, plain, shown};
@@ -183,70 +185,78 @@ pub(super) fn disturbance(kind: ActionKind) -> Option<&'static str> {
 }
 
 fn consequence(kind: ActionKind, step: &Step, basis: Basis<'_>) -> Option<String> {
-    match basis {
-        Basis::World => consequence_here(kind, step),
-        Basis::Revision(_) => consequence_anywhere(kind, step),
-    }
+    let consequence = Consequence::of(kind, step)?;
+    Some(match basis {
+        Basis::World => consequence.here(),
+        Basis::Revision(_) => consequence.anywhere(),
+    })
 }
 
-/// With the names that things have, or will have.
-fn consequence_here(kind: ActionKind, step: &Step) -> Option<String> {
-    match (step, kind) {
-        (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => {
-            let memory = ByteSize::mib(machine.memory_mib);
-            let (id, vcpus, disk) = (&machine.sandbox, machine.vcpus, &machine.disk);
-            Some(format!("microVM {id}: vcpus {vcpus}, memory {memory}, disk {disk}"))
-        }
-        (Step::ReleaseDisk { disk, keep: Some(DiskState::Retained { until }) }, _) => {
-            Some(format!("disk {disk} is kept until {until:.0}"))
-        }
-        (Step::ReleaseDisk { disk, keep: Some(DiskState::InUse) }, _) => Some(format!("disk {disk} is kept")),
-        (Step::ReleaseDisk { disk, keep: None }, _) => Some(format!("disk {disk} is deleted")),
-        (Step::GrowDisk { size, .. }, _) => Some(format!("its disk grows to {size}")),
-        (
-            Step::Launch(_)
-            | Step::Record(_)
-            | Step::EnsureTemplate { .. }
-            | Step::EnsureDisk { .. }
-            | Step::AwaitAgent { .. }
-            | Step::SyncFiles { .. }
-            | Step::ApplyProcesses { .. }
-            | Step::Stop { .. }
-            | Step::RemoveVm(_)
-            | Step::RecordApplied { .. }
-            | Step::Forget(_),
-            _,
-        ) => None,
-    }
+/// What a step makes or takes away that outlives the action.
+enum Consequence<'a> {
+    Machine(&'a Machine),
+    DiskKeptUntil { disk: &'a DiskId, until: Timestamp },
+    DiskKept(&'a DiskId),
+    DiskDeleted(&'a DiskId),
+    DiskGrows(ByteSize),
 }
 
-/// Without names, and with lengths of time instead of ends.
-fn consequence_anywhere(kind: ActionKind, step: &Step) -> Option<String> {
-    match (step, kind) {
-        (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => {
-            let memory = ByteSize::mib(machine.memory_mib);
-            Some(format!("microVM: vcpus {}, memory {memory}", machine.vcpus))
+impl<'a> Consequence<'a> {
+    /// Absent for steps that are only the way to it.
+    fn of(kind: ActionKind, step: &'a Step) -> Option<Self> {
+        match (step, kind) {
+            (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => Some(Self::Machine(machine)),
+            (Step::ReleaseDisk { disk, keep: Some(DiskState::Retained { until }) }, _) => {
+                Some(Self::DiskKeptUntil { disk, until: *until })
+            }
+            (Step::ReleaseDisk { disk, keep: Some(DiskState::InUse) }, _) => Some(Self::DiskKept(disk)),
+            (Step::ReleaseDisk { disk, keep: None }, _) => Some(Self::DiskDeleted(disk)),
+            (Step::GrowDisk { size, .. }, _) => Some(Self::DiskGrows(*size)),
+            (
+                Step::Launch(_)
+                | Step::Record(_)
+                | Step::EnsureTemplate { .. }
+                | Step::EnsureDisk { .. }
+                | Step::AwaitAgent { .. }
+                | Step::SyncFiles { .. }
+                | Step::ApplyProcesses { .. }
+                | Step::Stop { .. }
+                | Step::RemoveVm(_)
+                | Step::RecordApplied { .. }
+                | Step::Forget(_),
+                _,
+            ) => None,
         }
-        (Step::ReleaseDisk { keep: Some(DiskState::Retained { until }), .. }, _) => {
-            let millis = until.duration_since(assumed::NOW).as_millis();
-            Some(format!("its disk is kept for {}", Span::millis(u64::try_from(millis).unwrap_or_default())))
+    }
+
+    /// With the names that things have, or will have.
+    fn here(&self) -> String {
+        match self {
+            Self::Machine(machine) => {
+                let memory = ByteSize::mib(machine.memory_mib);
+                let (id, vcpus, disk) = (&machine.sandbox, machine.vcpus, &machine.disk);
+                format!("microVM {id}: vcpus {vcpus}, memory {memory}, disk {disk}")
+            }
+            Self::DiskKeptUntil { disk, until } => format!("disk {disk} is kept until {until:.0}"),
+            Self::DiskKept(disk) => format!("disk {disk} is kept"),
+            Self::DiskDeleted(disk) => format!("disk {disk} is deleted"),
+            Self::DiskGrows(size) => format!("its disk grows to {size}"),
         }
-        (Step::ReleaseDisk { keep: Some(DiskState::InUse), .. }, _) => Some("its disk is kept".to_owned()),
-        (Step::ReleaseDisk { keep: None, .. }, _) => Some("its disk is deleted".to_owned()),
-        (Step::GrowDisk { size, .. }, _) => Some(format!("its disk grows to {size}")),
-        (
-            Step::Launch(_)
-            | Step::Record(_)
-            | Step::EnsureTemplate { .. }
-            | Step::EnsureDisk { .. }
-            | Step::AwaitAgent { .. }
-            | Step::SyncFiles { .. }
-            | Step::ApplyProcesses { .. }
-            | Step::Stop { .. }
-            | Step::RemoveVm(_)
-            | Step::RecordApplied { .. }
-            | Step::Forget(_),
-            _,
-        ) => None,
+    }
+
+    /// Without names, and with lengths of time instead of ends.
+    fn anywhere(&self) -> String {
+        match self {
+            Self::Machine(machine) => {
+                format!("microVM: vcpus {}, memory {}", machine.vcpus, ByteSize::mib(machine.memory_mib))
+            }
+            Self::DiskKeptUntil { disk: _, until } => {
+                let millis = until.duration_since(assumed::NOW).as_millis();
+                format!("its disk is kept for {}", Span::millis(u64::try_from(millis).unwrap_or_default()))
+            }
+            Self::DiskKept(_) => "its disk is kept".to_owned(),
+            Self::DiskDeleted(_) => "its disk is deleted".to_owned(),
+            Self::DiskGrows(size) => format!("its disk grows to {size}"),
+        }
     }
 }
