@@ -180,6 +180,7 @@ fn a_change_waits_for_its_window_and_healing_does_not() {
         blocked.starts_with("waits for a maintenance window").then_some(())
     });
     assert_eq!(host.boot_of("blog"), boot);
+    assert_eq!(host.app("blog")["preview"], "up", "who only waits to be changed is served as before");
     host.world().kill(&sandbox_of(&host, "blog"), ExitReason::Reset).unwrap();
     host.wait_healed("blog", &boot);
     assert_eq!(host.sandbox_of("blog")["memory"], "192Mi", "what has to boot anyway takes the change along");

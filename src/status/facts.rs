@@ -111,12 +111,14 @@ impl<'a> AppFacts<'a> {
         }
     }
 
+    /// What the ingress does: an app that only waits to be changed is served as it was.
     pub fn preview(&self) -> wire::Preview {
         let web = self.guest().and_then(|guest| guest.web.as_ref());
         let is_starting = self.busy == Busy::Yes || web.is_some_and(|web| web.health == Health::Unknown);
+        let is_served = self.guest().is_some_and(|guest| guest.unserved_for(&self.declared.spec).is_none());
         match self.declared.spec.runtime().preview() {
             runtime::Preview::None => wire::Preview::None,
-            runtime::Preview::Web if self.is_ready() => wire::Preview::Up,
+            runtime::Preview::Web if is_served => wire::Preview::Up,
             runtime::Preview::Web if is_starting => wire::Preview::Starting,
             runtime::Preview::Web => wire::Preview::Down,
         }
