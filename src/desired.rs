@@ -154,6 +154,13 @@ impl Loader {
         Ok(finish(known, settings, revision, remembered))
     }
 
+    /// Adds to the mistakes of the revision that was loaded last which names may have been meant, for people who read them.
+    pub fn advise(&self, loaded: &mut Loaded) {
+        if let Some(known) = &self.known {
+            known.set().advise(&mut loaded.diagnostics);
+        }
+    }
+
     /// Comes to know a revision, from what is known of the one before.
     fn know(
         &mut self,

@@ -35,6 +35,44 @@ fn every_format_has_every_mistake() {
 }
 
 #[test]
+fn every_format_says_which_name_may_have_been_meant() {
+    let host = Host::sim();
+    host.write(
+        "templates/tools.yaml",
+        "apiVersion: setpoint/v1\nkind: Template\nmetadata: {name: tools}\nspec: {rootfs: {path: root}}\n",
+    );
+    host.write("root/etc/motd", "hello\n");
+    let app = |name: &str, spec: &str| {
+        let spec = format!("{{runtime: {{web: {{command: serve}}}}, {spec}}}");
+        let text = format!("apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: {name}}}\nspec: {spec}\n");
+        host.write(&format!("apps/{name}/app.yaml"), &text);
+    };
+    app("database", "power: run");
+    app("blog", "template: tols, dependsOn: [databse]");
+    app("shop", "windows: [{kind: alow, days: [monday], timezone: Europe/Berln}, {kind: deny, timezone: Vienna}]");
+    host.write("apps/pod/app.yaml", "apiVersion: setpoint/v1\nkind: Pod\nmetadata: {name: pod}\n");
+    host.write("apps/tool/app.yaml", "apiVersion: setpoint/v1\nkind: app\nmetadata: {name: tool}\n");
+    let formats: [&[&str]; 4] = [
+        &["validate", "."],
+        &["validate", ".", "-o", "json"],
+        &["validate", ".", "-o", "github"],
+        &["validate", ".", "-o", "sarif"],
+    ];
+    for args in formats {
+        let output = host.run(args);
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        for meant in ["tools", "database", "running", "allow", "mon", "Europe/Berlin", "Europe/Vienna", "App"] {
+            assert!(said.contains(&format!("did you mean `{meant}`?")), "{args:?} without {meant}: {said}");
+        }
+        assert!(said.contains("what runs is `App`"), "{args:?}: {said}");
+    }
+    transcript::assert_text("validate", "meant", &transcript::session(&host, &formats[..1]));
+    // A dry run says the same of a working directory.
+    host.git(&["add", "--all"]);
+    assert!(transcript::said(&host, &["reconcile", "--dry-run", "--worktree"]).contains("did you mean `database`?"));
+}
+
+#[test]
 fn forges_are_told_paths_from_the_top_of_the_repository() {
     let host = mistaken();
     let inside =

@@ -12,6 +12,8 @@ use crate::node::{Document, Entry, Node, Scalar, ScalarKind, Value, shorten};
 mod hints;
 mod values;
 
+pub(crate) use hints::nearest;
+
 /// A value that declarations hold.
 pub trait Decode: Sized {
     /// The value that `node` writes, or `None` once the mistake is reported.
@@ -253,8 +255,7 @@ impl<'a> Decoder<'a> {
         }
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-        let hint =
-            node.text().and_then(|text| hints::nearest(text, &words)).map(|near| format!("did you mean `{near}`?"));
+        let hint = node.text().and_then(|text| hints::for_word(text, &words));
         let message = format!("expected {}, found {}", listed.join(" or "), node.describe());
         self.error(node.at, &message, hint.as_deref());
         None

@@ -13,6 +13,7 @@ use crate::document::{AppDocument, Parsed, TemplateDocument};
 use crate::name::{AppKey, RepoPath, TemplateName, Uid};
 use crate::project::{HostPattern, Project};
 
+mod advice;
 mod cycle;
 
 use cycle::Cycle;

@@ -17,9 +17,9 @@ use jiff::{SignedDuration, Timestamp, ToSpan as _};
 use serde::{Deserialize, Serialize};
 
 use crate::check;
-use crate::decode::{Decode, Decoder};
+use crate::decode::{Decode, Decoder, nearest};
 use crate::name::NameError;
-use crate::node::Node;
+use crate::node::{Node, shorten};
 
 /// All windows of an app: open while one that allows is open, or there is none that allows, and none that denies is open.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -305,8 +305,22 @@ impl Decode for TimeOfDay {
 
 impl Decode for ZoneName {
     fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
-        cx.parsed(node, "a time zone such as `Europe/Berlin`")
+        let text = cx.text(node, "a time zone such as `Europe/Berlin`")?;
+        let report = |rule: NameError| {
+            let hint = zone_meant(text).map(|zone| format!("did you mean `{zone}`?"));
+            cx.error(node.at, &format!("`{}` {rule}", shorten(text)), hint.as_deref());
+        };
+        text.parse().map_err(report).ok()
     }
+}
+
+/// The zone that somebody may have misspelt, or named by its city alone.
+fn zone_meant(text: &str) -> Option<String> {
+    let all: Vec<String> = zones().available().map(|zone| zone.to_string()).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let of_city = |zone: &&str| zone.rsplit('/').next().is_some_and(|city| city.eq_ignore_ascii_case(text));
+    let city = all.iter().copied().find(of_city);
+    city.or_else(|| nearest(text, &all)).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -65,20 +65,22 @@ fn read(
     remembered: &dyn Remembered,
 ) -> Result<Loaded, SourceError> {
     let Place { path, limits, mirror } = place;
-    match declarations {
+    let mut loaded = match declarations {
         Declarations::Worktree(dir) => {
             let dir = path.as_ref().map_or_else(|| dir.clone(), |path| dir.join(path.as_str()));
             let worktree = Worktree::read(&dir, *limits)?;
-            loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), remembered)
+            loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), remembered)?
         }
         Declarations::Revision { repo, branch, rev } => {
             let (url, branch, path) = (repo.clone(), branch.clone(), path.clone());
             let config = SourceConfig { url, branch, path, state_dir: mirror.path().to_owned(), limits: *limits };
             let repository = Repository::open(&config)?;
             let commit = commit(&repository, &config, rev)?;
-            loader.load(&repository, &commit, remembered)
+            loader.load(&repository, &commit, remembered)?
         }
-    }
+    };
+    loader.advise(&mut loaded);
+    Ok(loaded)
 }
 
 /// The commit that people call `rev`. A remote's branch is fetched first; another one of its branches is found by its name.

@@ -68,17 +68,35 @@ pub(super) fn for_type(node: &Node<'_>, what: &str) -> Option<String> {
     }
 }
 
+/// Words that people bring from elsewhere, for a field that takes one of a few.
+pub(super) fn for_word(text: &str, words: &[&str]) -> Option<String> {
+    let is_workload = matches!(text, "Application" | "Deployment" | "Pod" | "Service" | "StatefulSet" | "VM");
+    if words.contains(&"App") && is_workload {
+        return Some("what runs is `App`; one app is one microVM".to_owned());
+    }
+    let lower = text.to_lowercase();
+    // `monday` for `mon`, and `run` for `running`.
+    let abbreviates = |short: &str, long: &str| short.len() >= 3 && long.starts_with(short);
+    let longer = || words.iter().copied().find(|word| abbreviates(word, &lower) || abbreviates(&lower, word));
+    nearest(text, words).or_else(longer).map(|near| format!("did you mean `{near}`?"))
+}
+
 /// The candidate that `word` is probably a slip of.
-pub(super) fn nearest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
+pub(crate) fn nearest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
     let plain = |text: &str| text.replace(['-', '_'], "").to_lowercase();
     // Quadratic below, and nobody mistypes a word this long.
     if word.len() > 64 {
         return None;
     }
     let word = plain(word);
-    let near = candidates.iter().map(|candidate| (distance(&word, &plain(candidate)), *candidate));
+    let most = (word.len() / 3).max(1);
+    let near = candidates.iter().filter_map(|candidate| {
+        let plain = plain(candidate);
+        // Each character of difference in length costs one, and to look at lengths is cheap.
+        (plain.len().abs_diff(word.len()) <= most).then(|| (distance(&word, &plain), *candidate))
+    });
     let (distance, candidate) = near.min_by_key(|(distance, _)| *distance)?;
-    (distance <= (word.len() / 3).max(1)).then_some(candidate)
+    (distance <= most).then_some(candidate)
 }
 
 /// How many characters have to be added, removed, changed or swapped with a neighbour to turn `a` into `b`.

@@ -237,3 +237,34 @@ proptest::proptest! {
         proptest::prop_assert_eq!(members, expected);
     }
 }
+
+#[test]
+fn a_name_that_leads_nowhere_comes_with_the_one_that_may_be_meant() {
+    let mut all = files(&[
+        ("web", "{dependsOn: [databse, other/cahe, cache, zebra], template: minmal}"),
+        ("api", "{template: tols}"),
+        ("database", "{}"),
+        ("other/cache", "{}"),
+        ("shop/front", "{dependsOn: [database, webb]}"),
+    ]);
+    all.push(template("tools", "{rootfs: {path: rootfs}}"));
+    let mut set = Set::new(&Project::default());
+    all.iter().for_each(|file| set.insert(file));
+    let touched: BTreeSet<AppKey> = set.settle().into_iter().collect();
+    let mut mistakes: Vec<Diagnostic> = touched.iter().flat_map(|app| set.mistakes_of(app)).collect();
+    set.advise(&mut mistakes);
+    let advice: Vec<_> = mistakes.iter().map(|mistake| mistake.hint.as_deref().unwrap_or("none")).collect();
+    let expected = [
+        ("api", "did you mean `tools`?"),
+        ("web", "did you mean `database`?"),
+        ("web", "did you mean `other/cache`?"),
+        ("web", "did you mean `other/cache`?"),
+        ("web", "none"),
+        ("web", "did you mean `minimal`?"),
+        ("shop/front", "did you mean `default/database`?"),
+        ("shop/front", "none"),
+    ];
+    let told: Vec<_> = mistakes.iter().map(|mistake| mistake.object.as_ref().unwrap().to_string()).collect();
+    let told: Vec<_> = told.iter().map(String::as_str).zip(advice).collect();
+    assert_eq!(told, expected);
+}
