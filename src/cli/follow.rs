@@ -1,13 +1,15 @@
 //! Follows what changes: a document by long polls with its ETag, and the stream of events.
 //!
-//! A daemon that knows no ETags is asked once a second instead, so that a newer command line serves an older daemon.
+//! What is not there cannot be waited for, but it can only come with a revision, and what the daemon says of itself changes with
+//! each: so that is waited for instead. Something without an ETag is asked for once a second.
 
 use std::time::Duration;
 
 use axum::body::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::StatusCode;
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH};
+use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use setpoint_schema::wire::List;
 
@@ -40,9 +42,12 @@ enum State {
     Tagged(String),
     /// It came without one: the next answer is compared.
     Bare(Bytes),
-    /// It was not there.
-    Missing,
+    /// It was not there. With the tag of what the daemon said of itself before it was looked for last.
+    Missing(Option<String>),
 }
+
+/// What the daemon says of itself.
+const STATUS: &str = "/v1/status";
 
 /// What one question brought.
 #[derive(Debug, Clone)]
@@ -72,17 +77,23 @@ impl Poll {
         let response = match &self.state {
             State::New => self.client.exchange(&self.path, &[]).await?,
             State::Tagged(etag) => {
+                rest(wait).await;
                 let path = waiting(&self.path, wait.min(LONGEST_WAIT));
                 self.client.exchange(&path, &[(IF_NONE_MATCH, etag.as_str())]).await?
             }
-            State::Bare(_) | State::Missing => {
+            State::Bare(_) => {
                 tokio::time::sleep(wait.min(PAUSE)).await;
+                self.client.exchange(&self.path, &[]).await?
+            }
+            State::Missing(before) => {
+                let news = news(&self.client, before.as_deref(), wait.min(LONGEST_WAIT)).await?;
+                self.state = State::Missing(news);
                 self.client.exchange(&self.path, &[]).await?
             }
         };
         match response.status() {
             StatusCode::OK => {
-                let etag = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+                let etag = tag_of(&response);
                 let (value, body) = self.client.read(response).await?;
                 if matches!(&self.state, State::Bare(known) if *known == body) {
                     return Ok(Polled::Same);
@@ -99,16 +110,50 @@ impl Poll {
     fn refused<T>(&mut self, status: StatusCode, error: ClientError) -> Result<Polled<T>, ClientError> {
         match (status, error) {
             (StatusCode::NOT_FOUND, ClientError::Refused(why)) => {
-                self.state = State::Missing;
+                self.forget();
                 Ok(Polled::Missing(why))
             }
             (StatusCode::SERVICE_UNAVAILABLE, ClientError::Refused(why)) => {
-                self.state = State::Missing;
+                self.forget();
                 Ok(Polled::NotYet(why))
             }
             (_, error) => Err(error),
         }
     }
+
+    fn forget(&mut self) {
+        match self.state {
+            State::Missing(_) => {}
+            State::New | State::Tagged(_) | State::Bare(_) => self.state = State::Missing(None),
+        }
+    }
+}
+
+/// Waits until the daemon says of itself what it did not say `before`; the tag of that, for the next time. The first time there is
+/// nothing to compare with, so that it does not wait.
+async fn news(client: &Client, before: Option<&str>, wait: Duration) -> Result<Option<String>, ClientError> {
+    rest(wait).await;
+    let response = match before {
+        Some(tag) => client.exchange(&waiting(STATUS, wait), &[(IF_NONE_MATCH, tag)]).await?,
+        None => client.exchange(STATUS, &[]).await?,
+    };
+    let tag = tag_of(&response);
+    // A daemon that has not looked around yet says nothing of itself, and one without tags is not worth a question a moment.
+    if tag.is_none() {
+        tokio::time::sleep(wait.min(PAUSE)).await;
+    }
+    Ok(tag)
+}
+
+/// Daemons wait for whole seconds: less is waited for here.
+async fn rest(wait: Duration) {
+    if wait < Duration::from_secs(1) {
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn tag_of(response: &Response<Incoming>) -> Option<String> {
+    response.headers().get(ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned)
 }
 
 /// The path with a wait in whole seconds; one that is over already asks without.
@@ -149,6 +194,26 @@ pub async fn list<T: DeserializeOwned>(
         match page.next {
             Some(next) => cursor = Some(next),
             None => return Ok(items),
+        }
+    }
+}
+
+/// What comes after `cursor` in the list under `path`, once there is something, or nothing when there was nothing for long.
+///
+/// # Errors
+/// As [`Client::get`].
+pub async fn later<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    query: &Query,
+    cursor: Option<&str>,
+) -> Result<Vec<T>, ClientError> {
+    let mut poll = Poll::new(client, query.page(path, cursor));
+    loop {
+        match poll.next::<List<T>>(LONGEST_WAIT).await? {
+            Polled::Changed(page) if page.items.is_empty() => {}
+            Polled::Changed(page) => return Ok(page.items),
+            Polled::Same | Polled::Missing(_) | Polled::NotYet(_) => return Ok(Vec::new()),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `setpoint get KIND -w`: a line for each object that is there, then one for each change.
 //!
-//! One page is followed by a long poll. A list of several pages is asked for once a second with its ETags, which costs the daemon
-//! next to nothing while nothing changes.
+//! Each page is followed by a long poll of its own. Of a list of very many pages that would take too many connections: it is asked
+//! for once a second with its ETags, which costs the daemon next to nothing while nothing changes.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use jiff::Timestamp;
 use setpoint_schema::wire::List;
 
@@ -101,32 +102,56 @@ impl<R: Resource> Page<R> {
     }
 }
 
+/// So many pages are waited for at once. A daemon serves 256 connections of one address, and others want some of them.
+const MOST_WAITS: usize = 64;
+
 async fn next_pages<R: Resource>(
     client: &Client,
     query: &Query,
     pages: &mut Vec<Page<R>>,
 ) -> Result<Option<Vec<Object<R>>>, ClientError> {
-    if pages.len() > 1 {
-        tokio::time::sleep(PAUSE).await;
-    }
-    let (mut changed, mut index) = (false, 0);
-    while index < pages.len() {
-        let wait = if pages.len() == 1 { LONGEST_WAIT } else { Duration::ZERO };
-        match pages[index].poll.next::<List<Object<R>>>(wait).await? {
-            Polled::Changed(List { items, next }) => {
-                changed = true;
-                if pages[index].next != next {
-                    // What came after begins elsewhere now.
-                    pages.truncate(index + 1);
-                    pages.extend(next.as_deref().map(|cursor| Page::new(client, query, Some(cursor))));
-                }
-                (pages[index].items, pages[index].next) = (items, next);
-            }
-            Polled::Same | Polled::Missing(_) | Polled::NotYet(_) => {}
+    let (first, polled) = first_news(pages).await?;
+    let mut changed = take(client, query, pages, first, polled);
+    // One change seldom comes alone: whatever else is new by now is shown with it.
+    let (look_on, mut index) = (changed || pages.len() > MOST_WAITS, 0);
+    while look_on && index < pages.len() {
+        if index != first {
+            let polled = pages[index].poll.next(Duration::ZERO).await?;
+            changed |= take(client, query, pages, index, polled);
         }
         index += 1;
     }
     Ok(changed.then(|| pages.iter().flat_map(|page| page.items.iter().cloned()).collect()))
+}
+
+/// The page that has something new first, or whose wait is over, and what it says.
+async fn first_news<R: Resource>(pages: &mut [Page<R>]) -> Result<(usize, Polled<List<Object<R>>>), ClientError> {
+    if pages.len() > MOST_WAITS {
+        tokio::time::sleep(PAUSE).await;
+        return Ok((0, pages[0].poll.next(Duration::ZERO).await?));
+    }
+    // Whoever comes second is asked again: a question that is given up leaves its page as it was known.
+    let waits = pages.iter_mut().map(|page| Box::pin(page.poll.next(LONGEST_WAIT)));
+    let (polled, index, _) = select_all(waits).await;
+    Ok((index, polled?))
+}
+
+/// Takes up what was said of a page; whether that is news.
+fn take<R: Resource>(
+    client: &Client,
+    query: &Query,
+    pages: &mut Vec<Page<R>>,
+    index: usize,
+    polled: Polled<List<Object<R>>>,
+) -> bool {
+    let Polled::Changed(List { items, next }) = polled else { return false };
+    if pages[index].next != next {
+        // What came after begins elsewhere now.
+        pages.truncate(index + 1);
+        pages.extend(next.as_deref().map(|cursor| Page::new(client, query, Some(cursor))));
+    }
+    (pages[index].items, pages[index].next) = (items, next);
+    true
 }
 
 /// What has been printed: only what looks different is printed again.
