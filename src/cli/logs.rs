@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 use setpoint_schema::name::AppKey;
+use setpoint_schema::wire;
 
-use super::{Failure, Server};
+use super::client::ClientError;
+use super::get::kinds::path_of_app;
+use super::get::no_such;
+use super::{Failure, Server, follow};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
@@ -25,11 +29,23 @@ pub struct Args {
 }
 
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
-    let AppKey { team, name } = &args.app;
+    let client = args.server.client(&config);
+    let app: Option<wire::App> = follow::find(&client, &path_of_app(&args.app)).await?;
+    let app = app.ok_or_else(|| no_such::<wire::App>(&args.app.to_string()))?;
     let (process, tail, follow) = (&args.process, args.tail, args.follow);
-    let path = format!("/v1/apps/{team}/{name}/processes/{process}/logs?tail={tail}&follow={follow}");
-    args.server.client(&config).stream(&path, print_raw).await?;
-    Ok(ExitCode::SUCCESS)
+    if app.preview == wire::Preview::None && process == "web" {
+        return Err(Failure::new(format!("{} has no web process", args.app), Some(processes_of(&args.app))));
+    }
+    let path = format!("{}/processes/{process}/logs?tail={tail}&follow={follow}", path_of_app(&args.app));
+    match client.stream(&path, print_raw).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ ClientError::Refused(_)) => Err(Failure::new(error, Some(processes_of(&args.app)))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn processes_of(app: &AppKey) -> String {
+    format!("`setpoint describe app {app}` lists its processes")
 }
 
 /// Guests print what they like: on a terminal, bytes that would steer it are shown instead of obeyed.

@@ -131,7 +131,8 @@ impl Guest for QemuGuest {
 
     async fn logs(&self, process: &str, tail: u32, follow: bool) -> Result<BoxStream<'static, Result<Vec<u8>>>> {
         let follow = if follow { Follow::Yes } else { Follow::No };
-        let chunks = self.client.logs(process, tail, follow).await.map_err(|error| self.refused(&error))?;
+        let refused = |error| self.problem(format!("did not give the log of {process}: {}", with_causes(&error)));
+        let chunks = self.client.logs(process, tail, follow).await.map_err(refused)?;
         let sandbox = self.sandbox.clone();
         let chunks = chunks.map(move |chunk| match chunk {
             Ok(data) => Ok(data.to_vec()),

@@ -266,7 +266,14 @@ impl Guest for SimGuest {
 
     async fn logs(&self, process: &str, _tail: u32, follow: bool) -> Result<BoxStream<'static, Result<Vec<u8>>>> {
         let line = format!("sim {process} boot {}\n", self.nonce).into_bytes();
-        self.call(Operation::Logs, |_| Ok(())).await?;
+        let is_there = |vm: &Vm| match process {
+            "web" | "build" => true,
+            worker => vm.processes.as_ref().is_some_and(|processes| {
+                processes.set.runtime.workers.iter().any(|declared| declared.name.as_str() == worker)
+            }),
+        };
+        let find = |vm| if is_there(&vm) { Ok(()) } else { Err(self.error(format!("did not give the log of {process}: there is no process {process}"))) };
+        self.call(Operation::Logs, find).await?;
         let (world, sandbox, nonce) = (self.sim.world.clone(), self.sandbox.clone(), self.nonce.clone());
         // Nothing more is ever written, so following means staying until the end.
         let rest = stream::once(async move {
