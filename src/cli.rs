@@ -72,9 +72,9 @@ enum Command {
     Validate(validate::Args),
     /// Print the JSON Schema of a declaration file, for editors
     Schema(schema::Args),
-    /// Show apps, sandboxes, templates, revisions or events, once or as they change
+    /// Show apps, sandboxes, templates, revisions, events or settings, once or as they change
     Get(get::Args),
-    /// Show everything that is known of one app
+    /// Show everything that is known of one app, sandbox, template or revision
     Describe(describe::Args),
     /// Show apps above what they depend on
     Tree(tree::Args),

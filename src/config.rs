@@ -277,7 +277,7 @@ impl ConfigError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Read { .. } => None,
+            Self::Read { .. } => Some("name a file that can be read with --config or SETPOINT_CONFIG".to_owned()),
             Self::Parse { .. } | Self::Unusable { .. } => Some("docs/operator-guide.md lists every key".to_owned()),
             Self::Exposed { .. } => Some(
                 "set `tls = { cert, key }` and `tokens` (`setpoint token new NAME`) under [api], listen on 127.0.0.1, or accept \

@@ -144,9 +144,16 @@ fn fail(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) 
 
 /// Whether the declarations can be read. A remote is asked for its branch, and nothing is fetched.
 fn source(config: &Config) -> Probe {
-    let configured = match drivers::source_config(config) {
-        Ok(configured) => configured,
-        Err(error) => return warn("source", error.to_string(), error.hint().unwrap_or_default()),
+    let configured = match (drivers::source_config(config), daemon_process(config)) {
+        (Ok(configured), _) => configured,
+        (Err(_), Some(pid)) => {
+            let shown = "`setpoint get settings source` shows it";
+            return ok(
+                "source",
+                format!("none is set here, and the daemon (process {pid}) was started with one: {shown}"),
+            );
+        }
+        (Err(error), None) => return warn("source", error.to_string(), error.hint().unwrap_or_default()),
     };
     match Repository::look(&configured) {
         Ok(commit) => ok("source", format!("branch is at {}", commit.short())),

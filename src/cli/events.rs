@@ -3,17 +3,18 @@
 use std::process::ExitCode;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::quantity::Span;
 use setpoint_schema::wire;
 
 use super::client::{Client, ClientError};
 use super::follow::{self, PAUSE, Query, sse};
-use super::get::Wanted;
-use super::get::kinds::Resource as _;
+use super::get::kinds::{Resource as _, path_of_app};
 use super::get::watch::await_return;
+use super::get::{Wanted, no_such};
 use super::output::{self, Form, Object, Output};
-use super::select::Selection;
+use super::select::OfTeam;
 use super::table::Layout;
 use super::{Failure, Server, print};
 use crate::config::Config;
@@ -31,9 +32,8 @@ pub struct Args {
     /// Only the newest so many to begin with
     #[arg(long, value_name = "COUNT")]
     tail: Option<usize>,
-    /// Only events of this team's apps
-    #[arg(long, value_name = "TEAM")]
-    team: Option<setpoint_schema::name::Team>,
+    #[command(flatten)]
+    of: OfTeam,
     #[command(flatten)]
     server: Server,
     #[command(flatten)]
@@ -47,7 +47,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
         since: args.since.map(|since| Timestamp::now() - SignedDuration::from_millis(since.as_millis().cast_signed())),
         tail: args.tail,
     };
-    let wanted = Wanted { names, selection: Selection::of_team(args.team) };
+    let wanted = Wanted { names, selection: args.of.into() };
     show(&client, &wanted, &begin, args.watch, args.output).await
 }
 
@@ -62,8 +62,7 @@ pub async fn get(client: Client, wanted: Wanted, watch: bool, output: Output) ->
 /// # Errors
 /// When the daemon does not answer.
 pub async fn of_app(client: &Client, app: &AppKey) -> Result<Vec<Object<wire::Event>>, ClientError> {
-    let query = Query::default().with("app", &app.to_string());
-    follow::list(client, wire::Event::PATH, &query, None).await
+    follow::list(client, wire::Event::PATH, &Query::of_app(app), None).await
 }
 
 /// With which event to begin.
@@ -92,6 +91,9 @@ async fn show(
     let mut events: Vec<Object<wire::Event>> = follow::list(client, wire::Event::PATH, &query, None).await?;
     let last = events.last().map(|event| event.typed.id.clone());
     events.retain(|event| wanted.admits(&event.typed));
+    if events.is_empty() && !watch {
+        refuse_strangers(client, &wanted.names).await?;
+    }
     begin.cut(&mut events);
     if watch {
         let mut screen = Screen::new(output);
@@ -112,6 +114,17 @@ async fn show(
     Ok(ExitCode::SUCCESS)
 }
 
+/// An app that is gone has events. One that has none and is not there is more likely a wrong name.
+async fn refuse_strangers(client: &Client, names: &[String]) -> Result<(), Failure> {
+    for name in names {
+        let Ok(app) = name.parse() else { return Err(no_such::<wire::App>(name)) };
+        if follow::find::<Value>(client, &path_of_app(&app)).await?.is_none() {
+            return Err(no_such::<wire::App>(name));
+        }
+    }
+    Ok(())
+}
+
 /// Prints events as they happen, until the reader leaves. A daemon that goes is waited for, and nothing is left out meanwhile:
 /// it goes on after the last event that was seen.
 async fn go_on(
@@ -128,9 +141,9 @@ async fn go_on(
             take(event, wanted, &mut screen, &mut last);
         };
         match follow::stream(client, &query.whole(wire::Event::PATH), from.as_deref(), each).await {
-            Ok(Some(())) => {}
-            // A daemon without a stream.
-            Ok(None) => match follow::list(client, wire::Event::PATH, &query, from.as_deref()).await {
+            Ok(Some(())) => tokio::time::sleep(PAUSE).await,
+            // Something in between that lets no streams through.
+            Ok(None) => match follow::later(client, wire::Event::PATH, &query, from.as_deref()).await {
                 Ok(events) => events
                     .into_iter()
                     .for_each(|event: Object<wire::Event>| take(event, wanted, &mut screen, &mut last)),
@@ -138,7 +151,6 @@ async fn go_on(
             },
             Err(error) => await_return(client, error).await?,
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 

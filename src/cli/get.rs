@@ -149,6 +149,17 @@ async fn find<R: Resource>(client: &Client, wanted: &Wanted) -> Result<Vec<Objec
     Ok(objects)
 }
 
+/// The one object that a name means.
+///
+/// # Errors
+/// When there is none, and as [`Client::get`].
+pub async fn the_one<R: Resource>(client: &Client, name: String) -> Result<Object<R>, Failure> {
+    let wanted = Wanted { names: vec![name], selection: Selection::default() };
+    let found = find(client, &wanted).await?;
+    wanted.refuse_missing(&found)?;
+    found.into_iter().next().ok_or_else(|| no_such::<R>(&wanted.names[0]))
+}
+
 /// Prints objects: the one that was named as its document, many as a list.
 fn show<R: Resource>(found: &[Object<R>], wanted: &Wanted, output: Output) {
     match (output.form, found) {

@@ -9,7 +9,7 @@ use setpoint_schema::wire;
 
 use super::age::{self, age};
 use super::events;
-use super::get::kinds::{Resource as _, event_tone, time};
+use super::get::kinds::{Resource as _, event_tone, path_of_app, time};
 use super::get::no_such;
 use super::output::{self, Form, Object, Output};
 use super::table::{Cell, Column};
@@ -46,8 +46,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     done.reverse();
     done.truncate(limit);
     // An app that is gone has a history; one that never was has none, which is more likely a wrong name.
-    let path = wire::App::path_of(&app.to_string()).expect("an app's key names an app");
-    if done.is_empty() && follow::find::<Value>(&client, &path).await?.is_none() {
+    if done.is_empty() && follow::find::<Value>(&client, &path_of_app(&app)).await?.is_none() {
         return Err(no_such::<wire::App>(&app.to_string()));
     }
     let now = Timestamp::now();

@@ -34,7 +34,8 @@ pub fn completions(args: &CompletionsArgs) -> ExitCode {
 
 /// Writes a page for the program and one for each verb.
 pub fn man(args: &ManArgs) -> Result<ExitCode, Failure> {
-    let failed = |source| Failure::new(Unwritable { dir: args.dir.clone(), source }, None);
+    let hint = Some("name a directory that can be written".to_owned());
+    let failed = |source| Failure::new(Unwritable { dir: args.dir.clone(), source }, hint);
     write_pages(&args.dir).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -54,7 +54,8 @@ pub(super) fn files() -> impl Iterator<Item = (&'static str, String)> {
 
 /// Writes a file and the directories above it.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |error| Failure::new(Unwritable { path: path.to_owned(), source: error }, None);
+    let hint = || Some("name a directory that can be written".to_owned());
+    let failed = |error| Failure::new(Unwritable { path: path.to_owned(), source: error }, hint());
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }

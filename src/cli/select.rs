@@ -15,12 +15,39 @@ pub struct Selection {
     /// Only apps with these labels: `name=value`, `name!=value`, or `name` for any value
     #[arg(short = 'l', long = "selector", value_name = "LABELS", value_delimiter = ',')]
     labels: Vec<Requirement>,
-    /// Only this team's
-    #[arg(long, value_name = "TEAM")]
-    team: Option<Team>,
+    #[command(flatten)]
+    of: OfTeam,
     /// Only apps in these phases, as `ready` or `blocked,stalled`
     #[arg(long, value_name = "PHASE", value_delimiter = ',', value_parser = phase)]
     phase: Vec<Phase>,
+}
+
+/// The flag that chooses by team, of every verb that shows more than one app.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct OfTeam {
+    /// Only this team's
+    #[arg(long, value_name = "TEAM")]
+    team: Option<Team>,
+}
+
+impl OfTeam {
+    /// Whether what this team owns is meant; `None` is what no team owns.
+    #[must_use]
+    pub fn admits(&self, team: Option<&Team>) -> bool {
+        self.team.as_ref().is_none_or(|wanted| team == Some(wanted))
+    }
+
+    /// Whether a team is named.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.team.is_some()
+    }
+}
+
+impl From<OfTeam> for Selection {
+    fn from(of: OfTeam) -> Self {
+        Self { of, ..Self::default() }
+    }
 }
 
 /// What is known of an object when it is chosen or not; absent parts are those that its kind has not.
@@ -85,16 +112,10 @@ fn phase(text: &str) -> Result<Phase, String> {
 }
 
 impl Selection {
-    /// Everything of one team, or of all.
-    #[must_use]
-    pub fn of_team(team: Option<Team>) -> Self {
-        Self { team, ..Self::default() }
-    }
-
     /// Whether it chooses everything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty() && self.team.is_none() && self.phase.is_empty()
+        self.labels.is_empty() && !self.of.is_named() && self.phase.is_empty()
     }
 
     /// As much of it as the API can choose by, so that a list of ten thousand is not read for a few. The rest is chosen here.
@@ -104,7 +125,8 @@ impl Selection {
             [phase] => Some(phase.as_str()),
             [] | [_, _, ..] => None,
         };
-        let query = Query::default().with_some("team", self.team.as_ref().map(Team::as_str)).with_some("phase", phase);
+        let query =
+            Query::default().with_some("team", self.of.team.as_ref().map(Team::as_str)).with_some("phase", phase);
         self.labels.iter().fold(query, |query, label| match label {
             Requirement::Is(name, value) => query.with("label", &format!("{name}={value}")),
             Requirement::IsNot(..) | Requirement::Exists(_) => query,
@@ -114,7 +136,7 @@ impl Selection {
     /// Whether an object is meant.
     #[must_use]
     pub fn admits(&self, object: Traits<'_>) -> bool {
-        let team = self.team.as_ref().is_none_or(|team| object.team == Some(team));
+        let team = self.of.admits(object.team);
         let phase = self.phase.is_empty() || object.phase.is_some_and(|phase| self.phase.contains(&phase));
         let labels = self.labels.iter().all(|label| object.labels.is_some_and(|labels| label.holds(labels)));
         team && phase && labels
@@ -124,7 +146,7 @@ impl Selection {
     #[must_use]
     pub fn beyond(&self, kind: Traits<'_>) -> Option<&'static str> {
         [
-            ("--team", self.team.is_some() && kind.team.is_none()),
+            ("--team", self.of.is_named() && kind.team.is_none()),
             ("--phase", !self.phase.is_empty() && kind.phase.is_none()),
             ("--selector", !self.labels.is_empty() && kind.labels.is_none()),
         ]

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use setpoint_schema::name::{AppKey, Team};
+use serde_json::{Value, json};
+use setpoint_schema::name::AppKey;
 use setpoint_schema::wire;
 
 use super::age::age;
 use super::get::kinds::{Resource as _, phase_tone, telling};
 use super::get::no_such;
+use super::output::{self, Form};
+use super::select::OfTeam;
 use super::style::{Paint, Tone};
 use super::table::harmless;
 use super::{Failure, Server, print, style};
@@ -18,15 +21,30 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only what this app depends on, as NAME or TEAM/NAME
+    #[arg(conflicts_with = "team")]
     app: Option<AppKey>,
     /// Turn it over: apps above those that depend on them
     #[arg(long)]
     invert: bool,
-    /// Only this team's apps at the top
-    #[arg(long, value_name = "TEAM", conflicts_with = "app")]
-    team: Option<Team>,
+    #[command(flatten)]
+    of: OfTeam,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Drawn,
     #[command(flatten)]
     server: Server,
+}
+
+/// How a tree is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Drawn {
+    /// With branches, for people
+    #[value(alias = "table")]
+    Text,
+    /// An object for each app, with those below it, as JSON
+    Json,
+    /// The same as YAML
+    Yaml,
 }
 
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
@@ -35,10 +53,18 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let tops = match args.app {
         Some(app) if !forest.apps.contains_key(&app) => return Err(no_such::<wire::App>(&app.to_string())),
         Some(app) => vec![app],
-        None => forest.tops(args.team.as_ref()),
+        None => forest.tops(&args.of),
     };
-    let drawing = Drawing { forest: &forest, paint: style::stdout(), now: Timestamp::now() };
-    print(&drawing.draw(&tops));
+    let form = match args.output {
+        Drawn::Json => Form::Json,
+        Drawn::Yaml => Form::Yaml,
+        Drawn::Text => {
+            let drawing = Drawing { forest: &forest, paint: style::stdout(), now: Timestamp::now() };
+            print(&drawing.draw(&tops));
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    output::print_document(form, &forest.document(&tops));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -72,10 +98,38 @@ impl Forest {
     }
 
     /// The apps that stand below no other.
-    fn tops(&self, team: Option<&Team>) -> Vec<AppKey> {
+    fn tops(&self, of: &OfTeam) -> Vec<AppKey> {
         let under: BTreeSet<_> = self.below.values().flatten().collect();
         let tops = self.apps.keys().filter(|key| !under.contains(key));
-        tops.filter(|key| team.is_none_or(|team| key.team == *team)).cloned().collect()
+        tops.filter(|key| of.admits(Some(&key.team))).cloned().collect()
+    }
+
+    /// What stands below an app, in order.
+    fn below(&self, key: &AppKey) -> impl ExactSizeIterator<Item = &AppKey> {
+        self.below.get(key).map_or_else(Default::default, BTreeSet::iter)
+    }
+
+    /// The same drawing for programs.
+    fn document(&self, tops: &[AppKey]) -> Value {
+        let mut drawn = BTreeSet::new();
+        output::list(tops.iter().map(|top| self.node(top, &mut drawn)).collect())
+    }
+
+    /// One app and all below it. As in the drawing, what came before is not written out again: `repeated` says so.
+    fn node(&self, key: &AppKey, drawn: &mut BTreeSet<AppKey>) -> Value {
+        let app = self.apps.get(key);
+        let telling = app.and_then(telling);
+        let repeated = self.below(key).len() > 0 && !drawn.insert(key.clone());
+        let below: Vec<Value> =
+            if repeated { Vec::new() } else { self.below(key).map(|under| self.node(under, drawn)).collect() };
+        json!({
+            "app": key,
+            "phase": app.map(|app| app.phase),
+            "since": telling.map(|condition| condition.since),
+            "message": telling.map(|condition| &condition.message),
+            "repeated": repeated,
+            "below": below,
+        })
     }
 }
 
@@ -97,16 +151,15 @@ impl Drawing<'_> {
 
     /// One app and all below it. What was drawn before is not drawn out again, so that the text stays as long as the list.
     fn branch(&self, key: &AppKey, place: Place, drawn: &mut BTreeSet<AppKey>, text: &mut String) {
-        let below = self.forest.below.get(key);
-        let again = below.is_some() && !drawn.insert(key.clone());
+        let again = self.forest.below(key).len() > 0 && !drawn.insert(key.clone());
         let more = if again { " (see above)" } else { "" };
         text.push_str(&format!("{}{}{more}\n", place.sign, self.app(key)));
         if again {
             return;
         }
-        let below: Vec<_> = below.into_iter().flatten().collect();
-        for (index, under) in below.iter().enumerate() {
-            self.branch(under, place.below(index + 1 == below.len()), drawn, text);
+        let count = self.forest.below(key).len();
+        for (index, under) in self.forest.below(key).enumerate() {
+            self.branch(under, place.below(index + 1 == count), drawn, text);
         }
     }
 

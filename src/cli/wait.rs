@@ -13,7 +13,7 @@ use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
 
 use super::client::{Client, ClientError};
 use super::follow::{PAUSE, Poll, Polled};
-use super::get::kinds::{Resource as _, telling};
+use super::get::kinds::{Resource as _, path_of_app, telling};
 use super::select::Selection;
 use super::{Failure, Server, print};
 use crate::config::Config;
@@ -163,8 +163,7 @@ async fn wait_for_revision(client: &Client, rev: &CommitId, deadline: Instant) -
 
 /// An app that is not there yet may be on its way, as just after a push.
 async fn wait_for(client: &Client, key: &AppKey, until: &Until, deadline: Instant) -> Result<Ended, ClientError> {
-    let path = format!("{}/{}/{}", wire::App::PATH, key.team, key.name);
-    let mut watch = Watch::new(client, &path, deadline);
+    let mut watch = Watch::new(client, &path_of_app(key), deadline);
     while let Some(app) = watch.next::<wire::App>().await? {
         match app {
             Seen::There(app) if until.is_reached(&app) => return Ok(Ended::Reached),

@@ -127,7 +127,11 @@ impl CarryOutError {
     pub fn hint(&self) -> Option<String> {
         let again = "make a new one with `setpoint reconcile --dry-run --save-plan FILE`, and look at it".to_owned();
         match self {
-            Self::File { .. } => None,
+            Self::File { .. } => Some(
+                "name a file that `setpoint reconcile --dry-run --save-plan FILE` can write, and has written before it is \
+                 carried out"
+                    .to_owned(),
+            ),
             Self::NoPlan { .. } | Self::Stale(_) | Self::Elsewhere { .. } => Some(again),
             Self::Unfollowed { hint, .. } => hint.clone(),
             Self::Config(error) => error.hint(),

@@ -95,7 +95,10 @@ impl ClientError {
         let hint = match self {
             Self::Unreachable { address, source } => unreachable_hint(address, source),
             Self::Tls { source, .. } => return tls_hint(source),
-            Self::Credential { .. } | Self::Broken { .. } | Self::Refused(_) => return None,
+            Self::Broken { .. } | Self::Refused(_) => return None,
+            Self::Credential { .. } => {
+                "name a file that can be read with --token-file or --ca, a token in the one and PEM in the other"
+            }
             Self::Unauthorized { brought: Brought::Nothing, .. } => {
                 "pass --token-file FILE or set SETPOINT_TOKEN; `setpoint token new NAME` makes a token"
             }

@@ -1,5 +1,7 @@
 //! What stands behind the `?` of a request.
 
+use setpoint_schema::name::AppKey;
+
 /// Items that a page holds at most: as many as the API gives.
 const PAGE: usize = 1000;
 
@@ -8,6 +10,12 @@ const PAGE: usize = 1000;
 pub struct Query(String);
 
 impl Query {
+    /// What belongs to an app.
+    #[must_use]
+    pub fn of_app(app: &AppKey) -> Self {
+        Self::default().with("app", &app.to_string())
+    }
+
     /// The same with one more parameter.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {

@@ -84,8 +84,7 @@ impl Resource for wire::App {
     }
 
     fn path_of(name: &str) -> Option<String> {
-        let AppKey { team, name } = name.parse().ok()?;
-        Some(format!("{}/{team}/{name}", Self::PATH))
+        Some(path_of_app(&name.parse().ok()?))
     }
 
     fn query(wanted: &Wanted) -> Query {
@@ -125,6 +124,12 @@ impl Resource for wire::App {
             }),
         ]
     }
+}
+
+/// Where the API has one app.
+#[must_use]
+pub fn path_of_app(AppKey { team, name }: &AppKey) -> String {
+    format!("{}/{team}/{name}", wire::App::PATH)
 }
 
 /// The condition that says most about an app.
@@ -288,13 +293,7 @@ impl Resource for wire::Revision {
     }
 
     fn cells(&self, now: Timestamp) -> Vec<Cell> {
-        let (word, tone) = match self.state {
-            RevisionState::Attempted => ("attempted", Tone::Busy),
-            RevisionState::Applied => ("applied", Tone::Good),
-            RevisionState::Failed => ("failed", Tone::Bad),
-            RevisionState::Stalled => ("stalled", Tone::Bad),
-            RevisionState::Superseded => ("superseded", Tone::Quiet),
-        };
+        let (word, tone) = revision_state(self.state);
         let actions: Vec<_> = self.actions.iter().map(|(word, number)| format!("{word} {number}")).collect();
         vec![
             Cell::new(self.commit.short()),
@@ -307,6 +306,18 @@ impl Resource for wire::Revision {
             Cell::or_dash(self.applied_at.map(time)),
             Cell::new(&self.message),
         ]
+    }
+}
+
+/// How far a revision came, in a word and its colour.
+#[must_use]
+pub const fn revision_state(state: RevisionState) -> (&'static str, Tone) {
+    match state {
+        RevisionState::Attempted => ("attempted", Tone::Busy),
+        RevisionState::Applied => ("applied", Tone::Good),
+        RevisionState::Failed => ("failed", Tone::Bad),
+        RevisionState::Stalled => ("stalled", Tone::Bad),
+        RevisionState::Superseded => ("superseded", Tone::Quiet),
     }
 }
 
@@ -333,11 +344,10 @@ impl Resource for wire::Event {
     }
 
     fn query(wanted: &Wanted) -> Query {
-        let app = match &wanted.names[..] {
-            [name] => name.parse::<AppKey>().ok(),
-            [] | [_, _, ..] => None,
-        };
-        Query::default().with_some("app", app.map(|app| app.to_string()))
+        match &wanted.names[..] {
+            [name] => name.parse().map_or_else(|_| Query::default(), |app| Query::of_app(&app)),
+            [] | [_, _, ..] => Query::default(),
+        }
     }
 
     fn traits(&self) -> Traits<'_> {
