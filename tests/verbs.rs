@@ -14,26 +14,17 @@ mod transcript;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use examples::daemon_on_examples;
 use host::Host;
-use terminal::{Going, on_terminal};
+use terminal::{Going, on_terminal, seen};
 use transcript::{assert_text, said, session};
 
 fn assert_session(name: &str, host: &Host, commands: &[&[&str]]) {
     assert_text("verbs", name, &session(host, commands));
-}
-
-/// What commands print on a terminal of this width.
-fn seen(host: &Host, columns: u16, commands: &[&[&str]]) -> String {
-    let show = |args: &&[&str]| {
-        let text = on_terminal(host.command(args), columns).replace(&host.dir().display().to_string(), "[HOST]");
-        format!("$ setpoint {}\n{text}", args.join(" "))
-    };
-    commands.iter().map(show).collect::<Vec<_>>().join("\n")
 }
 
 /// A daemon with an app that never gets ready, one that waits for it, and one with a mistake.
@@ -165,6 +156,40 @@ fn watches_outlive_a_restart_of_the_daemon() {
     assert!(apps.line_with("shop").starts_with("shop"));
     let second = events.line_with("\"app\":\"shop\"");
     assert!(first != second);
+}
+
+#[test]
+fn events_are_waited_for_where_streams_do_not_come_through() {
+    let mut host = Host::sim();
+    host.write_app("blog", "", "first");
+    host.commit("declare");
+    host.start();
+    host.wait_converged();
+    let server = without_streams(&host);
+    let events = Going::start(host.command(&["events", "--watch", "--server", &server, "-o", "json"]));
+    events.line_with("created");
+    host.write_app("shop", "", "open");
+    host.commit("open a shop");
+    events.line_with("\"app\":\"shop\"");
+}
+
+/// A way to the status API that lets no requests for streams through; its address.
+fn without_streams(host: &Host) -> String {
+    let (listener, api) = (TcpListener::bind("127.0.0.1:0").unwrap(), host.api_address());
+    let address = listener.local_addr().unwrap().to_string();
+    let pass = move |mut client: TcpStream| {
+        let mut head = [0; 4096];
+        let length = client.read(&mut head)?;
+        let head = String::from_utf8_lossy(&head[..length]).replace("text/event-stream", "application/json");
+        let mut daemon = TcpStream::connect(api)?;
+        daemon.write_all(head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes())?;
+        std::io::copy(&mut daemon, &mut client).map(drop)
+    };
+    std::thread::spawn(move || {
+        // Whoever asks may leave before there is an answer.
+        listener.incoming().flatten().for_each(|client| drop(std::thread::spawn(move || pass(client))));
+    });
+    address
 }
 
 /// Apps that are declared and never started, one more than a page of the API holds.

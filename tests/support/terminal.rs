@@ -1,4 +1,6 @@
 //! Runs the binary on a terminal of its own, as somebody at a keyboard has it.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -10,6 +12,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::host::Host;
 
 /// Runs `command` to its end on a terminal this wide; what is seen there, escapes as `␛`, and the exit code.
 pub fn on_terminal(mut command: Command, columns: u16) -> String {
@@ -29,6 +33,15 @@ pub fn on_terminal(mut command: Command, columns: u16) -> String {
         text.push_str(&format!("exit {}\n", status.code().unwrap_or(-1)));
     }
     text
+}
+
+/// What commands print on a terminal of this width.
+pub fn seen(host: &Host, columns: u16, commands: &[&[&str]]) -> String {
+    let show = |args: &&[&str]| {
+        let text = on_terminal(host.command(args), columns).replace(&host.dir().display().to_string(), "[HOST]");
+        format!("$ setpoint {}\n{text}", args.join(" "))
+    };
+    commands.iter().map(show).collect::<Vec<_>>().join("\n")
 }
 
 fn open(columns: u16) -> (OwnedFd, OwnedFd) {
