@@ -146,14 +146,14 @@ impl ProcessSet {
     #[must_use]
     pub fn digest_of(
         runtime: &Runtime,
-        env: &std::collections::BTreeMap<EnvName, String>,
+        env: &std::collections::BTreeMap<EnvName, EnvValue>,
         tree: &TreeDigest,
     ) -> SpecDigest {
         /// Is written as a [`ProcessSet`] is.
         #[derive(Serialize)]
         struct Parts<'a> {
             runtime: &'a Runtime,
-            env: &'a std::collections::BTreeMap<EnvName, String>,
+            env: &'a std::collections::BTreeMap<EnvName, EnvValue>,
             tree: &'a TreeDigest,
         }
         SpecDigest::of(&Parts { runtime, env, tree })
