@@ -198,7 +198,7 @@ impl Observer {
     async fn runs(&self, sandbox: &SandboxId, nonce: &BootNonce) -> bool {
         match self.shared.driver.observe(sandbox).await {
             Ok(VmState::Running { nonce: running, .. }) => running == *nonce,
-            Ok(VmState::Absent | VmState::Exited { .. }) => false,
+            Ok(VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }) => false,
             // Not knowing is no reason to give up: the timeout is.
             Err(_) => true,
         }
@@ -239,5 +239,5 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether the driver has said that the microVM does not run.
 fn ended(view: &View) -> bool {
-    matches!(view.vm, Some(VmState::Absent | VmState::Exited { .. }))
+    matches!(view.vm, Some(VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }))
 }

@@ -57,6 +57,10 @@ id!(
     BootNonce
 );
 id!(
+    /// One saved state of one microVM, 32 hex digits: names its files.
+    SnapshotId
+);
+id!(
     /// The machine a daemon runs on, from its host name.
     HostId
 );

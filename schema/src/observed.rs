@@ -252,6 +252,17 @@ pub enum VmState {
         /// Since when.
         since: Timestamp,
     },
+    /// It rests: its memory is kept in files, from which it can go on.
+    Paused {
+        /// The boot that was paused.
+        nonce: BootNonce,
+        /// Since when.
+        since: Timestamp,
+        /// What the kept memory takes up on the disk.
+        bytes: ByteSize,
+        /// Why it cannot go on from them, once that has been tried.
+        fault: Option<String>,
+    },
 }
 
 /// Why a microVM ended.

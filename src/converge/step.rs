@@ -191,7 +191,7 @@ impl Hands {
     /// Asks the guest to shut down, and ends the microVM when it does not within its time or cannot be asked.
     async fn stop(&self, sandbox: &SandboxId, grace: Option<Span>) -> Result<(), StepError> {
         match (self.driver.observe(sandbox).await, grace) {
-            (Ok(VmState::Absent | VmState::Exited { .. }), _) => return Ok(()),
+            (Ok(VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }), _) => return Ok(()),
             (Ok(VmState::Running { nonce, .. }), Some(grace)) => self.shut_down(sandbox, &nonce, grace).await,
             (Ok(VmState::Running { .. }), None) => {}
             (Err(error), _) => tracing::warn!(%sandbox, error = %chain(&error), "microVM is ended without being asked"),
@@ -266,7 +266,7 @@ impl Hands {
     async fn runs(&self, sandbox: &SandboxId, machine: Option<&Machine>) -> Result<bool, StepError> {
         Ok(match self.driver.observe(sandbox).await? {
             VmState::Running { nonce, .. } => machine.is_none_or(|machine| machine.nonce == nonce),
-            VmState::Absent | VmState::Exited { .. } => false,
+            VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => false,
         })
     }
 }

@@ -105,12 +105,13 @@ impl WorldGauges {
     }
 
     fn look_at_microvms(&self, pass: &Pass) {
-        const PHASES: [&str; 5] = ["absent", "exited", "booting", "running", "silent"];
+        const PHASES: [&str; 6] = ["absent", "exited", "booting", "running", "silent", "paused"];
         let mut counts = [0_usize; PHASES.len()];
         for sandbox in pass.observed.sandboxes.values() {
             let phase = match (&sandbox.vm, &sandbox.guest) {
                 (VmState::Absent, _) => 0,
                 (VmState::Exited { .. }, _) => 1,
+                (VmState::Paused { .. }, _) => 5,
                 (VmState::Running { .. }, GuestState::Connecting { .. } | GuestState::Absent) => 2,
                 (VmState::Running { .. }, GuestState::Answering(_)) => 3,
                 (VmState::Running { .. }, GuestState::Silent { .. }) => 4,

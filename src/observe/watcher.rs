@@ -49,7 +49,7 @@ impl Task {
         loop {
             match tokio::time::timeout(OBSERVE, self.driver.observe(&self.sandbox)).await {
                 Ok(Ok(VmState::Running { nonce, since })) => self.follow_running(nonce, since).await,
-                Ok(Ok(vm @ (VmState::Absent | VmState::Exited { .. }))) => {
+                Ok(Ok(vm @ (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }))) => {
                     self.publish(View { vm: Some(vm), guest: GuestState::Absent, agent: None });
                     self.nudge.notified().await;
                 }

@@ -99,6 +99,7 @@ impl<'a> AppFacts<'a> {
             (Some(sandbox), None) => match (&sandbox.vm, &sandbox.guest) {
                 (VmState::Absent, _) => ("VmAbsent", "the microVM is not started".to_owned()),
                 (VmState::Exited { .. }, _) => ("VmExited", "the microVM has ended".to_owned()),
+                (VmState::Paused { .. }, _) => ("VmPaused", "the microVM is paused".to_owned()),
                 (VmState::Running { .. }, GuestState::Silent { since }) => {
                     ("AgentSilent", format!("the agent has been silent since {since:.0}"))
                 }

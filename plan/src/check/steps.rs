@@ -47,7 +47,7 @@ impl<'a> Walk<'a> {
         for (id, sandbox) in sandboxes() {
             match sandbox.vm {
                 VmState::Running { .. } => walk.running.insert(id),
-                VmState::Exited { .. } => walk.ended.insert(id),
+                VmState::Exited { .. } | VmState::Paused { .. } => walk.ended.insert(id),
                 VmState::Absent => false,
             };
             if matches!(sandbox.guest, GuestState::Answering(_)) {

@@ -53,6 +53,7 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
     match &case.kept.vm {
         VmState::Absent => Condition::Boots(Cause::Down("it does not exist".to_owned())),
         VmState::Exited { reason } => Condition::Boots(Cause::Down(describe(reason))),
+        VmState::Paused { .. } => Condition::Boots(Cause::Down("it is paused".to_owned())),
         VmState::Running { nonce, since } => {
             let size = (record.machine.vcpus, record.machine.memory_mib);
             if *nonce != record.machine.nonce || size != (resources.vcpus, resources.memory.as_mib()) {
@@ -200,7 +201,7 @@ pub(super) fn refuse_shrink(case: &Case<'_>, from: ByteSize, to: ByteSize) -> Ac
 /// A sandbox that never was up is still being created, whatever the way there.
 fn kind(case: &Case<'_>, otherwise: ActionKind) -> ActionKind {
     match (&case.kept.vm, case.applied()) {
-        (VmState::Absent | VmState::Exited { .. }, None) => ActionKind::Create,
+        (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, None) => ActionKind::Create,
         (VmState::Running { .. }, _) | (_, Some(_)) => otherwise,
     }
 }

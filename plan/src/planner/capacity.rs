@@ -116,7 +116,7 @@ impl InUse {
         self.sandboxes += 1;
         match &sandbox.vm {
             VmState::Running { .. } => self.add_machine(&sandbox.record.machine),
-            VmState::Absent | VmState::Exited { .. } => {}
+            VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => {}
         }
     }
 
@@ -129,7 +129,7 @@ impl InUse {
                 self.memory -= u128::from(amount.memory.as_bytes());
                 self.vcpus -= u64::from(amount.vcpus);
             }
-            VmState::Absent | VmState::Exited { .. } => {}
+            VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => {}
         }
     }
 

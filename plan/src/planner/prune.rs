@@ -101,14 +101,16 @@ pub(super) fn stop(sandbox: &ObservedSandbox, grace: Span) -> Option<Step> {
     };
     match &sandbox.vm {
         VmState::Running { .. } => Some(Step::Stop { sandbox: sandbox.record.id.clone(), grace }),
-        VmState::Absent | VmState::Exited { .. } => None,
+        VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => None,
     }
 }
 
 /// Removes what is left of a microVM that has ended.
 pub(super) fn remove_vm(sandbox: &ObservedSandbox) -> Option<Step> {
     match &sandbox.vm {
-        VmState::Running { .. } | VmState::Exited { .. } => Some(Step::RemoveVm(sandbox.record.id.clone())),
+        VmState::Running { .. } | VmState::Exited { .. } | VmState::Paused { .. } => {
+            Some(Step::RemoveVm(sandbox.record.id.clone()))
+        }
         VmState::Absent => None,
     }
 }

@@ -153,7 +153,7 @@ fn nth_running(world: &mut World, which: usize) -> Option<&mut setpoint_schema::
     let running = |sandbox: &&Arc<setpoint_schema::observed::ObservedSandbox>| match &sandbox.vm {
         // A boot that is not the recorded one cannot be lost: the driver names the machine that it runs.
         VmState::Running { nonce, .. } => *nonce == sandbox.record.machine.nonce,
-        VmState::Absent | VmState::Exited { .. } => false,
+        VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => false,
     };
     let found: Vec<_> =
         world.observed.sandboxes.values().filter(running).map(|sandbox| sandbox.record.id.clone()).collect();

@@ -49,6 +49,18 @@ pub enum Vm {
         /// Since when.
         since: Timestamp,
     },
+    /// It rests, with its memory in files.
+    Paused {
+        /// The boot that was paused.
+        nonce: BootNonce,
+        /// Since when.
+        since: Timestamp,
+        /// What the kept memory takes up on the disk.
+        memory_on_disk: ByteSize,
+        /// Why it cannot go on from them, where that was tried.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        fault: Option<String>,
+    },
 }
 
 impl Vm {
@@ -59,6 +71,7 @@ impl Vm {
             Self::Absent => "absent",
             Self::Exited { .. } => "exited",
             Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
         }
     }
 }
@@ -69,6 +82,9 @@ impl From<&VmState> for Vm {
             VmState::Absent => Self::Absent,
             VmState::Exited { reason } => Self::Exited { reason: exit_in_words(reason) },
             VmState::Running { nonce, since } => Self::Running { nonce: nonce.clone(), since: *since },
+            VmState::Paused { nonce, since, bytes, fault } => {
+                Self::Paused { nonce: nonce.clone(), since: *since, memory_on_disk: *bytes, fault: fault.clone() }
+            }
         }
     }
 }

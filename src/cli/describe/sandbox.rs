@@ -74,6 +74,7 @@ pub(super) fn lines(sandbox: &wire::Sandbox, now: Timestamp) -> String {
         }
         wire::Vm::Exited { reason } => lines.add("State", &format!("exited: {}", harmless(reason))),
         wire::Vm::Absent => lines.add("State", "absent"),
+        wire::Vm::Paused { since, .. } => lines.add("State", &format!("paused, {}", age(*since, now))),
     }
     lines.add("Machine", &format!("{} vcpu, {} memory", sandbox.vcpus, sandbox.memory));
     let disk = sandbox.disk.as_ref();

@@ -222,6 +222,7 @@ impl Resource for wire::Sandbox {
                 (Tone::Good, Some(boot), format!("up {}", age(*since, now)))
             }
             wire::Vm::Absent => (Tone::Quiet, None, String::new()),
+            wire::Vm::Paused { since, .. } => (Tone::Quiet, None, format!("paused {}", age(*since, now))),
             wire::Vm::Exited { reason } => (Tone::Bad, None, reason.clone()),
         };
         vec![

@@ -77,6 +77,9 @@ fn state_of(vm: &VmState) -> String {
     match vm {
         VmState::Absent => "absent".to_owned(),
         VmState::Exited { reason } => format!("ended ({reason:?})"),
+        VmState::Paused { nonce, since: _, bytes: _, fault: _ } => {
+            format!("paused in boot {}", nonce.as_str().chars().take(8).collect::<String>())
+        }
         VmState::Running { nonce, since: _ } => {
             format!("running in boot {}", nonce.as_str().chars().take(8).collect::<String>())
         }
