@@ -20,9 +20,11 @@ use crate::proto::StatusReply;
 use crate::proto::agent_server::AgentServer;
 
 use disk::DataDisk;
+use freeze::{Freezer, Gate};
 use job::Launcher;
 use logs::Logs;
 use reaper::{Collects, Reaper};
+use renew::Identity;
 use service::Service;
 use status::Board;
 use supervise::{Context, Supervisor};
@@ -30,6 +32,7 @@ use workspace::Workspace;
 
 pub mod boot;
 pub mod disk;
+pub mod freeze;
 pub mod health;
 pub mod job;
 pub mod link;
@@ -39,6 +42,7 @@ pub mod network;
 pub mod power;
 pub mod process;
 pub mod reaper;
+pub mod renew;
 pub mod service;
 pub mod status;
 pub mod supervise;
@@ -60,6 +64,8 @@ pub struct Config {
     pub disk: DataDisk,
     /// Whose ends to collect.
     pub collects: Collects,
+    /// What makes the machine one of its own again after it was restored.
+    pub identity: Arc<dyn Identity>,
 }
 
 /// The side of the machine that the app sees.
@@ -104,14 +110,26 @@ impl Agent {
             disk_bytes: config.disk.size()?,
             ..StatusReply::default()
         }));
+        let gate = Gate::default();
+        let freezer = Freezer::new(config.user.cgroups.clone(), config.disk.clone(), gate.clone());
         let context = Arc::new(Context {
             launcher: Launcher::new(Reaper::start(config.collects)?, config.user),
+            gate,
             logs: Logs::new(config.state.join("logs"))?,
             board,
         });
         let supervisor = Supervisor::start(context.clone());
         let shutdown = Arc::new(Notify::new());
-        let service = Service::new(config.nonce, context, supervisor.clone(), workspace, config.disk, shutdown.clone());
+        let service = Service::new(service::Parts {
+            nonce: config.nonce,
+            context,
+            supervisor: supervisor.clone(),
+            workspace,
+            disk: config.disk,
+            freezer,
+            identity: config.identity,
+            shutdown: shutdown.clone(),
+        });
         let service = AgentServer::new(service)
             .max_decoding_message_size(limits::MESSAGE)
             .max_encoding_message_size(limits::MESSAGE);

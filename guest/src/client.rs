@@ -29,8 +29,9 @@ use crate::proto::exec_part::Part as ExecOutputPart;
 use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
 use crate::proto::{
-    ApplyRequest, ExecRequest, GrowDiskRequest, HelloRequest, LogsRequest, ManifestEntry, ManifestRequest, PortPart,
-    ProcessStatus, ShutdownRequest, StatusReply, StatusRequest, SyncBegin, SyncPart,
+    ApplyRequest, ExecRequest, FreezeRequest, GrowDiskRequest, HelloRequest, LogsRequest, ManifestEntry,
+    ManifestRequest, PortPart, ProcessStatus, RenewRequest, ShutdownRequest, StatusReply, StatusRequest, SyncBegin,
+    SyncPart, ThawRequest,
 };
 use crate::{PROTOCOL, proto};
 
@@ -129,6 +130,16 @@ pub struct Client {
     agent: AgentClient<Channel>,
     nonce: String,
     version: String,
+    motion: Motion,
+}
+
+/// Whether a machine goes on or stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Motion {
+    /// Its processes run.
+    Moving,
+    /// It is frozen until it is thawed.
+    Frozen,
 }
 
 impl Client {
@@ -151,13 +162,20 @@ impl Client {
         if hello.protocol != PROTOCOL {
             return Err(ClientError::Protocol(hello.protocol));
         }
-        Ok(Self { agent, nonce: bounded_text(&hello.nonce), version: bounded_text(&hello.agent_version) })
+        let motion = if hello.frozen { Motion::Frozen } else { Motion::Moving };
+        Ok(Self { agent, nonce: bounded_text(&hello.nonce), version: bounded_text(&hello.agent_version), motion })
     }
 
     /// The nonce of the boot that answers, which the caller compares with the boot that it means.
     #[must_use]
     pub fn nonce(&self) -> &str {
         &self.nonce
+    }
+
+    /// Whether the machine was frozen when this connection began.
+    #[must_use]
+    pub fn motion(&self) -> Motion {
+        self.motion
     }
 
     /// The version of the agent.
@@ -294,6 +312,30 @@ impl Client {
         let chunks = self.streaming("port", self.agent.clone().port(ReceiverStream::new(receiver))).await?;
         let reader = StreamReader::new(chunks.map_ok(|chunk| chunk.data).map_err(io::Error::other));
         Ok(tokio::io::join(reader, PortWriter { parts: PollSender::new(sender) }))
+    }
+
+    /// Makes the machine stand still, its data file system clean, until [`Self::thaw`].
+    ///
+    /// # Errors
+    /// The call fails; then nothing stands still, unless the connection broke.
+    pub async fn freeze(&self) -> Result<()> {
+        within("freeze", limits::FREEZE, self.agent.clone().freeze(FreezeRequest {})).await.map(drop)
+    }
+
+    /// Makes a restored machine one of its own. Without this having succeeded it must not be thawed.
+    ///
+    /// # Errors
+    /// The call fails, or a step of it.
+    pub async fn renew(&self, request: RenewRequest) -> Result<()> {
+        within("renew", limits::CALL, self.agent.clone().renew(request)).await.map(drop)
+    }
+
+    /// Lets a frozen machine go on; nothing happens to one that goes on already.
+    ///
+    /// # Errors
+    /// The call fails.
+    pub async fn thaw(&self) -> Result<()> {
+        within("thaw", limits::CALL, self.agent.clone().thaw(ThawRequest {})).await.map(drop)
     }
 
     /// Asks for a clean shutdown. The microVM ends some time after.

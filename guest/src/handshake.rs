@@ -29,8 +29,11 @@ const VERB: usize = 17;
 const DIGITS: usize = 32;
 const LINE: usize = VERB + DIGITS + 1;
 
-/// How often the host repeats its hello. The first may reach an agent that still takes it for HTTP/2 of the old connection.
-const REPEAT: Duration = Duration::from_millis(250);
+/// How soon the host repeats its hello, doubled each time up to [`SLOWEST_REPEAT`]. The first may reach an agent that still takes
+/// it for HTTP/2 of the old connection, as that of a machine that was restored a moment ago.
+const FIRST_REPEAT: Duration = Duration::from_millis(5);
+/// The longest wait between two hellos, for an agent that is still booting.
+const SLOWEST_REPEAT: Duration = Duration::from_millis(250);
 
 /// Distinguishes one connection from all others on the same link: 32 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,7 @@ where
     let mut buffer = vec![0; 16 * 1024];
     let mut discarded = 0;
     let mut next_hello = Instant::now();
+    let mut wait = FIRST_REPEAT;
     loop {
         // Both arms are safe to drop half-way: a read that did not complete has consumed nothing.
         let count = tokio::select! {
@@ -104,7 +108,8 @@ where
             () = sleep_until(next_hello) => {
                 stream.write_all(&hello).await?;
                 stream.flush().await?;
-                next_hello = Instant::now() + REPEAT;
+                next_hello = Instant::now() + wait;
+                wait = (wait * 2).min(SLOWEST_REPEAT);
                 continue;
             }
         };

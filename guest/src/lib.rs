@@ -17,4 +17,4 @@ pub mod proto {
 
 /// The protocol's version. Host and agent come out of one binary, so that they differ only while a host that was upgraded
 /// meets a microVM booted before; such a guest is booted anew.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

@@ -52,6 +52,9 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a call may take that only looks something up or sets something off.
 pub const CALL: Duration = Duration::from_secs(20);
 
+/// How long standing still may take: the end of a sync, writing everything to the disk, stopping all processes.
+pub const FREEZE: Duration = Duration::from_secs(60);
+
 /// How long growing a file system may take.
 pub const GROW: Duration = Duration::from_secs(60);
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
@@ -17,7 +18,8 @@ use rustix::system::{finit_module, sethostname};
 
 use super::disk::DataDisk;
 use super::reaper::Collects;
-use super::{Config, Owner, UserSide, network};
+use super::renew::ThisMachine;
+use super::{Config, Owner, UserSide, network, renew};
 
 use cmdline::{CommandLine, Root};
 
@@ -101,6 +103,7 @@ pub fn boot() -> Result<Config, BootError> {
             mount: PathBuf::from(DATA),
         },
         collects: Collects::Everything,
+        identity: Arc::new(ThisMachine { root: PathBuf::from(USER_ROOT) }),
     })
 }
 
@@ -234,8 +237,7 @@ fn fill_user_root(hostname: &str) -> Result<(), BootError> {
 
     let etc = in_root("etc");
     fs::create_dir_all(&etc).step("make /etc")?;
-    replace(&etc.join("hostname"), &format!("{hostname}\n"))?;
-    replace(&etc.join("hosts"), &format!("127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"))?;
+    renew::write_hostname(&etc, hostname).step("name the machine")?;
     replace(&etc.join("resolv.conf"), &format!("nameserver {}\n", network::NAME_SERVER))?;
     let Owner { uid, gid } = APP;
     add_account(&etc.join("passwd"), uid, &format!("app:x:{uid}:{gid}::{WORKSPACE}:/bin/sh\n"))?;
@@ -248,13 +250,8 @@ fn bind(source: &Path, target: &Path) -> Result<(), BootError> {
     mount_bind_recursive(source, target).step(&binding)
 }
 
-/// Writes a file in place of whatever the template has there: a link could lead anywhere.
 fn replace(path: &Path, content: &str) -> Result<(), BootError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).step(path.display()),
-        Ok(()) | Err(_) => {}
-    }
-    fs::write(path, content).step(format_args!("write {}", path.display()))
+    renew::replace(path, content).step(format_args!("write {}", path.display()))
 }
 
 /// Adds a line to `passwd` or `group` unless it has the number already.

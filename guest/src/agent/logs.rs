@@ -17,6 +17,8 @@ use tokio::sync::watch;
 
 use crate::limits;
 
+use super::freeze::Gate;
+
 /// The size at which a log's newest file becomes its older one: a few thousand lines, twice.
 const ROTATE_AT: u64 = 1024 * 1024;
 
@@ -109,9 +111,11 @@ impl Log {
     }
 
     /// Appends what comes out of `pipe` until it ends. A log that cannot be written loses output rather than block the process.
-    pub async fn record(self: Arc<Self>, mut pipe: pipe::Receiver) {
+    pub async fn record(self: Arc<Self>, mut pipe: pipe::Receiver, gate: Gate) {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+            // Writing to a frozen file system would stop the whole agent.
+            gate.passed().await;
             if let Err(error) = self.append(&buffer[..count]) {
                 eprintln!("setpoint-agent: could not write a log: {error}");
             }

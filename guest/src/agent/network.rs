@@ -24,6 +24,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
@@ -50,6 +51,22 @@ pub fn bring_up() -> io::Result<()> {
         request(&socket, RTM_NEWROUTE, set, &default_route(eth0))?;
     }
     Ok(())
+}
+
+/// Gives `eth0`, where there is one, another hardware address.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_hardware_address(mac: [u8; 6]) -> io::Result<()> {
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let Some(eth0) = index_of("eth0")? else { return Ok(()) };
+    let mut message = [[0; 4].as_slice(), &eth0.to_ne_bytes(), &[0; 8]].concat();
+    // Attributes are padded to four bytes, and say how long they are without that.
+    message.extend(10_u16.to_ne_bytes());
+    message.extend(IFLA_ADDRESS.to_ne_bytes());
+    message.extend(mac);
+    message.extend([0; 2]);
+    request(&socket, RTM_NEWLINK, 0, &message)
 }
 
 fn index_of(interface: &str) -> io::Result<Option<u32>> {

@@ -98,6 +98,8 @@ enum Run {
 async fn supervise(context: Arc<Context>, spec: ProcessSpec, mut stop: oneshot::Receiver<()>) {
     let mut backoff = Backoff::default();
     loop {
+        // In a frozen machine a new process would stop before it begins, and the agent with it.
+        context.gate.passed().await;
         context.board.set_process(&spec.name, State::Running, "");
         let (end, last_line, uptime) = match run(&context, &spec, &mut stop).await {
             Run::Stopped => break,
@@ -153,7 +155,7 @@ pub fn start(context: &Context, log: &str, command: &str, env: &Env) -> std::io:
     log.forget_last_line();
     let mut job = context.launcher.launch(&context.launcher.shell(command), env, Output::Merged)?;
     let pipe = job.stdout.take().expect("a new job has its output");
-    let task = tokio::spawn(log.clone().record(pipe));
+    let task = tokio::spawn(log.clone().record(pipe, context.gate.clone()));
     Ok((job, Recorder { log, task }))
 }
 

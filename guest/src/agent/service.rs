@@ -21,16 +21,19 @@ use crate::proto::exec_part::Part as ExecOutput;
 use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
 use crate::proto::{
-    ApplyReply, ApplyRequest, Chunk, ExecPart, ExecRequest, FileKind, GrowDiskReply, GrowDiskRequest, HelloReply,
-    HelloRequest, LogsRequest, ManifestEntry, ManifestPage, ManifestRequest, PortPart, ShutdownReply, ShutdownRequest,
-    StatusReply, StatusRequest, SyncPart, SyncReply,
+    ApplyReply, ApplyRequest, Chunk, ExecPart, ExecRequest, FileKind, FreezeReply, FreezeRequest, GrowDiskReply,
+    GrowDiskRequest, HelloReply, HelloRequest, LogsRequest, ManifestEntry, ManifestPage, ManifestRequest, PortPart,
+    RenewReply, RenewRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest, SyncPart, SyncReply,
+    ThawReply, ThawRequest,
 };
 
 use super::disk::DataDisk;
+use super::freeze::Freezer;
 use super::job::{Env, Job, Output};
 use super::local;
 use super::logs;
 use super::process::ProcessName;
+use super::renew::{Identity, Renewal, renew};
 use super::supervise::{Context, Supervisor};
 use super::workspace::{Entry, Manifest, Sync, Workspace, WorkspaceError};
 
@@ -44,7 +47,7 @@ pub struct Service {
 
 #[derive(Debug)]
 struct Shared {
-    nonce: String,
+    nonce: std::sync::Mutex<String>,
     context: Arc<Context>,
     supervisor: Supervisor,
     /// Held by a sync from its beginning to its end: a newer one waits for the older one's connection to go.
@@ -52,23 +55,51 @@ struct Shared {
     /// The environment of the set that was applied last, for commands.
     env: std::sync::Mutex<Env>,
     disk: DataDisk,
+    freezer: Freezer,
+    identity: Arc<dyn Identity>,
     shutdown: Arc<Notify>,
 }
 
+/// The parts that do the work.
+#[derive(Debug)]
+pub struct Parts {
+    /// This boot's nonce.
+    pub nonce: String,
+    /// Shows how processes are.
+    pub context: Arc<Context>,
+    /// Runs them.
+    pub supervisor: Supervisor,
+    /// Takes files.
+    pub workspace: Workspace,
+    /// Grows.
+    pub disk: DataDisk,
+    /// Makes the machine stand still.
+    pub freezer: Freezer,
+    /// Makes a restored machine one of its own.
+    pub identity: Arc<dyn Identity>,
+    /// Notified when a host asks for a shutdown.
+    pub shutdown: Arc<Notify>,
+}
+
 impl Service {
-    /// A service over the parts that do the work. `shutdown` is notified when a host asks for one.
+    /// A service over the parts.
     #[must_use]
-    pub fn new(
-        nonce: String,
-        context: Arc<Context>,
-        supervisor: Supervisor,
-        workspace: Workspace,
-        disk: DataDisk,
-        shutdown: Arc<Notify>,
-    ) -> Self {
-        let workspace = Arc::new(Mutex::new(workspace));
+    pub fn new(parts: Parts) -> Self {
+        let Parts { nonce, context, supervisor, workspace, disk, freezer, identity, shutdown } = parts;
+        let (nonce, workspace) = (std::sync::Mutex::new(nonce), Arc::new(Mutex::new(workspace)));
         let env = std::sync::Mutex::default();
-        Self { shared: Arc::new(Shared { nonce, context, supervisor, workspace, env, disk, shutdown }) }
+        Self {
+            shared: Arc::new(Shared { nonce, context, supervisor, workspace, env, disk, freezer, identity, shutdown }),
+        }
+    }
+
+    /// Refuses what would wait for a machine that stands still: waiting for it could hold up the call that lets it go on.
+    fn moving(&self) -> Result<(), Status> {
+        if self.shared.freezer.is_frozen() { Err(Status::failed_precondition("the machine is frozen")) } else { Ok(()) }
+    }
+
+    fn nonce(&self) -> std::sync::MutexGuard<'_, String> {
+        self.shared.nonce.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -81,7 +112,8 @@ impl agent_server::Agent for Service {
 
     async fn hello(&self, _: Request<HelloRequest>) -> Answer<HelloReply> {
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Response::new(HelloReply { protocol: PROTOCOL, nonce: self.shared.nonce.clone(), agent_version }))
+        let (nonce, frozen) = (self.nonce().clone(), self.shared.freezer.is_frozen());
+        Ok(Response::new(HelloReply { protocol: PROTOCOL, nonce, agent_version, frozen }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusReply> {
@@ -99,6 +131,7 @@ impl agent_server::Agent for Service {
     }
 
     async fn sync(&self, request: Request<Streaming<SyncPart>>) -> Answer<SyncReply> {
+        self.moving()?;
         let mut parts = request.into_inner();
         let Some(SyncPart { part: Some(SyncInput::Begin(begin)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a sync begins with its tree"));
@@ -125,6 +158,7 @@ impl agent_server::Agent for Service {
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
+        self.moving()?;
         let request = request.into_inner();
         check_set(&request).map_err(Status::invalid_argument)?;
         let env = request.env.clone().into_iter().collect();
@@ -134,12 +168,14 @@ impl agent_server::Agent for Service {
     }
 
     async fn grow_disk(&self, _: Request<GrowDiskRequest>) -> Answer<GrowDiskReply> {
+        self.moving()?;
         let disk_bytes = self.shared.disk.grow().await.map_err(|e| Status::internal(format!("could not grow: {e}")))?;
         self.shared.context.board.update(|status| status.disk_bytes = disk_bytes);
         Ok(Response::new(GrowDiskReply { disk_bytes }))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
+        self.moving()?;
         let LogsRequest { process, tail_lines, follow } = request.into_inner();
         let reader = self.open_log(&process)?.tail(tail_lines).map_err(|error| io_status("read the log", &error))?;
         let follow = if follow { Follow::Yes } else { Follow::No };
@@ -148,6 +184,7 @@ impl agent_server::Agent for Service {
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<Self::ExecStream> {
+        self.moving()?;
         let env = self.shared.env.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let job = (self.shared.context.launcher.launch(&request.into_inner().argv, &env, Output::Split))
             .map_err(|error| io_status("start the command", &error))?;
@@ -163,6 +200,7 @@ impl agent_server::Agent for Service {
     }
 
     async fn port(&self, request: Request<Streaming<PortPart>>) -> Answer<Self::PortStream> {
+        self.moving()?;
         let mut parts = request.into_inner();
         let Some(PortPart { part: Some(PortInput::Open(port)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a port stream begins with its port"));
@@ -178,7 +216,38 @@ impl agent_server::Agent for Service {
         Ok(Response::new(chunks.boxed()))
     }
 
+    async fn freeze(&self, _: Request<FreezeRequest>) -> Answer<FreezeReply> {
+        // A sync under way comes to its end first.
+        let workspace = self.shared.workspace.lock().await;
+        self.shared.freezer.freeze().await.map_err(|error| io_status("freeze the machine", &error))?;
+        drop(workspace);
+        Ok(Response::new(FreezeReply {}))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Answer<RenewReply> {
+        if !self.shared.freezer.is_frozen() {
+            return Err(Status::failed_precondition("only a frozen machine can be renewed"));
+        }
+        let request = request.into_inner();
+        // A renewal whose answer was lost comes a second time.
+        let known = self.nonce().clone();
+        if request.old_nonce != known && request.nonce != known {
+            return Err(Status::permission_denied("the renewal is for another machine"));
+        }
+        let nonce = request.nonce.clone();
+        let renewal = checked(request).map_err(Status::invalid_argument)?;
+        renew(&*self.shared.identity, &renewal).map_err(|(step, error)| io_status(step, &error))?;
+        *self.nonce() = nonce;
+        Ok(Response::new(RenewReply {}))
+    }
+
+    async fn thaw(&self, _: Request<ThawRequest>) -> Answer<ThawReply> {
+        self.shared.freezer.thaw().await.map_err(|error| io_status("thaw the machine", &error))?;
+        Ok(Response::new(ThawReply {}))
+    }
+
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {
+        self.moving()?;
         self.shared.shutdown.notify_one();
         Ok(Response::new(ShutdownReply {}))
     }
@@ -257,6 +326,25 @@ fn check_set(request: &ApplyRequest) -> Result<(), &'static str> {
         return Err("a worker's name must be 1 to 64 letters, digits, `_` or `-`");
     }
     Ok(())
+}
+
+/// The host sends none that is wrong; names become files here, and too little entropy would not tell two machines apart.
+fn checked(request: RenewRequest) -> Result<Renewal, &'static str> {
+    let RenewRequest { old_nonce: _, nonce, unix_nanos, entropy, hostname, machine_id, mac } = request;
+    let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !(1..=64).contains(&nonce.len()) || !hex(&nonce) {
+        return Err("the nonce must be 1 to 64 hex digits");
+    }
+    if machine_id.len() != 32 || !hex(&machine_id) {
+        return Err("the machine id must be 32 hex digits");
+    }
+    if !(1..=63).contains(&hostname.len()) || !hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
+        return Err("the host name must be 1 to 63 letters, digits or `-`");
+    }
+    let entropy = entropy[..].try_into().map_err(|_| "the entropy must be 64 bytes")?;
+    let mac = mac[..].try_into().map_err(|_| "the hardware address must be 6 bytes")?;
+    Ok(Renewal { unix_nanos, entropy, hostname, machine_id, mac })
 }
 
 fn is_worker_name(name: &str) -> bool {

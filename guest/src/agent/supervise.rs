@@ -17,6 +17,7 @@ use crate::proto::apply_request::Restart;
 use crate::proto::build_status::State as BuildState;
 use crate::proto::{ApplyRequest, Build, BuildStatus, ProcessStatus, StatusReply, WebStatus, WorkerStatus};
 
+use super::freeze::Gate;
 use super::health::{self, Probe};
 use super::job::{Env, Launcher};
 use super::logs::Logs;
@@ -28,6 +29,8 @@ use super::status::Board;
 pub struct Context {
     /// Starts them.
     pub launcher: Launcher,
+    /// Holds them back while the machine is frozen.
+    pub gate: Gate,
     /// Takes their output.
     pub logs: Logs,
     /// Shows how they are.
@@ -274,6 +277,7 @@ fn port(port: u32) -> u16 {
 /// Runs a build to its end. Dropping the future ends the build.
 async fn run_build(context: &Context, build: &Build, env: &std::collections::HashMap<String, String>) -> Built {
     let env = env.clone().into_iter().collect();
+    context.gate.passed().await;
     let (mut job, recorder) = match start(context, "build", &build.command, &env) {
         Ok(running) => running,
         Err(error) => return Built::Failed(format!("could not start: {error}")),

@@ -29,6 +29,59 @@ pub fn resize_ext4(mount_point: impl AsFd, blocks: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// `FIFREEZE` and `FITHAW` of the kernel's `include/uapi/linux/fs.h`: `_IOWR('X', 119, int)` and 120. Neither reads its argument.
+const FIFREEZE: ioctl::Opcode = ioctl::opcode::read_write::<u32>(b'X', 119);
+const FITHAW: ioctl::Opcode = ioctl::opcode::read_write::<u32>(b'X', 120);
+
+/// Makes the file system that `mount_point` lies on clean on its disk, and holds every writer up until it is thawed.
+///
+/// # Errors
+/// The kernel refuses, or it is frozen already.
+pub fn freeze_file_system(mount_point: impl AsFd) -> io::Result<()> {
+    // SAFETY: the opcode takes an argument that the kernel does not look at.
+    unsafe { ioctl::ioctl(mount_point, ioctl::Setter::<FIFREEZE, u32>::new(0)) }?;
+    Ok(())
+}
+
+/// Lets writers go on.
+///
+/// # Errors
+/// The kernel refuses, or it is not frozen.
+pub fn thaw_file_system(mount_point: impl AsFd) -> io::Result<()> {
+    // SAFETY: the opcode takes an argument that the kernel does not look at.
+    unsafe { ioctl::ioctl(mount_point, ioctl::Setter::<FITHAW, u32>::new(0)) }?;
+    Ok(())
+}
+
+/// As many bytes of entropy as one call takes.
+pub const ENTROPY: usize = 64;
+
+/// `struct rand_pool_info` of the kernel's `include/uapi/linux/random.h`.
+#[repr(C)]
+struct RandPoolInfo {
+    entropy_bits: i32,
+    bytes: i32,
+    content: [u8; ENTROPY],
+}
+
+/// `RNDADDENTROPY`: `_IOW('R', 0x03, int[2])`.
+const RNDADDENTROPY: ioctl::Opcode = ioctl::opcode::write::<[i32; 2]>(b'R', 0x03);
+/// `RNDRESEEDCRNG`: `_IO('R', 0x07)`.
+const RNDRESEEDCRNG: ioctl::Opcode = ioctl::opcode::none(b'R', 0x07);
+
+/// Mixes entropy into the kernel's random numbers and makes it derive all further ones from that.
+///
+/// # Errors
+/// The kernel refuses either.
+pub fn reseed(random: impl AsFd, content: [u8; ENTROPY]) -> io::Result<()> {
+    let info = RandPoolInfo { entropy_bits: ENTROPY as i32 * 8, bytes: ENTROPY as i32, content };
+    // SAFETY: the kernel reads two numbers and then as many bytes as the second says, which is the length of the array.
+    unsafe { ioctl::ioctl(&random, ioctl::Setter::<RNDADDENTROPY, RandPoolInfo>::new(info)) }?;
+    // SAFETY: the opcode takes no argument.
+    unsafe { ioctl::ioctl(&random, ioctl::NoArg::<RNDRESEEDCRNG>::new()) }?;
+    Ok(())
+}
+
 /// Lets the runtime wait for a descriptor to become readable.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 
 mod connections;
 mod files;
+mod power;
 mod processes;
 mod rig;
 mod streams;

@@ -1,13 +1,17 @@
 //! An agent in a temporary directory, and a host that talks to it.
 
 use std::collections::HashMap;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
 use setpoint_guest::agent::disk::DataDisk;
 use setpoint_guest::agent::reaper::Collects;
+use setpoint_guest::agent::renew::{Identity, Renewal};
+use setpoint_guest::agent::sys::ENTROPY;
 use setpoint_guest::agent::{Agent, Config, UserSide};
 use setpoint_guest::client::{Client, SyncError, SyncFile};
 use setpoint_guest::proto::apply_request::Restart;
@@ -23,6 +27,79 @@ pub struct Rig {
     pub directory: TempDir,
     pub agent: Arc<Agent>,
     pub client: Client,
+    /// Removed last.
+    _group: Option<Cgroup>,
+}
+
+/// A control group (version 2) of a test's own.
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    fn make() -> Option<Self> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let path = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .map(Path::new)
+            .into_iter()
+            .find(|mount| mount.join("cgroup.procs").exists() && mount.join("cgroup.controllers").exists())?
+            .join(format!("setpoint-agent-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir(&path).ok()?;
+        Some(Self { path })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.path.join("cgroup.kill"), "1");
+        let gone = || {
+            std::fs::read_dir(&self.path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .all(|entry| !entry.path().is_dir() || std::fs::remove_dir(entry.path()).is_ok())
+                && std::fs::remove_dir(&self.path).is_ok()
+        };
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !gone() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// An identity whose every step is a line in a file: this machine's own must not change.
+#[derive(Debug)]
+struct Noted {
+    directory: PathBuf,
+}
+
+fn directory_identity(directory: &TempDir) -> Arc<dyn Identity> {
+    Arc::new(Noted { directory: directory.path().to_owned() })
+}
+
+impl Noted {
+    fn note(&self, line: &str) -> io::Result<()> {
+        let mut file = std::fs::File::options().create(true).append(true).open(self.directory.join("identity"))?;
+        writeln!(file, "{line}")
+    }
+}
+
+impl Identity for Noted {
+    fn set_clock(&self, unix_nanos: u64) -> io::Result<()> {
+        self.note(&format!("clock {unix_nanos}"))
+    }
+
+    fn reseed(&self, entropy: [u8; ENTROPY]) -> io::Result<()> {
+        if self.directory.join("no-entropy").exists() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.note(&format!("entropy {}", entropy[0]))
+    }
+
+    fn rename(&self, renewal: &Renewal) -> io::Result<()> {
+        let Renewal { hostname, machine_id, mac, .. } = renewal;
+        self.note(&format!("names {hostname} {machine_id} {mac:?}"))
+    }
 }
 
 impl Rig {
@@ -30,7 +107,27 @@ impl Rig {
         let directory = tempfile::tempdir().unwrap();
         let agent = start_agent(&directory);
         let client = connect(&agent).await;
-        Self { directory, agent, client }
+        Self { directory, agent, client, _group: None }
+    }
+
+    /// With a control group for its processes; `None` where this user cannot make one.
+    pub async fn in_cgroup() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let group = Cgroup::make()?;
+        let agent = start_agent_in(&directory, Some(group.path.clone()));
+        let client = connect(&agent).await;
+        Some(Self { directory, agent, client, _group: Some(group) })
+    }
+
+    /// What was done to the machine's identity, in order.
+    pub fn renewals(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.directory.path().join("identity")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// From here on the machine's random numbers cannot be reseeded.
+    pub fn break_entropy(&self) {
+        std::fs::write(self.directory.path().join("no-entropy"), "").unwrap();
     }
 
     /// The same disk after a boot.
@@ -38,7 +135,7 @@ impl Rig {
         self.agent.stop().await;
         let agent = start_agent(&self.directory);
         let client = connect(&agent).await;
-        Self { directory: self.directory, agent, client }
+        Self { directory: self.directory, agent, client, _group: None }
     }
 
     pub fn workspace(&self) -> PathBuf {
@@ -68,14 +165,19 @@ impl Rig {
 }
 
 fn start_agent(directory: &TempDir) -> Arc<Agent> {
+    start_agent_in(directory, None)
+}
+
+fn start_agent_in(directory: &TempDir, cgroups: Option<PathBuf>) -> Arc<Agent> {
     let workspace = directory.path().join("workspace");
     let config = Config {
         nonce: "5eed".to_owned(),
         workspace: workspace.clone(),
         state: directory.path().join("state"),
-        user: UserSide { root: None, workspace, owner: None, cgroups: None },
+        user: UserSide { root: None, workspace, owner: None, cgroups },
         disk: DataDisk::Directory(directory.path().to_owned()),
         collects: Collects::Started,
+        identity: directory_identity(directory),
     };
     Arc::new(Agent::start(config).unwrap())
 }

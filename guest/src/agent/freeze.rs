@@ -1,0 +1,164 @@
+//! Standing still: the user's processes stop where they are, and the data file system is clean and takes no writes, so that
+//! whatever saves the machine's memory and disk saves one moment of both.
+//!
+//! The agent itself goes on. So it must neither write to the frozen file system nor start a process in the frozen control group:
+//! either would stop it too, and nobody could thaw it. Every part that would passes the [`Gate`] first.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::{Mutex, watch};
+
+use super::disk::DataDisk;
+use super::sys;
+
+/// How long the kernel may take to stop all processes. One that waits for the disk stops only when that has answered.
+const STOPPING: Duration = Duration::from_secs(10);
+
+/// Whether the machine stands still, for all who must wait meanwhile.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    shut: Arc<watch::Sender<bool>>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { shut: Arc::new(watch::Sender::new(false)) }
+    }
+}
+
+impl Gate {
+    /// Whether the machine stands still, or is about to.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        *self.shut.borrow()
+    }
+
+    /// Resolves when the machine does not stand still; at once if it does not now.
+    pub async fn passed(&self) {
+        self.shut.subscribe().wait_for(|shut| !shut).await.map(drop).expect("the gate holds its own sender");
+    }
+}
+
+/// Stops the machine and lets it go on.
+#[derive(Debug)]
+pub struct Freezer {
+    /// The control group of the user's processes.
+    processes: Option<PathBuf>,
+    disk: DataDisk,
+    gate: Gate,
+    /// One at a time; what stands still at the moment.
+    still: Mutex<Still>,
+}
+
+#[derive(Debug, Default)]
+struct Still {
+    processes: bool,
+    disk: bool,
+}
+
+impl Freezer {
+    /// A freezer of the processes in a control group (version 2) and of a disk.
+    #[must_use]
+    pub fn new(processes: Option<PathBuf>, disk: DataDisk, gate: Gate) -> Self {
+        Self { processes, disk, gate, still: Mutex::default() }
+    }
+
+    /// Whether the machine stands still, or is about to.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.gate.is_shut()
+    }
+
+    /// Stops everything. What was stopped goes on again if this fails. Stopping twice is as good as once.
+    ///
+    /// # Errors
+    /// There is no control group; or the kernel refuses, or takes too long.
+    pub async fn freeze(&self) -> io::Result<()> {
+        let mut still = self.still.lock().await;
+        self.gate.shut.send_replace(true);
+        let frozen = self.stop_all(&mut still).await;
+        if frozen.is_err() {
+            self.let_go(&mut still)?;
+        }
+        frozen
+    }
+
+    /// Lets everything go on, in the opposite order. Safe to call at any time.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn thaw(&self) -> io::Result<()> {
+        let mut still = self.still.lock().await;
+        self.let_go(&mut still)
+    }
+
+    async fn stop_all(&self, still: &mut Still) -> io::Result<()> {
+        let group = self.processes.clone().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::Unsupported, "this machine has no control group to stop processes by")
+        })?;
+        if !still.processes {
+            still.processes = true;
+            blocking(move || stop_processes(&group)).await?;
+        }
+        if let DataDisk::Ext4 { mount, .. } = &self.disk
+            && !still.disk
+        {
+            let mount = mount.clone();
+            blocking(move || {
+                let mount = File::open(mount)?;
+                rustix::fs::syncfs(&mount)?;
+                sys::freeze_file_system(mount)
+            })
+            .await?;
+            still.disk = true;
+        }
+        Ok(())
+    }
+
+    fn let_go(&self, still: &mut Still) -> io::Result<()> {
+        if let DataDisk::Ext4 { mount, .. } = &self.disk
+            && still.disk
+        {
+            sys::thaw_file_system(File::open(mount)?)?;
+            still.disk = false;
+        }
+        if let Some(group) = &self.processes
+            && still.processes
+        {
+            fs::write(group.join("cgroup.freeze"), "0")?;
+            still.processes = false;
+        }
+        self.gate.shut.send_replace(false);
+        Ok(())
+    }
+}
+
+/// Stops all processes of a group and waits until the kernel says that they stand.
+fn stop_processes(group: &Path) -> io::Result<()> {
+    fs::write(group.join("cgroup.freeze"), "1")?;
+    let path = group.join("cgroup.events");
+    let deadline = Instant::now() + STOPPING;
+    loop {
+        // Opened before it is read: from then on a change shows as an exceptional event.
+        let events = File::open(&path)?;
+        if io::read_to_string(&events)?.lines().any(|line| line == "frozen 1") {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) };
+        if left.is_zero() || poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout))? == 0 {
+            let seconds = STOPPING.as_secs();
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes did not stop within {seconds} s")));
+        }
+    }
+}
+
+/// Runs what waits for the kernel where the agent does not wait with it.
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
