@@ -10,11 +10,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
 use setpoint_schema::observed::{GuestStatus, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::memory::MemoryError;
 
 /// What went wrong with a microVM, as operation and subject; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,15 @@ pub enum VmmError {
         sandbox: SandboxId,
         /// What it said or did, bounded.
         problem: String,
+    },
+    /// A microVM's memory could not be kept or brought back.
+    #[error("could not keep or bring back the memory of {sandbox}")]
+    Memory {
+        /// Whose.
+        sandbox: SandboxId,
+        /// The cause.
+        #[source]
+        source: MemoryError,
     },
     /// Something the machine or the host lacks, with what to do about it.
     #[error("{problem}")]
@@ -84,6 +96,18 @@ pub trait Driver: Send + Sync + 'static {
     /// Returns when the VMM has accepted the machine, long before the guest is up.
     async fn launch(&self, machine: &Machine) -> Result<()>;
 
+    /// Pauses a boot: its memory and devices go into files, and only when all of that is on the disk and was read again does it
+    /// end. Cut short at any moment, the microVM either runs on, once somebody talks to its [`guest`](Self::guest), or is paused
+    /// as a whole. Pausing what is paused is as good as once.
+    async fn pause(&self, pause: Pause<'_>) -> Result<Paused>;
+
+    /// Makes a paused microVM go on where it was, as the boot that `machine` names: with the time, the random numbers and the
+    /// names of its own before any of its processes runs again. After an error it is paused as before, and
+    /// [`observe`](Self::observe) says why.
+    ///
+    /// A [`launch`](Self::launch) boots a paused microVM from its disk instead. What was saved stays until something else is.
+    async fn resume(&self, machine: &Machine) -> Result<()>;
+
     /// Ends the microVM now, without asking the guest. Its directory stays.
     async fn kill(&self, sandbox: &SandboxId) -> Result<()>;
 
@@ -113,6 +137,33 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The last bytes of the guest's console, at most `limit`.
     async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>>;
+}
+
+/// What to pause, and how.
+#[derive(Clone, Copy)]
+pub struct Pause<'a> {
+    /// Which microVM.
+    pub sandbox: &'a SandboxId,
+    /// Which boot of it.
+    pub nonce: &'a BootNonce,
+    /// What the saved state is called: never used before, but by an earlier try of this.
+    pub snapshot: &'a SnapshotId,
+    /// The connection to its agent, which makes it stand still.
+    pub agent: &'a dyn Guest,
+    /// Cancelled when nobody wants the pause any more. It is looked at until the microVM is paused.
+    pub cancel: &'a CancellationToken,
+}
+
+/// What became of a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paused {
+    /// It is paused.
+    Saved {
+        /// What its files take on the disk.
+        bytes: ByteSize,
+    },
+    /// It was cancelled in time, and the microVM runs on.
+    Cancelled,
 }
 
 /// What a template's root image is made from.
@@ -167,8 +218,37 @@ pub trait Guest: Send + Sync {
     /// Connects to a port on the guest's localhost.
     async fn open_port(&self, port: u16) -> Result<Pin<Box<dyn Duplex>>>;
 
+    /// Stops the user's processes where they are, and makes the data file system clean and still, until [`Self::thaw`]. Only the
+    /// driver asks for this: what stands still answers hardly anything.
+    async fn freeze(&self) -> Result<()>;
+
+    /// Makes a frozen guest that was restored one of its own: the clock first, then the random numbers, then its names. After an
+    /// error it must not be thawed.
+    async fn renew(&self, renewal: &Renewal) -> Result<()>;
+
+    /// Lets a frozen guest go on.
+    async fn thaw(&self) -> Result<()>;
+
     /// Asks for a clean shutdown. The microVM ends some time after.
     async fn shutdown(&self) -> Result<()>;
+}
+
+/// The random bytes that a restored guest is given.
+pub const ENTROPY: usize = 64;
+
+/// What a restored guest is from now on. Its clock is set to the host's.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The boot that it is.
+    pub nonce: BootNonce,
+    /// Random bytes that nobody else gets.
+    pub entropy: [u8; ENTROPY],
+    /// Its host name.
+    pub hostname: String,
+    /// Its machine id, 32 hex digits.
+    pub machine_id: String,
+    /// The hardware address of its network card.
+    pub mac: [u8; 6],
 }
 
 /// A byte stream in both directions.

@@ -4,6 +4,8 @@
 //! knows nothing of apps' declarations, git or plans.
 
 pub mod driver;
+mod failpoint;
+pub mod memory;
 pub mod qemu;
 pub mod shim;
 pub mod sim;

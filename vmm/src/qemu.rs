@@ -8,6 +8,7 @@
 //!       disks/<disk>.img         data disks
 //!       templates/<digest>.img   root images
 //!       kernels/<package>/…      kernels that were fetched
+//!       memory/…                 what paused microVMs had in memory (see `crate::memory`)
 //!       cache/initramfs-*.cpio   made from agent, modules and busybox
 //! ```
 
@@ -22,9 +23,12 @@ mod initramfs;
 mod kernel;
 mod launch;
 mod modules;
+mod pause;
 mod probe;
 pub(crate) mod process;
 mod qmp;
+mod resume;
+mod saved;
 mod template;
 mod trial;
 pub(crate) mod vm_dir;
@@ -41,15 +45,17 @@ use serde_json::json;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
 use setpoint_schema::observed::{Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, RwLock};
 
 pub use accel::{Accel, AccelChoice, ChosenAccel};
 pub use command::{MachineType, Network};
 pub use kernel::Kernel;
 pub use probe::{Probe, ProbeStatus};
 
-use crate::driver::{Driver, Guest, Result, TemplateSource, VmmError};
+use crate::driver::{Driver, Guest, Pause, Paused, Result, TemplateSource, VmmError};
+use crate::memory::Store;
 use cgroup::Hierarchy;
+use command::Start;
 use disk::{Disks, Ensured};
 use guest::QemuGuest;
 use launch::BootFiles;
@@ -98,6 +104,10 @@ pub struct QemuDriver {
     boot: OnceCell<BootFiles>,
     /// Making a disk or template, one at a time: they work under one temporary name each.
     making: Arc<Mutex<()>>,
+    /// What paused microVMs had in memory.
+    memory: Store,
+    /// Held by whoever saves or resumes, and alone by whoever removes what nothing refers to.
+    saving: RwLock<()>,
 }
 
 impl QemuDriver {
@@ -114,6 +124,8 @@ impl QemuDriver {
             templates: Templates::new(config.dir.join("templates")),
             boot: OnceCell::new(),
             making: Arc::new(Mutex::new(())),
+            memory: Store::new(config.dir.join("memory")),
+            saving: RwLock::new(()),
             config,
         })
     }
@@ -146,7 +158,7 @@ impl QemuDriver {
     pub async fn command_line(&self, machine: &Machine) -> Result<Vec<OsString>> {
         let boot = self.boot_files().await?;
         let mut words = vec![self.qemu.path.clone().into_os_string()];
-        words.extend(self.arguments(machine, boot)?);
+        words.extend(self.arguments(machine, boot, Start::Boot)?);
         Ok(words)
     }
 
@@ -178,17 +190,31 @@ impl Driver for QemuDriver {
         self.ensure_running(machine).await
     }
 
+    async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {
+        self.pause_to_files(pause).await
+    }
+
+    async fn resume(&self, machine: &Machine) -> Result<()> {
+        self.resume_from_files(machine).await
+    }
+
     async fn kill(&self, sandbox: &SandboxId) -> Result<()> {
         watch::kill(&self.vm(sandbox)).await
     }
 
     async fn remove(&self, sandbox: &SandboxId) -> Result<()> {
         let vm = self.vm(sandbox);
+        if vm.saved()?.is_some() {
+            // Left over from a pause or resume that was cut short.
+            watch::kill(&vm).await?;
+        }
         match watch::life(&vm).await? {
             Life::Running(_) => Err(busy(sandbox)),
             Life::Absent | Life::Ended(_) => {
                 cgroup::release(&vm)?;
-                vm.remove()
+                let images = vm.images()?;
+                vm.remove()?;
+                if images.is_empty() { Ok(()) } else { self.collect().await }
             }
         }
     }
@@ -241,7 +267,11 @@ impl Driver for QemuDriver {
     }
 
     async fn guest(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>> {
-        QemuGuest::connect(&self.vm(sandbox), sandbox, nonce).await
+        self.let_go_on(sandbox, nonce).await?;
+        let vm = self.vm(sandbox);
+        let agent = QemuGuest::connect(&vm, sandbox, nonce).await?;
+        self.thaw_left_over(&vm, &agent).await?;
+        Ok(agent)
     }
 
     async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>> {

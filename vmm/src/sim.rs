@@ -10,6 +10,7 @@
 mod clock;
 mod files;
 mod guest;
+mod rest;
 pub mod script;
 mod wakes;
 mod web;
@@ -25,7 +26,7 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
-use crate::driver::{Driver, Guest, Result, TemplateSource, VmmError};
+use crate::driver::{Driver, Guest, Pause, Paused, Result, TemplateSource, VmmError};
 
 pub use clock::{Clock, TokioClock, WallClock};
 use guest::SimGuest;
@@ -96,6 +97,32 @@ impl Driver for SimDriver {
     async fn launch(&self, machine: &Machine) -> Result<()> {
         let script = self.sim.script.current()?;
         self.sim.call(Operation::Launch, machine.sandbox.as_str(), |world| world.launch(machine, &script)).await
+    }
+
+    async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {
+        let Pause { sandbox, nonce, snapshot, agent, cancel } = pause;
+        if matches!(self.sim.world.state(sandbox)?, VmState::Running { .. }) {
+            agent.freeze().await?;
+        }
+        let cancelled = || cancel.is_cancelled().then_some(Paused::Cancelled);
+        let save = |world: &World| match cancelled() {
+            Some(cancelled) => Ok(cancelled),
+            None => Ok(Paused::Saved { bytes: world.pause(sandbox, nonce, snapshot)? }),
+        };
+        tokio::select! {
+            biased;
+            paused = self.sim.call(Operation::Pause, sandbox.as_str(), save) => paused,
+            () = cancel.cancelled() => Ok(Paused::Cancelled),
+        }
+    }
+
+    async fn resume(&self, machine: &Machine) -> Result<()> {
+        let sandbox = &machine.sandbox;
+        let resumed = self.sim.call(Operation::Resume, sandbox.as_str(), |world| world.resume(machine)).await;
+        if let Err(error) = &resumed {
+            self.sim.world.note_fault(sandbox, error)?;
+        }
+        resumed
     }
 
     async fn kill(&self, sandbox: &SandboxId) -> Result<()> {

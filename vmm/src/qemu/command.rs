@@ -45,12 +45,24 @@ pub(super) struct CommandLine<'a> {
     /// Read-only root image; without one the guest uses the template in its initramfs.
     pub root: Option<PathBuf>,
     pub data: PathBuf,
+    pub start: Start,
+}
+
+/// What a microVM begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Its kernel, and memory that is zero.
+    Boot,
+    /// What is loaded into it through the monitor, over this base.
+    Incoming {
+        /// The file that its memory maps privately.
+        base: PathBuf,
+    },
 }
 
 impl CommandLine<'_> {
     /// QEMU's arguments, but for the channels that the shim adds (`console`, `agent`, `qmp`).
     pub fn arguments(&self) -> Vec<OsString> {
-        let memory = self.machine.memory_mib;
         let mut arguments = Arguments::default();
         arguments
             // Nothing that was not asked for: no default devices, no user's configuration, no window.
@@ -61,17 +73,24 @@ impl CommandLine<'_> {
             .option("-name", format!("setpoint-{}", self.machine.sandbox))
             // QEMU opens all it needs before the guest runs: neither new processes nor other privileges after that.
             .option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-            .option("-machine", self.machine_option())
+            .option("-machine", machine_option(self.machine_type, self.accel))
             .option("-accel", self.accel_option())
-            .option("-cpu", self.cpu())
+            .option("-cpu", cpu(self.accel))
             .option("-smp", self.machine.vcpus.to_string())
-            .option("-m", format!("{memory}M"))
-            // Shared memory in a file of its own, so that a snapshot can take it and clones can map it.
-            .option("-object", format!("memory-backend-memfd,id=m0,size={memory}M,share=on"))
-            .option("-kernel", &self.kernel)
-            .option("-initrd", &self.initramfs)
-            .option("-append", self.kernel_command_line())
-            .option("-serial", "chardev:console");
+            .option("-m", format!("{}M", self.machine.memory_mib))
+            .option("-object", self.memory());
+        match &self.start {
+            Start::Boot => arguments
+                .option("-kernel", &self.kernel)
+                .option("-initrd", &self.initramfs)
+                .option("-append", self.kernel_command_line()),
+            // The devices' state comes without the configuration that a whole migration begins with.
+            Start::Incoming { base: _ } => arguments
+                .flags(&["-S"])
+                .option("-incoming", "defer")
+                .option("-global", "migration.send-configuration=off"),
+        };
+        arguments.option("-serial", "chardev:console");
         if let Some(root) = &self.root {
             arguments.disk("root", root, "readonly=on");
         }
@@ -92,15 +111,17 @@ impl CommandLine<'_> {
         arguments.0
     }
 
-    fn machine_option(&self) -> String {
-        let machine = match (self.machine_type, self.accel) {
-            // Without the old timers and interrupt controllers an emulated guest boots 1.6 s slower.
-            (MachineType::Microvm, Accel::Tcg) => "microvm,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on",
-            // ACPI stays: the modules find their virtio-mmio devices through it, and a guest powers itself off by it.
-            (MachineType::Microvm, Accel::Kvm) => "microvm,pit=off,pic=off,rtc=on,isa-serial=on,acpi=on",
-            (MachineType::Q35, _) => "q35,usb=off,smbus=off",
-        };
-        format!("{machine},memory-backend=m0")
+    /// The object that is the guest's memory. A pause has to tell what was written: fresh memory is a file without a name, whose
+    /// holes were not; of a base, mapped privately, the kernel knows which pages are a copy.
+    fn memory(&self) -> String {
+        let size = self.machine.memory_mib;
+        match &self.start {
+            Start::Boot => format!("memory-backend-memfd,id=m0,size={size}M,share=on"),
+            Start::Incoming { base } => {
+                let base = base.to_string_lossy().replace(',', ",,");
+                format!("memory-backend-file,id=m0,size={size}M,mem-path={base},share=off")
+            }
+        }
     }
 
     fn accel_option(&self) -> &'static str {
@@ -108,13 +129,6 @@ impl CommandLine<'_> {
             Accel::Kvm => "kvm",
             // The default cache for translated code may grow to a gigabyte beside the guest's own memory.
             Accel::Tcg => "tcg,thread=multi,tb-size=256",
-        }
-    }
-
-    fn cpu(&self) -> &'static str {
-        match self.accel {
-            Accel::Kvm => "host",
-            Accel::Tcg => "max",
         }
     }
 
@@ -163,6 +177,27 @@ impl CommandLine<'_> {
         words.push(format!("setpoint.root={root}"));
         words.push(format!("setpoint.hostname={}", self.machine.app.name));
         words.join(" ")
+    }
+}
+
+/// The machine with all its options. A description of the machine's state is left out of that state: what is loaded here comes from
+/// the same version.
+pub(super) fn machine_option(machine_type: MachineType, accel: Accel) -> String {
+    let machine = match (machine_type, accel) {
+        // Without the old timers and interrupt controllers an emulated guest boots 1.6 s slower.
+        (MachineType::Microvm, Accel::Tcg) => "microvm,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on",
+        // ACPI stays: the modules find their virtio-mmio devices through it, and a guest powers itself off by it.
+        (MachineType::Microvm, Accel::Kvm) => "microvm,pit=off,pic=off,rtc=on,isa-serial=on,acpi=on",
+        (MachineType::Q35, _) => "q35,usb=off,smbus=off",
+    };
+    format!("{machine},memory-backend=m0,suppress-vmdesc=on")
+}
+
+/// The processor that guests see.
+pub(super) fn cpu(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
     }
 }
 
@@ -217,6 +252,7 @@ mod tests {
             initramfs: "/i".into(),
             root: root.map(Into::into),
             data: "/d,1".into(),
+            start: Start::Boot,
         };
         line.arguments().iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use setpoint_guest::client::{Client, ClientError, Follow, SyncError, SyncFile};
+use jiff::Timestamp;
+use setpoint_guest::client::{Client, ClientError, Follow, Motion, SyncError, SyncFile};
 use setpoint_guest::proto;
 use setpoint_schema::env::EnvValue;
 use setpoint_schema::id::{BlobId, BootNonce, SandboxId, SpecDigest, TreeDigest};
@@ -20,7 +21,8 @@ use tonic::Code;
 
 use super::vm_dir::{AGENT_SOCKET, VmDir};
 use crate::driver::{
-    Duplex, ExecOutput, FileKind, Guest, Manifest, ManifestEntry, RestartScope, Result, VmmError, WorkspaceFile,
+    Duplex, ExecOutput, FileKind, Guest, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError,
+    WorkspaceFile,
 };
 
 /// How long an agent may take to answer a new connection. An emulated guest on a busy host boots within it; one that does not
@@ -38,7 +40,7 @@ pub(super) struct QemuGuest {
 
 impl QemuGuest {
     /// Connects and proves that the boot `nonce` answers. A port has room for one connection; the next one waits for its end.
-    pub async fn connect(vm: &VmDir, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>> {
+    pub async fn connect(vm: &VmDir, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<Self>> {
         let problem = |problem| VmmError::Guest { sandbox: sandbox.clone(), problem };
         let stream = vm.connect(AGENT_SOCKET).await.map_err(|error| problem(format!("cannot be reached: {error}")))?;
         let client = timeout(CONNECT, Client::connect(stream))
@@ -49,6 +51,11 @@ impl QemuGuest {
             return Err(problem("answers as another boot".to_owned()));
         }
         Ok(Arc::new(Self { sandbox: sandbox.clone(), nonce: nonce.clone(), client, last: Mutex::new(None) }))
+    }
+
+    /// Whether the guest was frozen when this connection began.
+    pub fn motion(&self) -> Motion {
+        self.client.motion()
     }
 
     fn refused(&self, error: &ClientError) -> VmmError {
@@ -151,6 +158,30 @@ impl Guest for QemuGuest {
         Ok(Box::pin(stream))
     }
 
+    async fn freeze(&self) -> Result<()> {
+        self.client.freeze().await.map_err(|error| self.refused(&error))
+    }
+
+    async fn renew(&self, renewal: &Renewal) -> Result<()> {
+        let Renewal { nonce, entropy, hostname, machine_id, mac } = renewal;
+        // As late as possible: from here it takes a millisecond or two.
+        let now = Timestamp::now().as_nanosecond();
+        let request = proto::RenewRequest {
+            old_nonce: self.nonce.0.clone(),
+            nonce: nonce.0.clone(),
+            unix_nanos: u64::try_from(now).unwrap_or_default(),
+            entropy: entropy.to_vec().into(),
+            hostname: hostname.clone(),
+            machine_id: machine_id.clone(),
+            mac: mac.to_vec().into(),
+        };
+        self.client.renew(request).await.map_err(|error| self.refused(&error))
+    }
+
+    async fn thaw(&self) -> Result<()> {
+        self.client.thaw().await.map_err(|error| self.refused(&error))
+    }
+
     async fn shutdown(&self) -> Result<()> {
         match self.client.shutdown().await {
             // A guest that goes down at once takes its answer with it; whether it goes shows in its end.
@@ -161,7 +192,7 @@ impl Guest for QemuGuest {
 }
 
 /// An error with its causes in one line: what a guest did is shown where no chain can be.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

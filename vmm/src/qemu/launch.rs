@@ -1,7 +1,7 @@
 //! Starting a microVM: what it boots from, its command line, and the shim that runs it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::CommandLine;
+use super::command::{CommandLine, Start, cpu, machine_option};
 use super::initramfs::Busybox;
 use super::kernel::Kernel;
 use super::process::ProcessRecord;
 use super::qmp::Qmp;
+use super::saved::Shape;
 use super::template::Root;
 use super::vm_dir::{VMM_LOG, VmDir};
 use super::watch::{self, Life};
@@ -43,6 +44,10 @@ impl QemuDriver {
     /// Makes sure that `machine` runs with its nonce.
     pub(super) async fn ensure_running(&self, machine: &Machine) -> Result<()> {
         let vm = self.vm(&machine.sandbox);
+        if vm.saved()?.is_some() {
+            // Left over from a pause or resume that was cut short.
+            watch::kill(&vm).await?;
+        }
         match watch::life(&vm).await? {
             Life::Running(process) if process.nonce == machine.nonce => {
                 self.confine(&vm, machine, &process);
@@ -51,15 +56,42 @@ impl QemuDriver {
             Life::Running(_) => return Err(busy(&machine.sandbox)),
             Life::Absent | Life::Ended(_) => {}
         }
-        let arguments = self.arguments(machine, self.boot_files().await?)?;
+        let arguments = self.arguments(machine, self.boot_files().await?, Start::Boot)?;
         vm.create()?;
-        cgroup::release(&vm)?;
+        vm.abandon_saved()?;
+        self.start(&vm, machine, arguments).await
+    }
+
+    /// Starts a VMM that waits for its devices' state, over a base.
+    pub(super) async fn start_incoming(&self, vm: &VmDir, machine: &Machine, base: &Path) -> Result<()> {
+        let start = Start::Incoming { base: absolute(base) };
+        let arguments = self.arguments(machine, self.boot_files().await?, start)?;
+        self.start(vm, machine, arguments).await
+    }
+
+    async fn start(&self, vm: &VmDir, machine: &Machine, arguments: Vec<OsString>) -> Result<()> {
+        cgroup::release(vm)?;
         vm.write_machine(machine)?;
-        self.start_shim(&vm, machine, arguments).await?;
+        self.start_shim(vm, machine, arguments).await?;
         if let Some(process) = vm.process()? {
-            self.confine(&vm, machine, &process);
+            self.confine(vm, machine, &process);
         }
-        accepted(&vm, &machine.nonce).await
+        accepted(vm, &machine.nonce).await
+    }
+
+    /// What a saved state of `machine` would belong to.
+    pub(super) fn shape(&self, machine: &Machine) -> Shape {
+        let accel = self.accel.accel;
+        Shape {
+            qemu: self.qemu.version.clone(),
+            machine: machine_option(self.config.machine, accel),
+            accel: accel.as_str().to_owned(),
+            cpu: cpu(accel).to_owned(),
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            template: machine.template.to_string(),
+            disk: machine.disk.to_string(),
+        }
     }
 
     /// Kernel and initramfs, found or made once.
@@ -81,7 +113,7 @@ impl QemuDriver {
     }
 
     /// QEMU's arguments for `machine`. What it names must be there: a missing file is found here rather than by QEMU.
-    pub(super) fn arguments(&self, machine: &Machine, boot: &BootFiles) -> Result<Vec<OsString>> {
+    pub(super) fn arguments(&self, machine: &Machine, boot: &BootFiles, start: Start) -> Result<Vec<OsString>> {
         let missing =
             |what: String| VmmError::Vmm { vmm: "qemu", problem: format!("cannot start: {what} is not made yet") };
         let root = match self.templates.root(&machine.template) {
@@ -101,6 +133,7 @@ impl QemuDriver {
             initramfs: absolute(&boot.initramfs),
             root: root.as_deref().map(absolute),
             data: absolute(self.disks.path(&machine.disk)),
+            start,
         };
         Ok(line.arguments())
     }

@@ -2,11 +2,16 @@
 //!
 //! The monitor serves one connection at a time; others wait in its backlog. So a client lives for a command or two.
 
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -30,6 +35,9 @@ struct Message {
     #[serde(rename = "return")]
     result: Option<Value>,
     error: Option<Refusal>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +61,15 @@ impl Qmp {
 
     /// Carries out one command.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.ask(command, arguments, "").await.map(|(result, _)| result)
+    }
+
+    /// Carries out one command; the last event called `event` that came before its answer.
+    async fn execute_until(&mut self, command: &str, arguments: Value, event: &str) -> Result<Option<Value>> {
+        self.ask(command, arguments, event).await.map(|(_, event)| event)
+    }
+
+    async fn ask(&mut self, command: &str, arguments: Value, event: &str) -> Result<(Value, Option<Value>)> {
         within(command, async {
             let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
             line.push('\n');
@@ -60,18 +77,78 @@ impl Qmp {
                 .write_all(line.as_bytes())
                 .await
                 .map_err(|error| problem(format!("monitor went away: {error}")))?;
+            self.answer(command, event).await
+        })
+        .await
+    }
+
+    /// The answer to a command that was sent, and the last event called `event` before it.
+    async fn answer(&mut self, command: &str, event: &str) -> Result<(Value, Option<Value>)> {
+        let mut seen = None;
+        loop {
+            let message = self.read_message().await?;
+            if let Some(refusal) = message.error {
+                return Err(problem(format!("refused {command}: {}", refusal.desc)));
+            }
+            if let Some(result) = message.result {
+                return Ok((result, seen));
+            }
+            if message.event.as_deref() == Some(event) {
+                seen = Some(message.data);
+            }
+        }
+    }
+
+    async fn read_message(&mut self) -> Result<Message> {
+        serde_json::from_slice(&self.read_line().await?)
+            .map_err(|error| problem(format!("monitor said what is no message: {error}")))
+    }
+
+    /// Loads the state of the devices out of a file into a QEMU that waits for it, and waits until that is done.
+    pub async fn migrate_in(&mut self, state: BorrowedFd<'_>, name: &str) -> Result<()> {
+        // Without it nothing tells of the end but asking again and again.
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.execute("migrate-set-capabilities", events).await?;
+        self.send_descriptor(state, name).await?;
+        let uri = json!({ "uri": format!("fd:{name}") });
+        let already = self.execute_until("migrate-incoming", uri, "MIGRATION").await?;
+        within("migrate-incoming", async {
+            let mut last = already;
             loop {
-                let message: Message = serde_json::from_slice(&self.read_line().await?)
-                    .map_err(|error| problem(format!("monitor said what is no message: {error}")))?;
-                if let Some(refusal) = message.error {
-                    return Err(problem(format!("refused {command}: {}", refusal.desc)));
+                match last.as_ref().and_then(|data| data["status"].as_str()) {
+                    Some("completed") => return Ok(()),
+                    Some("failed" | "cancelled") => return Err(problem("did not take the devices' state".to_owned())),
+                    Some(_) | None => {}
                 }
-                if let Some(result) = message.result {
-                    return Ok(result);
-                }
+                let message = self.read_message().await?;
+                last = (message.event.as_deref() == Some("MIGRATION")).then_some(message.data);
             }
         })
         .await
+    }
+
+    /// Hands a descriptor over, for later commands to name.
+    async fn send_descriptor(&mut self, descriptor: BorrowedFd<'_>, name: &str) -> Result<()> {
+        let mut line = json!({ "execute": "getfd", "arguments": { "fdname": name } }).to_string();
+        line.push('\n');
+        let stream = self.stream.get_ref();
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor];
+            if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                return Err(io::Error::other("no room for a descriptor"));
+            }
+            let sent = sendmsg(stream, &[IoSlice::new(line.as_bytes())], &mut control, SendFlags::empty())?;
+            // A line this short goes as a whole or not at all.
+            if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        };
+        within("getfd", async {
+            let gone = |error| problem(format!("monitor went away: {error}"));
+            stream.async_io(Interest::WRITABLE, send).await.map_err(gone)
+        })
+        .await?;
+        within("getfd", self.answer("getfd", "")).await.map(drop)
     }
 
     async fn read_line(&mut self) -> Result<Vec<u8>> {

@@ -48,18 +48,22 @@ impl VmDir {
 
     /// The directories among `vms` that a launch has got as far as writing its machine into.
     pub fn list(vms: &Path) -> Result<Vec<Machine>> {
+        let mut machines = Vec::new();
+        for vm in Self::all(vms)? {
+            machines.extend(vm.machine()?);
+        }
+        machines.sort_by(|a, b| a.sandbox.cmp(&b.sandbox));
+        Ok(machines)
+    }
+
+    /// Every directory among `vms`.
+    pub fn all(vms: &Path) -> Result<Vec<Self>> {
         let entries = match fs::read_dir(vms) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(io_error("list", vms)(error)),
         };
-        let mut machines = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(io_error("list", vms))?.path();
-            machines.extend(Self { path }.machine()?);
-        }
-        machines.sort_by(|a, b| a.sandbox.cmp(&b.sandbox));
-        Ok(machines)
+        entries.map(|entry| Ok(Self { path: entry.map_err(io_error("list", vms))?.path() })).collect()
     }
 
     /// Where it is.

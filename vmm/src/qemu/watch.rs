@@ -57,6 +57,9 @@ pub(super) async fn life(vm: &VmDir) -> Result<Life> {
 
 /// What the microVM is doing, as the trait has it.
 pub(super) async fn observe(vm: &VmDir) -> Result<VmState> {
+    if let Some(saved) = vm.saved()? {
+        return Ok(saved.state());
+    }
     match life(vm).await? {
         Life::Absent => Ok(VmState::Absent),
         Life::Ended(reason) => Ok(VmState::Exited { reason }),

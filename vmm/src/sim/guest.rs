@@ -20,7 +20,7 @@ use super::script::{Fate, Operation, Phase, Script};
 use super::world::{Disk, End, File, Vm};
 use super::{ANSWER_TIMEOUT, Sim, web};
 use crate::driver::{
-    Duplex, ExecOutput, Guest, Manifest, ManifestEntry, RestartScope, Result, VmmError, WorkspaceFile,
+    Duplex, ExecOutput, Guest, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError, WorkspaceFile,
 };
 
 /// What the agent of a microVM runs.
@@ -43,6 +43,12 @@ impl Processes {
     /// When something about them changes by itself.
     pub(super) fn changes(&self) -> impl Iterator<Item = Timestamp> {
         [Some(self.build_until), self.healthy_from].into_iter().flatten()
+    }
+
+    /// Moves everything that is still to come by the time that the microVM rested.
+    pub(super) fn put_off(&mut self, by: std::time::Duration) {
+        self.build_until = after(self.build_until, by);
+        self.healthy_from = self.healthy_from.map(|at| after(at, by));
     }
 
     fn start(&self, now: Timestamp) -> (BuildState, ProcessState, Health) {
@@ -301,6 +307,18 @@ impl Guest for SimGuest {
         let body = format!("sim {} {}\n", vm.machine.app, self.nonce);
         let (world, sandbox, nonce) = (self.sim.world.clone(), self.sandbox.clone(), self.nonce.clone());
         Ok(Box::pin(web::connect(body, async move { world.ended(&sandbox, &nonce).await })))
+    }
+
+    async fn freeze(&self) -> Result<()> {
+        self.call(Operation::Freeze, |_| Ok(())).await
+    }
+
+    async fn renew(&self, _renewal: &Renewal) -> Result<()> {
+        self.call(Operation::Renew, |_| Ok(())).await
+    }
+
+    async fn thaw(&self) -> Result<()> {
+        self.call(Operation::Thaw, |_| Ok(())).await
     }
 
     async fn shutdown(&self) -> Result<()> {

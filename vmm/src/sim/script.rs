@@ -15,6 +15,8 @@
 //! sync = "5ms"
 //! apply = "1ms"
 //! template = "30ms"
+//! pause = "20ms"
+//! resume = "60ms"
 //! jitter_percent = 50        # each is stretched by up to this much
 //!
 //! [[fault]]                  # of operations
@@ -75,6 +77,8 @@ struct Latency {
     sync: Span,
     apply: Span,
     template: Span,
+    pause: Span,
+    resume: Span,
     jitter_percent: u32,
 }
 
@@ -142,6 +146,11 @@ pub enum Operation {
     Exec,
     OpenPort,
     Shutdown,
+    Pause,
+    Resume,
+    Freeze,
+    Renew,
+    Thaw,
 }
 
 /// A time that passes inside a microVM, rather than in a call.
@@ -169,6 +178,8 @@ impl Script {
             Operation::Sync => self.latency.sync,
             Operation::Apply => self.latency.apply,
             Operation::MakeTemplate => self.latency.template,
+            Operation::Pause => self.latency.pause,
+            Operation::Resume => self.latency.resume,
             Operation::List
             | Operation::Observe
             | Operation::Kill
@@ -183,7 +194,10 @@ impl Script {
             | Operation::Logs
             | Operation::Exec
             | Operation::OpenPort
-            | Operation::Shutdown => Span::default(),
+            | Operation::Shutdown
+            | Operation::Freeze
+            | Operation::Renew
+            | Operation::Thaw => Span::default(),
         };
         self.stretched(base, &format!("{operation:?}"), subject)
     }

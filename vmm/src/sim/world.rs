@@ -29,6 +29,7 @@ use super::{REREAD_AFTER, sim_error};
 use crate::driver::{FileKind, Result, TemplateSource};
 
 pub use super::guest::Processes;
+pub use super::rest::{Counter, Rest};
 
 /// One microVM of the world.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,12 @@ pub struct Vm {
     pub end: Option<End>,
     /// What the agent runs.
     pub processes: Option<Processes>,
+    /// That it rests, if it does.
+    #[serde(default)]
+    pub rest: Option<Rest>,
+    /// What its memory holds: a counter.
+    #[serde(default)]
+    pub counter: Counter,
 }
 
 /// When and how a boot ends.
@@ -104,13 +111,13 @@ impl Vm {
     /// How the boot ended, if it has by `now`.
     #[must_use]
     pub fn ended(&self, now: Timestamp) -> Option<&ExitReason> {
-        self.end.as_ref().filter(|end| end.at <= now).map(|end| &end.reason)
+        self.end.as_ref().filter(|end| self.rest.is_none() && end.at <= now).map(|end| &end.reason)
     }
 
     /// Whether the boot `nonce` runs at `now`.
     #[must_use]
     pub fn runs(&self, nonce: &BootNonce, now: Timestamp) -> bool {
-        self.machine.nonce == *nonce && self.ended(now).is_none()
+        self.machine.nonce == *nonce && self.rest.is_none() && self.ended(now).is_none()
     }
 
     /// Whether the agent answers at `now`, if the microVM runs.
@@ -121,6 +128,9 @@ impl Vm {
 
     /// When, after `now`, something about it changes by itself.
     pub(super) fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.rest.is_some() {
+            return None;
+        }
         let end = self.end.as_ref().map(|end| end.at);
         let processes = self.processes.iter().flat_map(Processes::changes);
         [Some(self.agent_at), self.silent_from, end].into_iter().flatten().chain(processes).filter(|at| *at > now).min()
@@ -145,14 +155,18 @@ struct Boot {
     nonce: BootNonce,
     since: Timestamp,
     end: Option<End>,
+    rest: Option<Rest>,
 }
 
 impl Boot {
     fn of(vm: Vm) -> Self {
-        Self { nonce: vm.machine.nonce, since: vm.booted_at, end: vm.end }
+        Self { nonce: vm.machine.nonce, since: vm.booted_at, end: vm.end, rest: vm.rest }
     }
 
     fn state(self, now: Timestamp) -> VmState {
+        if let Some(rest) = self.rest {
+            return rest.state(self.nonce);
+        }
         match self.end.filter(|end| end.at <= now) {
             Some(End { at: _, reason }) => VmState::Exited { reason },
             None => VmState::Running { nonce: self.nonce, since: self.since },
@@ -226,7 +240,7 @@ impl World {
     pub fn kill(&self, sandbox: &SandboxId, reason: ExitReason) -> Result<()> {
         let now = self.now();
         self.edit(sandbox, |vm| {
-            if vm.ended(now).is_none() {
+            if vm.rest.is_none() && vm.ended(now).is_none() {
                 vm.end = Some(End { at: now, reason });
             }
         })
@@ -312,7 +326,7 @@ impl World {
         let lock = self.lock()?;
         let now = self.now();
         let earlier = self.vm(&machine.sandbox)?;
-        if let Some(vm) = earlier.as_ref().filter(|vm| vm.ended(now).is_none()) {
+        if let Some(vm) = earlier.as_ref().filter(|vm| vm.rest.is_none() && vm.ended(now).is_none()) {
             // A renamed app's microVM runs on under the name that it was started with.
             let Machine { app, uid, .. } = machine.clone();
             if *machine == (Machine { app, uid, ..vm.machine.clone() }) {
@@ -340,7 +354,7 @@ impl World {
     pub(super) fn remove(&self, sandbox: &SandboxId) -> Result<()> {
         let lock = self.lock()?;
         let now = self.now();
-        if self.vm(sandbox)?.is_some_and(|vm| vm.ended(now).is_none()) {
+        if self.vm(sandbox)?.is_some_and(|vm| vm.rest.is_none() && vm.ended(now).is_none()) {
             return Err(self.violation(&lock, &format!("removal of {sandbox}, which runs"))?);
         }
         lock.remove(&self.vm_path(sandbox))?;
@@ -473,7 +487,7 @@ impl World {
     }
 
     /// Writes a violation down, and gives the error that refuses it.
-    fn violation(&self, lock: &Lock, what: &str) -> Result<crate::driver::VmmError> {
+    pub(super) fn violation(&self, lock: &Lock, what: &str) -> Result<crate::driver::VmmError> {
         lock.append(&self.violations_path(), &format!("{} {what}", self.now()))?;
         Ok(sim_error(format!("refused: {what}")))
     }
@@ -533,5 +547,7 @@ fn boot(machine: &Machine, earlier: Option<&Vm>, now: Timestamp, script: &Script
         silent_from: fate.silent_after.map(later),
         end: fate.dies_after.map(|span| End { at: later(span), reason: fate.dies_of.unwrap_or_else(scripted) }),
         processes: None,
+        rest: None,
+        counter: Counter::from(now),
     }
 }

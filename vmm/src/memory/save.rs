@@ -1,0 +1,169 @@
+//! Keeping a memory: what was written goes into new files, and is read again before anybody relies on it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use setpoint_schema::id::SnapshotId;
+
+use super::image::{Chunk, Image, hash};
+use super::pages::{CHUNK, Touched, bytes, not_zero, ranges};
+use super::process::GuestRam;
+use super::store::{Fresh, Store, check_id, read_in_place, read_packed, stamp, write_image};
+use super::{MemoryError, Result, failed};
+
+/// Chunks between two looks at whether anybody still wants the result: a few milliseconds' worth.
+const CHUNKS_PER_LOOK: usize = 64;
+
+/// What is written to a pack at once.
+const PACK_WRITE: usize = 1 << 20;
+
+impl Store {
+    /// Keeps a memory that stands still as the image `id`. `parent` is the image that the process was made from; without one it
+    /// began with zeros, and its memory becomes a base of its own. On return everything is on the disk and was read again.
+    ///
+    /// `is_wanted` is asked now and then; once it says no, this ends with [`MemoryError::Cancelled`], and nothing is kept.
+    pub fn save(
+        &self,
+        id: &SnapshotId,
+        ram: &GuestRam,
+        parent: Option<&Image>,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Image> {
+        check_id(id)?;
+        self.create()?;
+        let source = Source { ram, is_wanted };
+        let image = match parent {
+            None => self.save_base(id, &source)?,
+            Some(parent) => self.save_pack(id, &source, parent)?,
+        };
+        write_image(self.image_path(id), &image)?;
+        self.sync_names()?;
+        Ok(image)
+    }
+
+    /// The whole memory as a sparse file in which every page has its place.
+    fn save_base(&self, id: &SnapshotId, source: &Source<'_>) -> Result<Image> {
+        let memory = source.ram.bytes();
+        let base = Fresh::create(self.base_path(id))?;
+        base.file.set_len(memory).map_err(failed("lengthen", base.path()))?;
+        let mut chunks = Vec::new();
+        source.each(|touched, content| {
+            let data = not_zero(content, touched.pages);
+            if data == 0 {
+                return Ok(());
+            }
+            let position = u64::from(touched.chunk) * CHUNK as u64;
+            for range in ranges(data) {
+                let at = position + range.start as u64;
+                base.file.write_all_at(&content[range], at).map_err(failed("write", base.path()))?;
+            }
+            chunks.push(entry(touched.chunk, data, data, content, 0, position));
+            Ok(())
+        })?;
+        base.sync()?;
+        verify(&base.file, base.path(), &chunks, read_in_place)?;
+        let stamp = stamp(&base.file).map_err(failed("inspect", base.path()))?;
+        write_image(self.sums_path(id), &Image { memory, base: None, packs: Vec::new(), chunks })?;
+        base.publish()?;
+        self.found_sound(id, stamp);
+        Ok(Image { memory, base: Some(id.clone()), packs: Vec::new(), chunks: Vec::new() })
+    }
+
+    /// What differs from the parent's base: new content into a pack, the rest by reference to the parent's packs.
+    fn save_pack(&self, id: &SnapshotId, source: &Source<'_>, parent: &Image) -> Result<Image> {
+        let pack = Fresh::create(self.pack_path(id))?;
+        let mut packs = parent.packs.clone();
+        let own = u32::try_from(packs.len()).expect("layers are merged long before");
+        packs.push(id.clone());
+        let mut out = BufWriter::with_capacity(PACK_WRITE, &pack.file);
+        let (mut chunks, mut fresh) = (Vec::new(), Vec::new());
+        let mut position = 0;
+        source.each(|touched, content| {
+            let data = not_zero(content, touched.pages);
+            let made = entry(touched.chunk, touched.pages, data, content, own, position);
+            match parent.find(touched.chunk).filter(|known| known.hash == made.hash) {
+                Some(known) => chunks.push(known.clone()),
+                None => {
+                    for range in ranges(data) {
+                        out.write_all(&content[range]).map_err(failed("write", pack.path()))?;
+                    }
+                    position += bytes(data) as u64;
+                    fresh.push(made.clone());
+                    chunks.push(made);
+                }
+            }
+            Ok(())
+        })?;
+        out.flush().map_err(failed("write", pack.path()))?;
+        drop(out);
+        pack.sync()?;
+        verify(&pack.file, pack.path(), &fresh, read_packed)?;
+        pack.publish()?;
+        Ok(without_unused_packs(Image { memory: source.ram.bytes(), base: parent.base.clone(), packs, chunks }))
+    }
+}
+
+/// The memory that is being kept.
+struct Source<'a> {
+    ram: &'a GuestRam,
+    is_wanted: &'a dyn Fn() -> bool,
+}
+
+impl Source<'_> {
+    /// Reads the written pages of each chunk into their places.
+    fn each(&self, mut take: impl FnMut(Touched, &[u8; CHUNK]) -> Result<()>) -> Result<()> {
+        let mut content = Box::new([0; CHUNK]);
+        for (count, touched) in self.ram.touched()?.into_iter().enumerate() {
+            if count % CHUNKS_PER_LOOK == 0 && !(self.is_wanted)() {
+                return Err(MemoryError::Cancelled);
+            }
+            let begin = u64::from(touched.chunk) * CHUNK as u64;
+            for range in ranges(touched.pages) {
+                self.ram.read(begin + range.start as u64, &mut content[range])?;
+            }
+            take(touched, &content)?;
+        }
+        Ok(())
+    }
+}
+
+fn entry(number: u32, written: u16, data: u16, content: &[u8; CHUNK], pack: u32, position: u64) -> Chunk {
+    let mut pages = Vec::with_capacity(bytes(data));
+    ranges(data).for_each(|range| pages.extend_from_slice(&content[range]));
+    Chunk { number, written, data, pack, position, hash: hash(number, written, data, &pages) }
+}
+
+/// Reads how a file holds the pages of a chunk.
+type ReadPages = for<'a> fn(&File, &Chunk, &'a mut [u8; CHUNK]) -> std::io::Result<&'a [u8]>;
+
+/// Reads again what was written.
+fn verify(file: &File, path: &Path, chunks: &[Chunk], read: ReadPages) -> Result<()> {
+    let mut content = Box::new([0; CHUNK]);
+    for chunk in chunks {
+        let pages = read(file, chunk, &mut content).map_err(failed("read", path))?;
+        if hash(chunk.number, chunk.written, chunk.data, pages) != chunk.hash {
+            return Err(MemoryError::Damaged { path: path.to_owned(), what: "what was written is not what is read" });
+        }
+    }
+    Ok(())
+}
+
+/// Forgets packs that no chunk lies in any more, so that they can be removed.
+fn without_unused_packs(mut image: Image) -> Image {
+    let mut places = vec![None; image.packs.len()];
+    let mut packs = Vec::new();
+    for chunk in image.chunks.iter_mut().filter(|chunk| chunk.data != 0) {
+        let known = chunk.pack as usize;
+        let place = *places[known].get_or_insert_with(|| {
+            packs.push(image.packs[known].clone());
+            u32::try_from(packs.len() - 1).expect("there are no more than before")
+        });
+        chunk.pack = place;
+    }
+    // Chunks of zeros lie nowhere.
+    image.chunks.iter_mut().filter(|chunk| chunk.data == 0).for_each(|chunk| (chunk.pack, chunk.position) = (0, 0));
+    image.packs = packs;
+    image
+}

@@ -1,0 +1,152 @@
+//! Resuming a microVM: a new VMM maps the base, the changed pages are written into it, the devices are loaded, and the guest is
+//! made one of its own before any of its processes runs.
+//!
+//! ```text
+//! check ─▶ start ─▶ memory ─▶ devices ─▶ run, frozen ─▶ renew ─▶ origin.json for saved.json ─▶ thaw
+//!    └───────┴─────────┴─────────┴───────────┴────────────┴─ an error: the VMM ends, saved.json says why
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use serde_json::json;
+use setpoint_schema::id::sha256_hex;
+use setpoint_schema::observed::Machine;
+
+use super::files::io_error;
+use super::guest::{QemuGuest, with_causes};
+use super::pause::{busy_with_power, memory_error};
+use super::qmp::Qmp;
+use super::saved::{OriginRecord, SavedRecord, VERSION, checksum};
+use super::vm_dir::VmDir;
+use super::watch::{self, Life};
+use super::{QemuDriver, blocking};
+use crate::driver::{ENTROPY, Guest, Renewal, Result, VmmError};
+use crate::failpoint::reach;
+use crate::memory::{GuestRam, Loading, Mapped};
+
+/// What the descriptor of the devices' state is called at the monitor.
+const STATE_FD: &str = "state";
+
+impl QemuDriver {
+    /// Makes a paused microVM go on as the boot that `machine` names.
+    pub(super) async fn resume_from_files(&self, machine: &Machine) -> Result<()> {
+        let vm = self.vm(&machine.sandbox);
+        let unsaved = |problem: String| VmmError::Vmm { vmm: "qemu", problem };
+        if !vm.path().exists() {
+            return Err(unsaved(format!("has no saved state of {}", machine.sandbox)));
+        }
+        let _lock = vm.lock_power()?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
+        let Some(saved) = vm.saved()? else {
+            return match watch::life(&vm).await? {
+                // Done already; only the last word may be missing.
+                Life::Running(process) if process.nonce == machine.nonce => {
+                    thaw(&*QemuGuest::connect(&vm, &machine.sandbox, &machine.nonce).await?).await
+                }
+                Life::Running(_) | Life::Absent | Life::Ended(_) => {
+                    Err(unsaved(format!("has no saved state of {}", machine.sandbox)))
+                }
+            };
+        };
+        // Left over from a pause or resume that was cut short.
+        watch::kill(&vm).await?;
+        let _saving = self.saving.read().await;
+        match self.restore(&vm, machine, &saved).await {
+            Ok(agent) => thaw(&*agent).await,
+            Err(error) => {
+                watch::kill(&vm).await?;
+                let fault = Some(with_causes(&error));
+                vm.write_saved(&SavedRecord { fault, ..saved })?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything up to the point from which there is no way back, and the connection to the agent, which stands still yet.
+    async fn restore(&self, vm: &VmDir, machine: &Machine, saved: &SavedRecord) -> Result<Arc<dyn Guest>> {
+        self.check(machine, saved)?;
+        let store = self.memory.clone();
+        let image = store.image(&saved.snapshot).map_err(memory_error(vm))?;
+        let base = image.base.clone().map(|base| store.base_path(&base));
+        let base = base.ok_or_else(|| damaged(machine, "its memory has no base"))?;
+        // Reading and checking goes on while QEMU starts.
+        let loading = Loading::start(&store, image);
+        let devices = open_devices(vm, machine, saved)?;
+        reach("resume/start")?;
+        self.start_incoming(vm, machine, &base).await?;
+        let mut qmp = Qmp::connect(vm).await?;
+        let process = vm.process()?.ok_or_else(|| damaged(machine, "its VMM left no record"))?;
+        let (pid, bytes, failed) = (process.qemu.pid, machine.memory_mib << 20, memory_error(vm));
+        reach("resume/memory")?;
+        let load = move || loading.finish(&GuestRam::find(pid, bytes, Mapped::Base(&base))?);
+        blocking(move || load().map_err(failed)).await?;
+        reach("resume/devices")?;
+        qmp.migrate_in(devices.as_fd(), STATE_FD).await?;
+        // The disk may have been lengthened meanwhile.
+        if let Some(size) = self.disks.size(&machine.disk)? {
+            qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await?;
+        }
+        reach("resume/run")?;
+        qmp.execute("cont", json!({})).await?;
+        drop(qmp);
+        let agent = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
+        reach("resume/renew")?;
+        agent.renew(&renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?).await?;
+        reach("resume/commit")?;
+        vm.commit_resumed(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
+        Ok(agent)
+    }
+
+    /// Whether what was saved can go on here at all.
+    fn check(&self, machine: &Machine, saved: &SavedRecord) -> Result<()> {
+        if saved.version != VERSION {
+            return Err(damaged(machine, "it was saved in another form"));
+        }
+        match self.shape(machine).difference(&saved.shape) {
+            None => Ok(()),
+            Some(difference) => Err(VmmError::Unsupported {
+                problem: format!("{} cannot go on from its saved state: {difference}", machine.sandbox),
+                hint: "boot it from its disk instead".to_owned(),
+            }),
+        }
+    }
+}
+
+/// The last step: the guest's processes go on. It can be repeated.
+async fn thaw(agent: &dyn Guest) -> Result<()> {
+    reach("resume/thaw")?;
+    agent.thaw().await
+}
+
+/// The devices' state, checked.
+fn open_devices(vm: &VmDir, machine: &Machine, saved: &SavedRecord) -> Result<File> {
+    let path = vm.devices(&saved.snapshot);
+    let content = std::fs::read(&path).map_err(io_error("read", &path))?;
+    if checksum(&content) != saved.devices {
+        return Err(damaged(machine, "the checksum of its devices' state does not match"));
+    }
+    File::open(&path).map_err(io_error("open", &path))
+}
+
+/// What makes the guest one of its own: the names follow from the sandbox, so that they stay the same over its boots.
+fn renewal(machine: &Machine) -> io::Result<Renewal> {
+    let mut entropy = [0; ENTROPY];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut entropy)?;
+    let digest = sha256_hex(&[b"machine", machine.sandbox.as_str().as_bytes()]);
+    let byte = |at: usize| u8::from_str_radix(&digest[32 + 2 * at..34 + 2 * at], 16).unwrap_or_default();
+    // Locally administered, and not a group's.
+    let mac = [0x02, byte(0), byte(1), byte(2), byte(3), byte(4)];
+    Ok(Renewal {
+        nonce: machine.nonce.clone(),
+        entropy,
+        hostname: machine.app.name.to_string(),
+        machine_id: digest[..32].to_owned(),
+        mac,
+    })
+}
+
+fn damaged(machine: &Machine, problem: &str) -> VmmError {
+    VmmError::Vmm { vmm: "qemu", problem: format!("cannot resume {}: {problem}", machine.sandbox) }
+}

@@ -1,0 +1,108 @@
+//! Scripted microVMs that rest: time does not pass for them, and what is in their memory goes on when they are resumed.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use setpoint_schema::id::{BootNonce, SandboxId, SnapshotId};
+use setpoint_schema::observed::{Machine, VmState};
+use setpoint_schema::quantity::ByteSize;
+
+use super::clock::{after, until};
+use super::sim_error;
+use super::world::{Vm, World};
+use crate::driver::{Result, VmmError};
+
+/// What a scripted microVM's memory takes on the disk.
+const BYTES: ByteSize = ByteSize::mib(8);
+
+/// That a microVM rests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rest {
+    /// Since when.
+    pub since: Timestamp,
+    /// What its saved state is called.
+    pub snapshot: SnapshotId,
+    /// Why it could not be resumed, the last time that was tried.
+    #[serde(default)]
+    pub fault: Option<String>,
+}
+
+impl Rest {
+    pub(super) fn state(self, nonce: BootNonce) -> VmState {
+        VmState::Paused { nonce, since: self.since, bytes: BYTES, fault: self.fault }
+    }
+}
+
+/// A number in a microVM's memory that grows by one each millisecond in which the microVM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counter {
+    /// Where it stood when it began to count on.
+    pub value: u64,
+    /// When that was.
+    pub since: Timestamp,
+}
+
+impl Counter {
+    /// A counter that begins now.
+    #[must_use]
+    pub fn from(now: Timestamp) -> Self {
+        Self { value: 0, since: now }
+    }
+}
+
+impl Vm {
+    /// What the counter in its memory shows at `now`. A boot begins it anew, a resume does not.
+    #[must_use]
+    pub fn counter_at(&self, now: Timestamp) -> u64 {
+        let upto = self.rest.as_ref().map_or(now, |rest| rest.since);
+        self.counter.value + u64::try_from(until(upto, self.counter.since).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl World {
+    /// Puts a boot to rest, or finds that it rests.
+    pub(super) fn pause(&self, sandbox: &SandboxId, nonce: &BootNonce, snapshot: &SnapshotId) -> Result<ByteSize> {
+        let lock = self.lock()?;
+        let now = self.now();
+        let Some(mut vm) = self.vm(sandbox)?.filter(|vm| vm.machine.nonce == *nonce && vm.ended(now).is_none()) else {
+            return Err(self.violation(&lock, &format!("pause of {sandbox}, of which that boot does not run"))?);
+        };
+        if vm.rest.is_none() {
+            vm.rest = Some(Rest { since: now, snapshot: snapshot.clone(), fault: None });
+            self.put_vm(&lock, &vm)?;
+        }
+        Ok(BYTES)
+    }
+
+    /// Lets a resting microVM go on as another boot.
+    pub(super) fn resume(&self, machine: &Machine) -> Result<()> {
+        let lock = self.lock()?;
+        let now = self.now();
+        let Some(mut vm) = self.vm(&machine.sandbox)? else {
+            return Err(self.violation(&lock, &format!("resume of {}, which is not there", machine.sandbox))?);
+        };
+        if vm.runs(&machine.nonce, now) {
+            return Ok(());
+        }
+        let Some(rest) = &vm.rest else {
+            return Err(self.violation(&lock, &format!("resume of {}, which does not rest", machine.sandbox))?);
+        };
+        if (vm.machine.vcpus, vm.machine.memory_mib) != (machine.vcpus, machine.memory_mib) {
+            return Err(sim_error(format!("cannot resume {} as another machine", machine.sandbox)));
+        }
+        let counter = Counter { value: vm.counter_at(now), since: now };
+        let rested = until(now, rest.since);
+        let later = |at: &mut Timestamp| *at = after(*at, rested);
+        vm.end.iter_mut().for_each(|end| later(&mut end.at));
+        vm.silent_from.iter_mut().for_each(later);
+        vm.processes.iter_mut().for_each(|processes| processes.put_off(rested));
+        vm = Vm { machine: machine.clone(), rest: None, counter, booted_at: now, ..vm };
+        self.put_vm(&lock, &vm)
+    }
+
+    /// Notes why a resting microVM could not be resumed.
+    pub(super) fn note_fault(&self, sandbox: &SandboxId, error: &VmmError) -> Result<()> {
+        self.edit(sandbox, |vm| vm.rest.iter_mut().for_each(|rest| rest.fault = Some(error.to_string())))
+    }
+}

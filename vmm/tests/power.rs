@@ -1,0 +1,155 @@
+//! Real microVMs at rest: paused to files, and resumed from them.
+
+#![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+#[path = "qemu/host.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod host;
+
+mod microvm {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use futures_util::{StreamExt as _, stream};
+    use setpoint_schema::id::{BlobId, SnapshotId, TreeDigest};
+    use setpoint_schema::observed::{Machine, VmState};
+    use setpoint_schema::quantity::Span;
+    use setpoint_schema::runtime::{ProcessSet, Runtime, Web};
+    use setpoint_vmm::driver::{
+        Driver, FileKind, Guest, ManifestEntry, Pause, Paused, RestartScope, Result, WorkspaceFile,
+    };
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
+
+    use crate::host::{Host, machine};
+
+    /// Longer than any boot takes on a busy machine without KVM.
+    const LONG: Duration = Duration::from_secs(120);
+
+    /// Answers each request with a number that it keeps in its memory and counts up.
+    const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.05; done";
+
+    fn boot(number: u32) -> Machine {
+        machine(&format!("{number:032x}"))
+    }
+
+    fn snapshot(number: u32) -> SnapshotId {
+        SnapshotId(format!("{:032x}", 0xabc0 + number))
+    }
+
+    /// The agent of a boot, as soon as it answers.
+    async fn agent(host: &Host, machine: &Machine) -> Arc<dyn Guest> {
+        let connect = async {
+            loop {
+                match host.driver.guest(&machine.sandbox, &machine.nonce).await {
+                    Ok(guest) => return guest,
+                    Err(error) => {
+                        let state = host.driver.observe(&machine.sandbox).await.unwrap();
+                        let console = host.driver.console_tail(&machine.sandbox, 2000).await.unwrap();
+                        let console = String::from_utf8_lossy(&console).into_owned();
+                        assert!(matches!(state, VmState::Running { .. }), "{error}: {state:?}; console: {console}");
+                    }
+                }
+            }
+        };
+        timeout(LONG, connect).await.expect("the agent answers")
+    }
+
+    async fn launched(host: &Host, machine: &Machine) -> Arc<dyn Guest> {
+        host.driver.launch(machine).await.unwrap();
+        agent(host, machine).await
+    }
+
+    async fn pause(host: &Host, machine: &Machine, agent: &dyn Guest, snapshot: &SnapshotId) -> Result<Paused> {
+        let cancel = CancellationToken::new();
+        let (sandbox, nonce) = (&machine.sandbox, &machine.nonce);
+        let started = Instant::now();
+        let paused = host.driver.pause(Pause { sandbox, nonce, snapshot, agent, cancel: &cancel }).await;
+        eprintln!("pause: {:?}, {paused:?}", started.elapsed());
+        paused
+    }
+
+    async fn resume(host: &Host, machine: &Machine) -> Arc<dyn Guest> {
+        let started = Instant::now();
+        if let Err(error) = host.driver.resume(machine).await {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            let log = std::fs::read_to_string(host.vm_dir().join("vmm.log")).unwrap_or_default();
+            panic!("{error}: {source:?}; {log}");
+        }
+        eprintln!("resume: {:?}", started.elapsed());
+        let agent = agent(host, machine).await;
+        eprintln!("resume to agent: {:?}", started.elapsed());
+        agent
+    }
+
+    async fn shell(agent: &dyn Guest, command: &str) -> String {
+        let output = agent.exec(["sh", "-c", command].map(str::to_owned).to_vec()).await.unwrap();
+        assert_eq!(output.code, 0, "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Starts a web process that keeps a number in its memory.
+    async fn count(agent: &dyn Guest) {
+        let tree = TreeDigest("a".repeat(40));
+        let entry = ManifestEntry { blob: BlobId("b".repeat(40)), kind: FileKind::Regular };
+        let file = WorkspaceFile { path: "index.html".into(), entry, content: b"hello".to_vec() };
+        agent.sync(&tree, stream::iter([Ok(file)]).boxed(), Vec::new()).await.unwrap();
+        let command = format!("({COUNTER}) & exec busybox httpd -f -p 127.0.0.1:3000");
+        let web = Web { command, ..Web::default() };
+        let runtime = Runtime { web: Some(web), ..Runtime::nothing() };
+        agent.apply(&ProcessSet { runtime, env: Default::default(), tree }, false, RestartScope::All).await.unwrap();
+        let ready = async {
+            let mut status = agent.status().await.unwrap();
+            while status.unready().is_some() {
+                status = agent.status_change(&status, Span::secs(5)).await.unwrap();
+            }
+        };
+        timeout(LONG, ready).await.expect("the web process becomes healthy");
+    }
+
+    async fn counted(agent: &dyn Guest) -> u64 {
+        shell(agent, "cat /tmp/n").await.parse().unwrap()
+    }
+
+    async fn is_paused(host: &Host, machine: &Machine) -> bool {
+        let state = host.driver.observe(&machine.sandbox).await.unwrap();
+        matches!(state, VmState::Paused { nonce, .. } if nonce == machine.nonce)
+    }
+
+    #[tokio::test]
+    async fn a_counter_in_memory_goes_on_through_two_generations_and_files_are_there() {
+        let host = Host::with_real_agent().await;
+        let agent = launched(&host, &boot(1)).await;
+        count(&*agent).await;
+        shell(&*agent, "echo written > before").await;
+        let before = counted(&*agent).await;
+        assert!(matches!(pause(&host, &boot(1), &*agent, &snapshot(1)).await.unwrap(), Paused::Saved { .. }));
+        drop(agent);
+        assert!(is_paused(&host, &boot(1)).await);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+
+        let agent = resume(&host, &boot(2)).await;
+        let first = counted(&*agent).await;
+        assert!((before..before + 60).contains(&first), "{before} to {first}");
+        assert_eq!(shell(&*agent, "cat before").await, "written");
+        let clock: i64 = shell(&*agent, "date +%s").await.parse().unwrap();
+        assert!((clock - jiff::Timestamp::now().as_second()).abs() <= 1, "the clock shows {clock}");
+        let status = agent.status().await.unwrap();
+        assert_eq!((status.nonce.clone(), status.unready()), (boot(2).nonce, None));
+        shell(&*agent, "echo second > between").await;
+        let second = counted(&*agent).await;
+        assert!(matches!(pause(&host, &boot(2), &*agent, &snapshot(2)).await.unwrap(), Paused::Saved { .. }));
+        drop(agent);
+
+        let agent = resume(&host, &boot(3)).await;
+        assert!(counted(&*agent).await >= second);
+        assert_eq!(shell(&*agent, "cat before between").await, "written\nsecond");
+        assert_eq!(shell(&*agent, "hostname").await, "blog");
+        drop(agent);
+
+        // And after a cold boot of the same disk.
+        host.driver.kill(&boot(3).sandbox).await.unwrap();
+        let agent = launched(&host, &boot(4)).await;
+        assert_eq!(shell(&*agent, "cat before between").await, "written\nsecond");
+    }
+}
