@@ -6,6 +6,8 @@
 //! ```text
 //!   POST /v1/apps/{team}/{name}/suspend   freezes an app, whatever its declaration says
 //!   POST /v1/apps/{team}/{name}/resume    ends that
+//!   POST /v1/apps/{team}/{name}/pause     lets an app rest with its memory kept, until another power is declared
+//!   POST /v1/apps/{team}/{name}/wake      lets it run
 //! ```
 //!
 //! A suspension is a field of the app's record in the store, so it outlives the daemon, and the loop wakes because a record changed.
@@ -21,10 +23,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use setpoint_plan::model::Hold;
 use setpoint_schema::name::{AppKey, AppName, Team};
-use setpoint_schema::observed::{AppRecord, Suspension};
-use setpoint_schema::wire::{Override, OverrideChange};
+use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride, Suspension};
+use setpoint_schema::wire::{Override, OverrideChange, PowerChange};
 use setpoint_state::{EventKind, NewEvent, StateError};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
@@ -35,6 +38,7 @@ use crate::converge::Pass;
 use crate::http::problem;
 use crate::ledger::Ledger;
 use crate::observe::Observer;
+use crate::power::{Answer, PowerSwitch, Wanted};
 use crate::report::chain;
 
 pub use socket::AdminSocket;
@@ -75,6 +79,10 @@ pub enum Verb {
     Suspend,
     /// End that.
     Resume,
+    /// Let the app rest.
+    Pause,
+    /// Let it run.
+    Wake,
 }
 
 impl Verb {
@@ -84,13 +92,26 @@ impl Verb {
         match self {
             Self::Suspend => "suspend",
             Self::Resume => "resume",
+            Self::Pause => "pause",
+            Self::Wake => "wake",
         }
     }
 
+    const ALL: [Self; 4] = [Self::Suspend, Self::Resume, Self::Pause, Self::Wake];
+}
+
+/// A suspension's beginning or end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freeze {
+    Begin,
+    End,
+}
+
+impl Freeze {
     fn done(self) -> &'static str {
         match self {
-            Self::Suspend => "suspended",
-            Self::Resume => "resumed",
+            Self::Begin => "suspended",
+            Self::End => "resumed",
         }
     }
 }
@@ -140,39 +161,58 @@ impl Admin {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
             return response;
         }
-        match self.change(&app, verb, caller).await {
-            Ok(Some(change)) => accept(&change),
-            Ok(None) => refuse(StatusCode::NOT_FOUND, format!("there is no app {app}")),
-            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
-        }
+        let answered = match verb {
+            Verb::Suspend => self.freeze(&app, Freeze::Begin, caller).await,
+            Verb::Resume => self.freeze(&app, Freeze::End, caller).await,
+            Verb::Pause => self.switch(&app, Wanted::Paused, caller).await,
+            Verb::Wake => self.switch(&app, Wanted::Running, caller).await,
+        };
+        answered.unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)))
+    }
+
+    async fn freeze(&self, app: &AppKey, freeze: Freeze, caller: Caller) -> Result<Response<Body>, StateError> {
+        Ok(self.change(app, freeze, caller).await?.map_or_else(|| unknown(app), |change| accept(&change)))
+    }
+
+    async fn switch(&self, app: &AppKey, wanted: Wanted, caller: Caller) -> Result<Response<Body>, StateError> {
+        let switch = PowerSwitch { ledger: self.ledger.clone(), observer: self.observer.clone() };
+        let accepted = |changed, held: Option<PowerOverride>| {
+            accept(&PowerChange { app: app.clone(), changed, now: held.as_ref().map(Into::into) })
+        };
+        Ok(match switch.ask(app, wanted, PowerCause::Asked { by: caller.user() }).await? {
+            Answer::Changed(held) => accepted(true, held),
+            Answer::AlreadySo(held) => accepted(false, held),
+            Answer::Refused(why) => refuse(StatusCode::CONFLICT, format!("{app}: {why}")),
+            Answer::Unknown => unknown(app),
+        })
     }
 
     /// Carries out what is asked, unless things are so already; `None` for an app that nobody knows.
-    async fn change(&self, app: &AppKey, verb: Verb, caller: Caller) -> Result<Option<OverrideChange>, StateError> {
+    async fn change(&self, app: &AppKey, freeze: Freeze, caller: Caller) -> Result<Option<OverrideChange>, StateError> {
         let records = self.ledger.apps();
         if !records.contains_key(app) {
             return Ok(None);
         }
         let holder = self.holder(app, &records);
-        let (holder, kind, wanted) = match (verb, holder) {
-            (Verb::Suspend, None) => {
+        let (holder, kind, wanted) = match (freeze, holder) {
+            (Freeze::Begin, None) => {
                 let suspension = Suspension { since: self.observer.now(), by: caller.user() };
                 (app.clone(), EventKind::SuspendedHere, Some(suspension))
             }
-            (Verb::Resume, Some(holder)) => (holder, EventKind::ResumedHere, None),
-            (Verb::Suspend | Verb::Resume, holder) => {
+            (Freeze::End, Some(holder)) => (holder, EventKind::ResumedHere, None),
+            (Freeze::Begin | Freeze::End, holder) => {
                 let now = holder.and_then(|holder| Some(records.get(&holder)?.suspended.as_ref()?.into()));
                 return Ok(Some(OverrideChange { app: app.clone(), changed: false, now }));
             }
         };
         let now = wanted.as_ref().map(Override::from);
-        let event = NewEvent::new(kind, "Override", format!("{} here by {}", verb.done(), caller.in_full()));
+        let event = NewEvent::new(kind, "Override", format!("{} here by {}", freeze.done(), caller.in_full()));
         let change = move |apps: &Records| {
             let record = apps.get(&holder).map(|record| AppRecord { suspended: wanted, ..AppRecord::clone(record) });
             record.into_iter().collect()
         };
         self.ledger.note(vec![event.app(app)], change).await?;
-        tracing::info!(%app, by = caller.in_full(), verb = verb.as_str(), "override changed");
+        tracing::info!(%app, by = caller.in_full(), now = freeze.done(), "override changed");
         Ok(Some(OverrideChange { app: app.clone(), changed: true, now }))
     }
 
@@ -215,14 +255,18 @@ impl Caller {
 fn target(path: &str) -> Option<(AppKey, Verb)> {
     let mut parts = path.strip_prefix("/v1/apps/")?.split('/');
     let (team, name, verb) = (parts.next()?, parts.next()?, parts.next()?);
-    let verb = [Verb::Suspend, Verb::Resume].into_iter().find(|known| known.as_str() == verb)?;
+    let verb = Verb::ALL.into_iter().find(|known| known.as_str() == verb)?;
     if parts.next().is_some() {
         return None;
     }
     Some((AppKey::new(Team::new(team.to_owned()).ok()?, AppName::new(name.to_owned()).ok()?), verb))
 }
 
-fn accept(change: &OverrideChange) -> Response<Body> {
+fn unknown(app: &AppKey) -> Response<Body> {
+    refuse(StatusCode::NOT_FOUND, format!("there is no app {app}"))
+}
+
+fn accept(change: &impl Serialize) -> Response<Body> {
     let body = serde_json::to_vec(change).expect("names and times serialise");
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,6 +14,7 @@ mod init;
 mod logs;
 mod output;
 mod pages;
+mod power;
 mod reconcile;
 mod run;
 mod schema;
@@ -90,6 +91,10 @@ enum Command {
     Suspend(suspend::Args),
     /// End what `suspend` began
     Resume(suspend::Args),
+    /// Let an app rest on this host, with its memory kept, until another power is declared or it is woken
+    Pause(suspend::Args),
+    /// Let an app run that rests
+    Wake(suspend::Args),
     /// Find and explain what is wrong with this machine, or with a daemon
     Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
@@ -201,6 +206,8 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Events(args) => block_on(events::run(Config::load(&overrides)?, args)),
         Command::Suspend(args) => block_on(suspend::run(Config::load(&overrides)?, args, Verb::Suspend)),
         Command::Resume(args) => block_on(suspend::run(Config::load(&overrides)?, args, Verb::Resume)),
+        Command::Pause(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Pause)),
+        Command::Wake(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Wake)),
         Command::Doctor(args) => block_on(doctor::run(Config::load(&overrides)?, args)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }

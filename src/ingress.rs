@@ -30,12 +30,14 @@ use crate::http::target::Target;
 use crate::http::{self, Connection, Limits, Listener};
 use crate::report::chain;
 use refusal::{Audience, Refusal};
+use waking::{Turn, Waking};
 
 mod body;
 mod exchange;
 mod headers;
 mod refusal;
 mod routes;
+mod waking;
 
 /// What clients of apps may take up. A proxy in front of the ingress is one peer, people pause what they stream, and a guest
 /// may leave its answer open for as long as somebody listens.
@@ -47,6 +49,9 @@ pub const LIMITS: Limits =
 pub trait Connector: Send + Sync + 'static {
     /// Connects to `port` on the localhost of the guest of `sandbox`.
     async fn open(&self, sandbox: &SandboxId, port: u16) -> Result<Pin<Box<dyn Duplex>>, ConnectError>;
+
+    /// Lets an app that rests run again. Its route shows when it does.
+    async fn wake(&self, app: &AppKey);
 }
 
 /// Why a guest could not be connected to, in words that are fit for strangers.
@@ -59,7 +64,7 @@ impl From<VmmError> for ConnectError {
     fn from(error: VmmError) -> Self {
         match error {
             VmmError::Guest { problem, .. } => Self(problem),
-            VmmError::Io { .. } | VmmError::Vmm { .. } | VmmError::Unsupported { .. } => {
+            VmmError::Io { .. } | VmmError::Vmm { .. } | VmmError::Memory { .. } | VmmError::Unsupported { .. } => {
                 tracing::warn!(error = chain(&error), "could not connect into a guest");
                 Self("its microVM cannot be connected to".to_owned())
             }
@@ -76,6 +81,8 @@ pub struct Patience {
     pub response_head: Duration,
     /// For the client, while the guest is ready to take more of a body: to send some of it.
     pub upload: Duration,
+    /// To serve after a request has woken it.
+    pub wake: Duration,
 }
 
 impl Default for Patience {
@@ -84,6 +91,7 @@ impl Default for Patience {
             connect: Duration::from_secs(10),
             response_head: Duration::from_secs(60),
             upload: Duration::from_secs(60),
+            wake: Duration::from_secs(10),
         }
     }
 }
@@ -95,22 +103,25 @@ pub async fn serve(
     connector: Arc<dyn Connector>,
     shutdown: CancellationToken,
 ) {
-    let ingress = Ingress { routes, connector, patience: Patience::default() };
-    ingress.serve(listener, LIMITS, shutdown).await;
+    Ingress::new(routes, connector, Patience::default()).serve(listener, LIMITS, shutdown).await;
 }
 
 /// The ingress with its bounds to choose. [`serve`] takes the usual ones.
 #[derive(Clone)]
 pub struct Ingress {
-    /// The newest routes.
-    pub routes: watch::Receiver<Arc<Routes>>,
-    /// The way into guests.
-    pub connector: Arc<dyn Connector>,
-    /// How long guests may take.
-    pub patience: Patience,
+    routes: watch::Receiver<Arc<Routes>>,
+    connector: Arc<dyn Connector>,
+    patience: Patience,
+    waking: Waking,
 }
 
 impl Ingress {
+    /// Serves the newest of `routes`.
+    #[must_use]
+    pub fn new(routes: watch::Receiver<Arc<Routes>>, connector: Arc<dyn Connector>, patience: Patience) -> Self {
+        Self { routes, connector, patience, waking: Waking::default() }
+    }
+
     /// As [`serve`].
     pub async fn serve(self, listener: impl Into<Listener>, limits: Limits, shutdown: CancellationToken) {
         let handler = move |request: Request<Incoming>, connection: &Connection| {
@@ -134,24 +145,57 @@ impl Ingress {
         }
         headers::check_framing(request.headers())?;
         let target = Target::of(&request)?;
-        let (route, sandbox) = self.route(&target)?;
+        let (route, sandbox) = self.route(&target).await?;
         let stream = self.open(&route.app, &sandbox, route.port).await?;
         exchange::exchange(stream, request, &target, connection, self.patience)
             .await
             .map_err(|error| Refusal::Guest { app: route.app, error })
     }
 
-    fn route(&self, target: &Target) -> Result<(Route, SandboxId), Refusal> {
+    /// The guest that a request is for; one that rests is woken and waited for.
+    async fn route(&self, target: &Target) -> Result<(Route, SandboxId), Refusal> {
         let route = self.routes.borrow().get(&target.name).ok_or(Refusal::UnknownHost)?;
         match &route.upstream {
             Upstream::Ready(sandbox) => {
                 let sandbox = sandbox.clone();
                 Ok((route, sandbox))
             }
+            Upstream::NotReady(_) if self.waking.is_expected(&route.app) => self.awake(&target.name, route.app).await,
             Upstream::NotReady(reason) => {
                 let reason = reason.clone();
                 Err(Refusal::NotReady { app: route.app, reason })
             }
+            Upstream::Asleep => {
+                if self.waking.begin(&route.app, self.patience.wake) == Turn::First {
+                    let (connector, app) = (Arc::clone(&self.connector), route.app.clone());
+                    // On its own: whoever came first may leave, and others wait by then.
+                    tokio::spawn(async move { connector.wake(&app).await });
+                }
+                self.awake(&target.name, route.app).await
+            }
+        }
+    }
+
+    /// Waits for an app that is on its way up.
+    async fn awake(&self, host: &str, app: AppKey) -> Result<(Route, SandboxId), Refusal> {
+        let mut routes = self.routes.clone();
+        let ready = async {
+            loop {
+                let route = routes.borrow_and_update().get(host).ok_or(Refusal::UnknownHost)?;
+                if let Upstream::Ready(sandbox) = &route.upstream {
+                    let sandbox = sandbox.clone();
+                    return Ok((route, sandbox));
+                }
+                // Whoever publishes routes is gone only when everything ends.
+                routes.changed().await.map_err(|_| Refusal::UnknownHost)?;
+            }
+        };
+        match timeout(self.patience.wake, ready).await {
+            Ok(found) => {
+                self.waking.end(&app);
+                found
+            }
+            Err(_) => Err(Refusal::Waking { app }),
         }
     }
 

@@ -242,6 +242,8 @@ fn kind_word(kind: &ActionKind) -> &'static str {
         ActionKind::Reboot => "reboot",
         ActionKind::Replace => "replace",
         ActionKind::Stop => "stop",
+        ActionKind::Pause => "pause",
+        ActionKind::Resume => "resume",
         ActionKind::Delete => "delete",
         ActionKind::ExpireDisk => "expire_disk",
     }

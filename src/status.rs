@@ -199,6 +199,7 @@ impl Reporter {
             blocked,
             held: conditions::held(facts, earlier, now),
             overridden: facts.overridden(),
+            power_here: facts.power_here().map(Into::into),
             depends_on: spec.depends_on.iter().cloned().collect(),
             sandbox: facts.sandbox.map(|sandbox| sandbox.record.id.clone()),
             preview: facts.preview(),

@@ -50,7 +50,7 @@ impl Gate {
         let address = listener.local_addr().unwrap();
         let (routes, seen) = watch::channel(Arc::new(first));
         let shutdown = CancellationToken::new();
-        let ingress = Ingress { routes: seen, connector: Arc::new(Local), patience };
+        let ingress = Ingress::new(seen, Arc::new(Local), patience);
         let served = tokio::spawn(ingress.serve(listener, limits, shutdown.clone()));
         Self { address, routes, shutdown, served }
     }

@@ -128,10 +128,11 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
         if input.ratio(1, 8)? {
             declared = declared.uid(input.choose(&["u1", "u2"])?);
         }
-        let (power, prune, suspend, shrink) =
-            (input.ratio(1, 8)?, input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
+        let power = *input.choose(&[Power::Running, Power::Running, Power::Running, Power::Paused, Power::Stopped])?;
+        let (prune, suspend, shrink) =
+            (input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
         declared = declared.spec(|spec| {
-            spec.power = if power { Power::Stopped } else { Power::Running };
+            spec.power = power;
             spec.prune = if prune { Prune::Disabled } else { Prune::Enabled };
             spec.suspend = suspend;
             spec.resources.shrink = if shrink { Shrink::Replace } else { Shrink::Refuse };

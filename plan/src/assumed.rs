@@ -68,6 +68,10 @@ fn nonce(app: &DesiredApp) -> BootNonce {
 fn sandbox(app: &DesiredApp, revision: &CommitId) -> ObservedSandbox {
     let (vm, guest) = match app.spec.app.power {
         Power::Running => (VmState::Running { nonce: nonce(app), since: NOW }, GuestState::Answering(healthy(app))),
+        Power::Paused => {
+            let vm = VmState::Paused { nonce: nonce(app), since: NOW, bytes: ByteSize::default(), fault: None };
+            (vm, GuestState::Absent)
+        }
         Power::Stopped => (VmState::Exited { reason: ExitReason::Shutdown }, GuestState::Absent),
     };
     ObservedSandbox { record: record(app, revision), vm, guest }
@@ -128,5 +132,6 @@ fn memory(app: &Arc<DesiredApp>, revision: &CommitId) -> AppRecord {
         heals: Vec::new(),
         repeats: Vec::new(),
         suspended: None,
+        power: None,
     }
 }

@@ -120,7 +120,7 @@ fn new_names_are_new(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>)
     let steps = plan.actions.iter().flat_map(|action| &action.steps);
     for step in steps {
         match step {
-            Step::Launch(machine) if !nonces.insert(&machine.nonce) => {
+            Step::Launch(machine) | Step::Resume(machine) if !nonces.insert(&machine.nonce) => {
                 out.push(Violation::ReusedNonce(machine.nonce.clone()));
             }
             Step::Record(record) => {
@@ -129,6 +129,8 @@ fn new_names_are_new(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>)
                 }
             }
             Step::Launch(_)
+            | Step::Resume(_)
+            | Step::Pause { .. }
             | Step::EnsureTemplate { .. }
             | Step::EnsureDisk { .. }
             | Step::GrowDisk { .. }
@@ -163,8 +165,15 @@ fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: 
     if declared.spec.app.suspend || suspended_here {
         out.push(Violation::TouchesSuspended(app.clone()));
     }
-    let launches = action.steps.iter().any(|step| matches!(step, Step::Launch(_)));
-    if launches && declared.spec.app.power == Power::Stopped {
+    let of = |app| observed.apps.get(app).and_then(|record| record.power.as_ref());
+    let earlier = || observed.sandboxes.get(&action.sandbox).and_then(|sandbox| of(&sandbox.record.app));
+    let held = of(app).or_else(earlier);
+    let held = held.filter(|held| held.declared == declared.spec.app.power);
+    let starts = action.steps.iter().any(|step| matches!(step, Step::Launch(_) | Step::Resume(_)));
+    let ends = action.steps.iter().any(|step| matches!(step, Step::Stop { .. }));
+    // One that sleeps is woken to be shut down.
+    let stays_up = starts && !(action.kind == ActionKind::Stop && ends);
+    if stays_up && held.map_or(declared.spec.app.power, |held| held.state) != Power::Running {
         out.push(Violation::StartsStopped(app.clone()));
     }
 }
@@ -176,7 +185,9 @@ fn removals_come_last(plan: &Plan, out: &mut Vec<Violation>) {
         | ActionKind::Update(_)
         | ActionKind::Reboot
         | ActionKind::Replace
-        | ActionKind::Stop => 0,
+        | ActionKind::Stop
+        | ActionKind::Pause
+        | ActionKind::Resume => 0,
         ActionKind::Delete => 1,
         ActionKind::ExpireDisk => 2,
     };
@@ -193,9 +204,9 @@ fn dependencies_come_first(plan: &Plan, desired: &Desired, out: &mut Vec<Violati
     let unready: BTreeSet<_> = unready.collect();
     for (place, action) in plan.actions.iter().enumerate() {
         let disturbs = match action.kind {
-            ActionKind::Create | ActionKind::Reboot | ActionKind::Replace => true,
+            ActionKind::Create | ActionKind::Reboot | ActionKind::Replace | ActionKind::Resume => true,
             ActionKind::Update(disruption) => disruption != Disruption::Live,
-            ActionKind::Adopt | ActionKind::Stop => false,
+            ActionKind::Adopt | ActionKind::Stop | ActionKind::Pause => false,
             ActionKind::Delete | ActionKind::ExpireDisk => continue,
         };
         let begins = disturbs && action.blocked.is_empty();

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::app::{PinnedSpec, Power, Timeouts};
 use setpoint_schema::disruption::{Disruption, FieldChange};
-use setpoint_schema::id::{CommitId, DiskId, Generation, SandboxId, SpecDigest, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{
+    BootNonce, CommitId, DiskId, Generation, SandboxId, SnapshotId, SpecDigest, TemplateDigest, TreeDigest,
+};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{DiskState, Machine, SandboxRecord, Suspension};
+use setpoint_schema::observed::{DiskState, Machine, PowerOverride, SandboxRecord, Suspension};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::shared::SharedSet;
 
@@ -88,6 +90,10 @@ pub enum ActionKind {
     Replace,
     /// The microVM is shut down and stays so.
     Stop,
+    /// The microVM's memory is saved, and it rests.
+    Pause,
+    /// The microVM goes on from its saved memory.
+    Resume,
     /// The sandbox is removed.
     Delete,
     /// A retained disk whose time is over is deleted.
@@ -114,8 +120,12 @@ pub enum Reason {
     NotDeclared,
     /// The app was renamed from this.
     Renamed(AppKey),
-    /// The declaration says `power: stopped`, or `running` again.
+    /// The declaration says `power: stopped`, `paused`, or `running` again.
     PowerChanged(Power),
+    /// Another power state than the declared one holds here.
+    PowerHere(PowerOverride),
+    /// The microVM could not go on from its saved memory: why.
+    Unresumable(String),
     /// The disk's retention is over.
     RetentionOver,
     /// The inventory does not know this microVM.
@@ -233,8 +243,19 @@ pub enum Step {
         /// The size.
         size: ByteSize,
     },
-    /// Start the microVM as the record's machine says.
+    /// Start the microVM as the record's machine says. One that rests boots from its disk.
     Launch(Machine),
+    /// Save the microVM's memory and end it.
+    Pause {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The boot that runs.
+        nonce: BootNonce,
+        /// What its saved state is called.
+        snapshot: SnapshotId,
+    },
+    /// Let the microVM go on from its saved memory, as the boot that the record's machine names.
+    Resume(Machine),
     /// Wait for the agent to answer with the boot's nonce.
     AwaitAgent {
         /// Which sandbox.
@@ -301,8 +322,9 @@ impl Step {
     pub fn sandbox(&self) -> Option<&SandboxId> {
         match self {
             Self::Record(record) => Some(&record.id),
-            Self::Launch(machine) => Some(&machine.sandbox),
+            Self::Launch(machine) | Self::Resume(machine) => Some(&machine.sandbox),
             Self::RemoveVm(sandbox)
+            | Self::Pause { sandbox, .. }
             | Self::Forget(sandbox)
             | Self::GrowDisk { sandbox, .. }
             | Self::AwaitAgent { sandbox, .. }

@@ -186,7 +186,9 @@ fn place(ranks: &order::Ranks<'_>, action: &Action) -> (u8, i64, AppKey) {
         | ActionKind::Update(_)
         | ActionKind::Reboot
         | ActionKind::Replace
-        | ActionKind::Stop => (0, rank),
+        | ActionKind::Stop
+        | ActionKind::Pause
+        | ActionKind::Resume => (0, rank),
         ActionKind::Delete => (1, -rank),
         ActionKind::ExpireDisk => (2, 0),
     };

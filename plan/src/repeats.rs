@@ -40,7 +40,13 @@ pub fn work(action: &Action) -> Option<WorkDigest> {
     let Action { app: _, sandbox: _, kind, reasons, changes, steps, blocked: _ } = action;
     let may_repeat = match kind {
         ActionKind::Update(_) | ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop => true,
-        ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => false,
+        ActionKind::Create
+        | ActionKind::Adopt
+        // Whoever pauses and wakes an app may do so as often as they like.
+        | ActionKind::Pause
+        | ActionKind::Resume
+        | ActionKind::Delete
+        | ActionKind::ExpireDisk => false,
     };
     if !may_repeat || reasons.iter().any(Reason::is_heal) {
         return None;
@@ -117,6 +123,8 @@ fn lacking(action: &Action) -> String {
         | Reason::NotDeclared
         | Reason::Renamed(_)
         | Reason::PowerChanged(_)
+        | Reason::PowerHere(_)
+        | Reason::Unresumable(_)
         | Reason::RetentionOver
         | Reason::Unrecorded
         | Reason::DiskReturns(_) => None,
@@ -128,6 +136,8 @@ fn lacking(action: &Action) -> String {
         ActionKind::Update(_)
         | ActionKind::Create
         | ActionKind::Adopt
+        | ActionKind::Pause
+        | ActionKind::Resume
         | ActionKind::Delete
         | ActionKind::ExpireDisk => action.steps.iter().map(Step::name).collect::<Vec<_>>().join(", "),
     })

@@ -4,7 +4,7 @@ use std::fmt;
 
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::observed::Suspension;
+use setpoint_schema::observed::{PowerCause, PowerOverride, Suspension};
 
 use crate::model::{Action, ActionKind, Block, Hold, Reason, Step};
 
@@ -19,6 +19,8 @@ impl ActionKind {
             Self::Reboot => "reboot",
             Self::Replace => "replace",
             Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
             Self::Delete => "delete",
             Self::ExpireDisk => "expire disk",
         }
@@ -32,6 +34,8 @@ impl ActionKind {
             Self::Reboot => "it is to boot again",
             Self::Replace => "it is to be replaced",
             Self::Stop => "it is to be stopped",
+            Self::Pause => "it is to be paused",
+            Self::Resume => "it is to be resumed",
             Self::Delete => "it is to be removed",
             Self::ExpireDisk => "an old disk is to be deleted",
         }
@@ -78,7 +82,14 @@ impl fmt::Display for Reason {
             Self::NotDeclared => f.write_str("not declared any more"),
             Self::Renamed(from) => write!(f, "renamed from {from}"),
             Self::PowerChanged(Power::Running) => f.write_str("declared running again"),
+            Self::PowerChanged(Power::Paused) => f.write_str("declared paused"),
             Self::PowerChanged(Power::Stopped) => f.write_str("declared stopped"),
+            Self::PowerHere(PowerOverride { since, cause, .. }) => match cause {
+                PowerCause::Asked { by } => write!(f, "asked for here at {since:.0} by {by}"),
+                PowerCause::Idle { since } => write!(f, "nobody has used it since {since:.0}"),
+                PowerCause::Request => f.write_str("a request came for it"),
+            },
+            Self::Unresumable(why) => write!(f, "it could not go on from its saved memory: {why}"),
             Self::RetentionOver => f.write_str("the disk's retention is over"),
             Self::Unrecorded => f.write_str("the inventory does not know this microVM"),
             Self::DiskReturns(disk) => write!(f, "the kept data disk {disk} is taken up again"),
@@ -138,6 +149,8 @@ impl Step {
             Self::EnsureDisk { .. } => "ensure-disk",
             Self::GrowDisk { .. } => "grow-disk",
             Self::Launch(_) => "launch",
+            Self::Pause { .. } => "pause",
+            Self::Resume(_) => "resume",
             Self::AwaitAgent { .. } => "await-agent",
             Self::SyncFiles { .. } => "sync-files",
             Self::ApplyProcesses { .. } => "apply-processes",

@@ -33,7 +33,7 @@ declared! {
         /// What is reachable through the ingress.
         nested expose: Expose = Expose::default(),
         /// Whether the microVM runs.
-        reboot power: Power = Power::Running,
+        by_value power: Power = Power::Running,
         /// Apps that must be ready before this one starts or changes.
         live depends_on as "dependsOn": BTreeSet<AppKey> = BTreeSet::new(),
         /// Whether removing the declaration removes the app.
@@ -111,8 +111,26 @@ declared! {
 pub enum Power {
     /// It runs.
     Running,
+    /// It rests, with its memory kept in files: it goes on where it was.
+    Paused,
     /// It is shut down; its disk stays.
     Stopped,
+}
+
+impl ClassByValue for Power {
+    const WORST: Disruption = Disruption::Reboot;
+
+    /// Nothing restarts in a guest that pauses, nor in one that goes on.
+    fn class_of_change(&self, newer: &Self) -> Disruption {
+        match (self, newer) {
+            (Self::Running | Self::Paused, Self::Running | Self::Paused) | (Self::Stopped, Self::Stopped) => {
+                Disruption::Live
+            }
+            (Self::Stopped, Self::Running | Self::Paused) | (Self::Running | Self::Paused, Self::Stopped) => {
+                Disruption::Reboot
+            }
+        }
+    }
 }
 
 /// Whether removing the declaration removes the app.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
+use crate::app::{AppMetadata, DesiredApp, PinnedSpec, Power, SandboxSpec};
 use crate::id::{
     BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest, WorkDigest,
 };
@@ -129,6 +129,40 @@ pub struct AppRecord {
     /// Whether somebody on this host has frozen it, whatever its declaration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<Suspension>,
+    /// The power state that holds here in place of the declared one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerOverride>,
+}
+
+/// A power state in place of a declared one. It holds until another power is declared, or until it is lifted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerOverride {
+    /// What holds.
+    pub state: Power,
+    /// What was declared then; once something else is, this holds no more.
+    pub declared: Power,
+    /// Since when.
+    pub since: Timestamp,
+    /// Who or what wants it.
+    pub cause: PowerCause,
+}
+
+/// Who or what wants another power state than the declared one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PowerCause {
+    /// Somebody on this host, as `uid 1000`.
+    Asked {
+        /// Who.
+        by: String,
+    },
+    /// Nobody used the app.
+    Idle {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// A request came for it while it slept.
+    Request,
 }
 
 /// A freeze that somebody on this host asked for.

@@ -7,8 +7,9 @@ use axum::body::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::wire::{OverrideChange, Problem};
+use setpoint_schema::wire::Problem;
 
 use super::{PATIENCE, Verb, socket};
 
@@ -62,7 +63,7 @@ impl AdminError {
 ///
 /// # Errors
 /// When it cannot be asked, or refuses.
-pub async fn ask(state_dir: &Path, app: &AppKey, verb: Verb) -> Result<OverrideChange, AdminError> {
+pub async fn ask<T: DeserializeOwned>(state_dir: &Path, app: &AppKey, verb: Verb) -> Result<T, AdminError> {
     let path = socket::path(state_dir);
     let unreachable = |source| AdminError::Unreachable { path: path.clone(), source };
     let stream = socket::connect(state_dir).await.map_err(unreachable)?;

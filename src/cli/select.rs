@@ -92,12 +92,13 @@ impl Requirement {
 }
 
 /// Every phase, for messages and checks.
-const PHASES: [Phase; 9] = [
+const PHASES: [Phase; 10] = [
     Phase::Pending,
     Phase::Blocked,
     Phase::Reconciling,
     Phase::Ready,
     Phase::Unready,
+    Phase::Paused,
     Phase::Stopped,
     Phase::Suspended,
     Phase::Stalled,

@@ -12,7 +12,7 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The app, as NAME or TEAM/NAME
-    app: AppKey,
+    pub app: AppKey,
 }
 
 pub async fn run(config: Config, args: Args, verb: Verb) -> Result<ExitCode, Failure> {

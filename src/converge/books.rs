@@ -165,6 +165,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             heals: Vec::new(),
             repeats: Vec::new(),
             suspended: None,
+            power: None,
         }),
         // A changed spec is a new chance: earlier failures and heals say nothing about it.
         Some(record) if record.digest != digest => Some(AppRecord {
@@ -177,6 +178,8 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             repeats: Vec::new(),
             // Only whoever suspended it here ends that.
             suspended: record.suspended.clone(),
+            // What held in place of one power holds in place of that one alone.
+            power: record.power.clone().filter(|held| held.declared == app.spec.app.power),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
             Some(AppRecord { last_good: last_good(), ..record.clone() })
@@ -231,7 +234,7 @@ fn back_off(retry: &mut Retry, error: String, now: Timestamp) {
 
 fn heal_reason(action: &Action) -> Option<String> {
     action.reasons.iter().find_map(|reason| match reason {
-        Reason::VmDown(why) | Reason::GuestHung(why) => Some(why.clone()),
+        Reason::VmDown(why) | Reason::GuestHung(why) | Reason::Unresumable(why) => Some(why.clone()),
         Reason::NotCreated
         | Reason::Unfinished
         | Reason::SpecChanged
@@ -239,6 +242,7 @@ fn heal_reason(action: &Action) -> Option<String> {
         | Reason::NotDeclared
         | Reason::Renamed(_)
         | Reason::PowerChanged(_)
+        | Reason::PowerHere(_)
         | Reason::RetentionOver
         | Reason::DiskReturns(_)
         | Reason::Unrecorded => None,
@@ -257,6 +261,8 @@ fn done(action: &Action) -> (EventKind, String) {
         ActionKind::Reboot => EventKind::Rebooted,
         ActionKind::Replace => EventKind::Replaced,
         ActionKind::Stop => EventKind::Stopped,
+        ActionKind::Pause => EventKind::Paused,
+        ActionKind::Resume => EventKind::Woken,
         ActionKind::Delete => EventKind::Deleted,
         ActionKind::ExpireDisk => EventKind::DiskExpired,
     };

@@ -64,6 +64,8 @@ impl Hands {
         crash_point(name, "begun");
         let began = Instant::now();
         let result = match step {
+            // Takes its time, and whoever wants the app meanwhile is not to wait for its end and its undoing.
+            Step::Pause { .. } => self.carry_out_unless(step, superseded).await,
             // The only step that waits for somebody else: a newer declaration must not wait with it.
             Step::AwaitAgent { .. } => superseded.run_until_cancelled(self.carry_out(step)).await.transpose(),
             _ => self.carry_out(step).await.map(Some),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use setpoint_plan::desired::Desired;
-use setpoint_plan::model::{Action, Hold, Plan, PlanId};
+use setpoint_plan::model::{Action, ActionKind, Hold, Plan, PlanId};
 use setpoint_schema::id::SpecDigest;
 use setpoint_schema::name::AppKey;
 use tokio::task::{JoinError, JoinSet};
@@ -90,6 +90,12 @@ impl Jobs {
     pub fn supersede(&self, desired: &Desired, plan: &Plan) {
         for held in plan.held.iter().filter(|held| matches!(held.reason, Hold::SuspendedHere(_))) {
             if let Some(job) = self.busy.get(&held.app) {
+                job.superseded.cancel();
+            }
+        }
+        for (app, job) in self.busy.iter().filter(|(_, job)| job.action.kind == ActionKind::Pause) {
+            // Somebody wants the app again before it has come to rest.
+            if !plan.actions.iter().any(|action| action.app == *app && action.kind == ActionKind::Pause) {
                 job.superseded.cancel();
             }
         }

@@ -10,12 +10,13 @@ use std::time::Duration;
 use setpoint_plan::desired::DesiredTemplateRoot;
 use setpoint_plan::model::{BuildStep, Restart, Step};
 use setpoint_schema::app::Timeouts;
-use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, SandboxId, TemplateDigest};
+use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, SandboxId, SnapshotId, TemplateDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, DiskState, Machine, SandboxRecord, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
-use setpoint_vmm::driver::{Driver, Guest, RestartScope, VmmError};
+use setpoint_vmm::driver::{Driver, Guest, Pause, Paused, RestartScope, VmmError};
+use tokio_util::sync::CancellationToken;
 
 use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
@@ -79,6 +80,19 @@ impl Hands {
         if self.is_needed(step).await? { Err(StepError::NoEffect(step.name())) } else { Ok(()) }
     }
 
+    /// As [`Self::carry_out`], but for a pause, which ends at once and undoes itself when it is cancelled: then `None`.
+    ///
+    /// # Errors
+    /// Why the world is not as the step wants.
+    pub async fn carry_out_unless(&self, step: &Step, cancel: &CancellationToken) -> Result<Option<()>, StepError> {
+        match step {
+            Step::Pause { sandbox, nonce, snapshot } if self.is_needed(step).await? => {
+                self.pause(sandbox, nonce, snapshot, cancel).await
+            }
+            _ => self.carry_out(step).await.map(Some),
+        }
+    }
+
     async fn is_needed(&self, step: &Step) -> Result<bool, StepError> {
         Ok(match step {
             Step::Record(record) => self.ledger.sandbox(&record.id).as_deref() != Some(&**record),
@@ -88,7 +102,8 @@ impl Hands {
                 self.ledger.disk(disk).as_deref() != Some(&wanted) || self.driver.disk_size(disk).await? < Some(*size)
             }
             Step::GrowDisk { sandbox, size } => self.agent_of(sandbox).await?.status().await?.disk < usable(*size),
-            Step::Launch(machine) => !self.runs(&machine.sandbox, Some(machine)).await?,
+            Step::Launch(machine) | Step::Resume(machine) => !self.runs(&machine.sandbox, Some(machine)).await?,
+            Step::Pause { sandbox, .. } => self.runs(sandbox, None).await?,
             Step::AwaitAgent { sandbox, .. } => {
                 let record = self.record(sandbox)?;
                 self.observer.view(sandbox).answering(&record.machine.nonce).is_none()
@@ -120,6 +135,10 @@ impl Hands {
             Step::EnsureDisk { disk, app, size } => self.ensure_disk(disk, app, *size).await,
             Step::GrowDisk { sandbox, .. } => Ok(self.agent_of(sandbox).await?.grow_disk().await?),
             Step::Launch(machine) => self.launch(machine).await,
+            Step::Pause { sandbox, nonce, snapshot } => {
+                self.pause(sandbox, nonce, snapshot, &CancellationToken::new()).await.map(drop)
+            }
+            Step::Resume(machine) => self.resume(machine).await,
             Step::AwaitAgent { sandbox, timeouts } => self.await_agent(sandbox, timeouts).await,
             Step::SyncFiles { sandbox, tree, revision, path } => {
                 let agent = self.agent_of(sandbox).await?;
@@ -165,6 +184,30 @@ impl Hands {
         self.driver.launch(machine).await?;
         self.observer.nudge(&machine.sandbox);
         Ok(())
+    }
+
+    /// Saves the microVM, then ends it; nothing, if it was cancelled and runs on.
+    async fn pause(
+        &self,
+        sandbox: &SandboxId,
+        nonce: &BootNonce,
+        snapshot: &SnapshotId,
+        cancel: &CancellationToken,
+    ) -> Result<Option<()>, StepError> {
+        let agent = self.observer.answering(sandbox, nonce, ANSWER).await.map_err(StepError::Agent)?;
+        let pause = Pause { sandbox, nonce, snapshot, agent: agent.as_ref(), cancel };
+        let paused = self.driver.pause(pause).await;
+        self.observer.nudge(sandbox);
+        match paused? {
+            Paused::Saved { bytes: _ } => Ok(Some(())),
+            Paused::Cancelled => Ok(None),
+        }
+    }
+
+    async fn resume(&self, machine: &Machine) -> Result<(), StepError> {
+        let resumed = self.driver.resume(machine).await;
+        self.observer.nudge(&machine.sandbox);
+        Ok(resumed?)
     }
 
     async fn await_agent(&self, sandbox: &SandboxId, timeouts: &Timeouts) -> Result<(), StepError> {

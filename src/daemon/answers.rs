@@ -21,10 +21,12 @@ use crate::converge::Pass;
 use crate::converge::step::Hands;
 use crate::ingress::{ConnectError, Connector};
 use crate::metrics::World;
+use crate::power::{Answer, PowerSwitch, Wanted};
 use crate::preview;
 use crate::report::chain;
 use crate::source::{Repository, SourceError};
 use crate::task::reading;
+use setpoint_schema::observed::PowerCause;
 
 pub(super) struct Answers {
     hands: Hands,
@@ -136,6 +138,17 @@ impl Connector for Answers {
         let agent = self.hands.observer.view(sandbox).agent;
         let agent = agent.ok_or_else(|| ConnectError("its agent does not answer".to_owned()))?;
         Ok(agent.open_port(port).await?)
+    }
+
+    async fn wake(&self, app: &AppKey) {
+        let switch = PowerSwitch { ledger: self.hands.ledger.clone(), observer: self.hands.observer.clone() };
+        match switch.ask(app, Wanted::Running, PowerCause::Request).await {
+            Ok(Answer::Changed(_) | Answer::AlreadySo(_)) => {}
+            Ok(refused @ (Answer::Refused(_) | Answer::Unknown)) => {
+                tracing::warn!(%app, ?refused, "a request could not wake it");
+            }
+            Err(error) => tracing::error!(%app, error = %chain(&error), "a request could not wake it"),
+        }
     }
 }
 

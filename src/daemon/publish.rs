@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use setpoint_schema::app::Power;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{GuestState, ObservedSandbox};
 use setpoint_state::EventRecord;
@@ -102,6 +103,11 @@ fn reroute(before: &Routes, naming: &Naming, view: &View<'_>, changes: &Changes)
 /// The guest of an app that is shown.
 fn upstream(view: &View<'_>, key: &AppKey) -> Option<Upstream> {
     let app = view.shown(key)?;
+    match view.power(key, app) {
+        Power::Running => {}
+        Power::Paused => return Some(Upstream::Asleep),
+        Power::Stopped => return Some(Upstream::NotReady("it is stopped".to_owned())),
+    }
     let not_ready = |why: &str| Upstream::NotReady(why.to_owned());
     let of = |sandbox: &ObservedSandbox| match &sandbox.guest {
         GuestState::Answering(guest) => match guest.unserved_for(&app.spec) {

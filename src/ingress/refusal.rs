@@ -30,6 +30,8 @@ pub(super) enum Refusal {
     UnknownHost,
     #[error("{app} is not ready: {reason}")]
     NotReady { app: AppKey, reason: String },
+    #[error("{app} was at rest and is on its way up")]
+    Waking { app: AppKey },
     #[error("{app} could not be reached: {error}")]
     Unreachable { app: AppKey, error: ConnectError },
     #[error("{app} did not take a connection in time")]
@@ -62,7 +64,7 @@ impl Refusal {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady { .. } | Self::Waking { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. } | Self::Guest { error: ExchangeError::Silent, .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -93,7 +95,7 @@ impl Refusal {
     /// What the client could do instead.
     fn advice(&self) -> Option<(HeaderName, &'static str)> {
         match self {
-            Self::NotReady { .. } => Some((header::RETRY_AFTER, RETRY_AFTER_S)),
+            Self::NotReady { .. } | Self::Waking { .. } => Some((header::RETRY_AFTER, RETRY_AFTER_S)),
             Self::Connect => Some((header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE")),
             Self::Target(_)
             | Self::TransferCoding

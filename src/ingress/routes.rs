@@ -42,6 +42,8 @@ pub enum Upstream {
     Ready(SandboxId),
     /// It does not: the reason, for whoever opens the address.
     NotReady(String),
+    /// The app rests, and a request wakes it.
+    Asleep,
 }
 
 /// A host name that an app asked for and did not get.

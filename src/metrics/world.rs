@@ -111,10 +111,10 @@ impl WorldGauges {
             let phase = match (&sandbox.vm, &sandbox.guest) {
                 (VmState::Absent, _) => 0,
                 (VmState::Exited { .. }, _) => 1,
-                (VmState::Paused { .. }, _) => 5,
                 (VmState::Running { .. }, GuestState::Connecting { .. } | GuestState::Absent) => 2,
                 (VmState::Running { .. }, GuestState::Answering(_)) => 3,
                 (VmState::Running { .. }, GuestState::Silent { .. }) => 4,
+                (VmState::Paused { .. }, _) => 5,
             };
             counts[phase] += 1;
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use setpoint_plan::model::{Action, Block, Hold, Plan};
-use setpoint_schema::app::DesiredApp;
+use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::ObservedSandbox;
@@ -197,6 +197,14 @@ impl<'a> View<'a> {
     pub fn sandbox(&self, key: &AppKey) -> Option<&'a ObservedSandbox> {
         let id = self.sandboxes.get(key)?.last()?;
         self.pass.observed.sandboxes.get(id).map(|sandbox| &**sandbox)
+    }
+
+    /// The power state that holds for an app here.
+    #[must_use]
+    pub fn power(&self, key: &AppKey, app: &DesiredApp) -> Power {
+        let held = self.pass.observed.apps.get(key).and_then(|record| record.power.as_ref());
+        let declared = app.spec.app.power;
+        held.filter(|held| held.declared == declared).map_or(declared, |held| held.state)
     }
 
     pub(super) fn busy(&self, key: &AppKey) -> Busy {

@@ -3,7 +3,7 @@
 use setpoint_plan::model::{Action, ActionKind, Block, Hold};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::CommitId;
-use setpoint_schema::observed::{AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, VmState};
+use setpoint_schema::observed::{AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, PowerOverride, VmState};
 use setpoint_schema::runtime;
 use setpoint_schema::wire::{self, Phase};
 
@@ -66,8 +66,19 @@ impl<'a> AppFacts<'a> {
         }
     }
 
+    /// What holds in place of the declared power.
+    pub fn power_here(&self) -> Option<&'a PowerOverride> {
+        let held = self.record.and_then(|record| record.power.as_ref());
+        held.filter(|held| held.declared == self.declared.spec.app.power)
+    }
+
+    fn power(&self) -> Power {
+        self.power_here().map_or(self.declared.spec.app.power, |held| held.state)
+    }
+
     fn settled_phase(&self) -> Phase {
-        match self.declared.spec.app.power {
+        match self.power() {
+            Power::Paused => Phase::Paused,
             Power::Stopped => Phase::Stopped,
             Power::Running if self.is_ready() => Phase::Ready,
             Power::Running => Phase::Unready,
@@ -99,7 +110,10 @@ impl<'a> AppFacts<'a> {
             (Some(sandbox), None) => match (&sandbox.vm, &sandbox.guest) {
                 (VmState::Absent, _) => ("VmAbsent", "the microVM is not started".to_owned()),
                 (VmState::Exited { .. }, _) => ("VmExited", "the microVM has ended".to_owned()),
-                (VmState::Paused { .. }, _) => ("VmPaused", "the microVM is paused".to_owned()),
+                (VmState::Paused { fault: None, .. }, _) => ("Paused", "the microVM is paused".to_owned()),
+                (VmState::Paused { fault: Some(fault), .. }, _) => {
+                    ("Unresumable", format!("the microVM is paused and cannot go on: {fault}"))
+                }
                 (VmState::Running { .. }, GuestState::Silent { since }) => {
                     ("AgentSilent", format!("the agent has been silent since {since:.0}"))
                 }

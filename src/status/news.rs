@@ -75,6 +75,10 @@ impl Announced {
                 | EventKind::Rebooted
                 | EventKind::Replaced
                 | EventKind::Stopped
+                | EventKind::Paused
+                | EventKind::Woken
+                | EventKind::PausedHere
+                | EventKind::WokenHere
                 | EventKind::Healed
                 | EventKind::Adopted
                 | EventKind::Exited

@@ -126,6 +126,10 @@ pub enum EventKind {
     Replaced,
     /// A sandbox was shut down because its declaration says so.
     Stopped,
+    /// A microVM was saved and rests.
+    Paused,
+    /// A microVM that rested goes on.
+    Woken,
     /// A sandbox was removed.
     Deleted,
     /// A dead or hung sandbox was brought back.
@@ -152,6 +156,10 @@ pub enum EventKind {
     SuspendedHere,
     /// Somebody on this host ended that.
     ResumedHere,
+    /// An app is to rest here, whatever is declared.
+    PausedHere,
+    /// An app is to run here, whatever is declared.
+    WokenHere,
     /// The source could not be read.
     SourceError,
     /// The source can be read again.

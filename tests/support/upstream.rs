@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use setpoint::ingress::{ConnectError, Connector, Naming, Routes, Upstream, routes};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
 use setpoint_schema::id::{SandboxId, TemplateDigest, TreeDigest};
-use setpoint_schema::name::{HostName, RepoPath};
+use setpoint_schema::name::{AppKey, HostName, RepoPath};
 use setpoint_schema::runtime::{Runtime, Web};
 use setpoint_vmm::driver::{Duplex, VmmError};
 use tokio::io::AsyncWriteExt as _;
@@ -34,6 +34,10 @@ impl Connector for Local {
                 Err(VmmError::Guest { sandbox: sandbox.clone(), problem }.into())
             }
         }
+    }
+
+    async fn wake(&self, app: &AppKey) {
+        panic!("{app} does not rest");
     }
 }
 

@@ -40,7 +40,7 @@ fn sum_of_machines(begins: &[&Action], observed: &Observed, amount: impl Fn(&Mac
             _ => None,
         });
         let launched = action.steps.iter().filter_map(|step| match step {
-            Step::Launch(machine) => Some(amount(machine)),
+            Step::Launch(machine) | Step::Resume(machine) => Some(amount(machine)),
             _ => None,
         });
         extra += launched.sum::<u128>().saturating_sub(stopped.sum());

@@ -14,6 +14,8 @@ struct Walk<'a> {
     running: BTreeSet<&'a SandboxId>,
     /// Ended, with files left over.
     ended: BTreeSet<&'a SandboxId>,
+    /// At rest, with memory to go on from.
+    paused: BTreeSet<&'a SandboxId>,
     answering: BTreeSet<&'a SandboxId>,
     disks: BTreeSet<&'a DiskId>,
     /// Process sets applied by this action: files must not change behind them.
@@ -39,6 +41,7 @@ impl<'a> Walk<'a> {
             records: sandboxes().map(|(id, sandbox)| (id, &sandbox.record)).collect(),
             running: BTreeSet::new(),
             ended: BTreeSet::new(),
+            paused: BTreeSet::new(),
             answering: BTreeSet::new(),
             disks: observed.disks.keys().collect(),
             applied: BTreeSet::new(),
@@ -47,7 +50,8 @@ impl<'a> Walk<'a> {
         for (id, sandbox) in sandboxes() {
             match sandbox.vm {
                 VmState::Running { .. } => walk.running.insert(id),
-                VmState::Exited { .. } | VmState::Paused { .. } => walk.ended.insert(id),
+                VmState::Exited { .. } => walk.ended.insert(id),
+                VmState::Paused { .. } => walk.paused.insert(id),
                 VmState::Absent => false,
             };
             if matches!(sandbox.guest, GuestState::Answering(_)) {
@@ -74,10 +78,24 @@ impl<'a> Walk<'a> {
                 let id = &machine.sandbox;
                 need(self.records.get(id).is_some_and(|record| record.machine == *machine), "a row with the machine")?;
                 need(self.disks.contains(&machine.disk), "a disk")?;
+                self.paused.remove(id);
                 need(self.running.insert(id), "the end of the boot before")?;
                 self.ended.remove(id);
                 self.answering.remove(id);
                 Ok(())
+            }
+            Step::Pause { sandbox, .. } => {
+                self.answers(sandbox)?;
+                self.answering.remove(sandbox);
+                self.paused.insert(sandbox);
+                need(self.running.remove(sandbox), "a running microVM")
+            }
+            Step::Resume(machine) => {
+                let id = &machine.sandbox;
+                need(self.records.get(id).is_some_and(|record| record.machine == *machine), "a row with the machine")?;
+                need(self.disks.contains(&machine.disk), "a disk")?;
+                need(self.paused.remove(id), "saved memory")?;
+                need(self.running.insert(id), "the end of the boot before")
             }
             Step::AwaitAgent { sandbox, .. } => {
                 self.answering.insert(sandbox);
@@ -99,6 +117,7 @@ impl<'a> Walk<'a> {
             }
             Step::RemoveVm(sandbox) => {
                 self.ended.remove(sandbox);
+                self.paused.remove(sandbox);
                 need(!self.running.contains(sandbox), "an ended microVM")
             }
             Step::ReleaseDisk { disk, .. } => {
@@ -119,7 +138,7 @@ impl<'a> Walk<'a> {
     }
 
     fn exists(&self, sandbox: &SandboxId) -> bool {
-        self.running.contains(sandbox) || self.ended.contains(sandbox)
+        self.running.contains(sandbox) || self.ended.contains(sandbox) || self.paused.contains(sandbox)
     }
 }
 

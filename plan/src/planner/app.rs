@@ -11,7 +11,7 @@ use setpoint_schema::quantity::ByteSize;
 
 use super::boot::{self, Condition};
 use super::world::{About, World};
-use super::{Verdict, guest, prune};
+use super::{Entropy, Verdict, guest, prune};
 use crate::model::{Action, ActionKind, Hold, Reason, Restart, Step};
 
 /// One declared app and the sandbox that it keeps.
@@ -42,10 +42,11 @@ pub(super) fn decide<'a>(world: &'a World<'a>, about: &About<'a, '_>, app: &'a D
     if about.is_leaving() {
         return prune::finish(world, about);
     }
-    match (Case::new(world, about, app), app.spec.app.power) {
-        (None, Power::Stopped) => Verdict::Unchanged,
+    match (Case::new(world, about, app), about.power(world, app).0) {
+        (None, Power::Paused | Power::Stopped) => Verdict::Unchanged,
         (None, Power::Running) => Verdict::Act(Box::new(boot::create(world, about.key, app))),
         (Some(case), Power::Running) => run(&case),
+        (Some(case), Power::Paused) => pause(&case),
         (Some(case), Power::Stopped) => stop(&case),
     }
 }
@@ -79,6 +80,7 @@ fn run(case: &Case<'_>) -> Verdict {
     match boot::condition(case) {
         Condition::Answers(status) => update(case, status),
         Condition::Waits(reason) => wait(case, reason),
+        Condition::Sleeps => Verdict::Act(Box::new(boot::resume(case))),
         Condition::Boots(cause) => Verdict::Act(Box::new(boot::again(case, &cause))),
         Condition::Anew => Verdict::Act(Box::new(boot::anew(case))),
         Condition::DiskTooLarge { from, to } => Verdict::Act(Box::new(boot::refuse_shrink(case, from, to))),
@@ -113,29 +115,51 @@ fn wait(case: &Case<'_>, reason: String) -> Verdict {
 }
 
 /// Shuts the microVM down. Other changes are not carried out, and not written down as such, before it runs again.
+///
+/// One that sleeps is woken for it: its processes may have to write down what they have in memory alone.
 fn stop(case: &Case<'_>) -> Verdict {
+    let grace = case.app.spec.app.timeouts.stop;
+    let ending = match &case.kept.vm {
+        VmState::Paused { fault: None, .. } => boot::wake_to_stop(case, grace),
+        // Saved memory that cannot be gone on from is as good as none.
+        VmState::Paused { fault: Some(_), .. } => Vec::new(),
+        VmState::Absent | VmState::Exited { .. } | VmState::Running { .. } => {
+            prune::stop(case.kept, grace).into_iter().collect()
+        }
+    };
+    rest(case, ActionKind::Stop, ending)
+}
+
+/// Saves the microVM's memory and lets it rest. Other changes wait, as with one that is shut down.
+fn pause(case: &Case<'_>) -> Verdict {
+    let VmState::Running { nonce, since } = &case.kept.vm else {
+        // Whether it sleeps or has ended: nothing of it runs, and the next request or declaration brings it back.
+        return rest(case, ActionKind::Pause, Vec::new());
+    };
+    match boot::patience(case, *since) {
+        Condition::Answers(_) => {
+            let (sandbox, nonce, snapshot) = (case.record().id.clone(), nonce.clone(), Entropy::pause(nonce));
+            let step = Step::Pause { sandbox, nonce, snapshot };
+            rest(case, ActionKind::Pause, vec![step])
+        }
+        Condition::Waits(reason) => wait(case, reason),
+        // A guest that hangs cannot be brought to rest, and its memory is not worth keeping.
+        Condition::Boots(_) | Condition::Sleeps | Condition::Anew | Condition::DiskTooLarge { .. } => stop(case),
+    }
+}
+
+/// Brings a microVM to rest by these steps, which are none if it rests already.
+fn rest(case: &Case<'_>, kind: ActionKind, ending: Vec<Step>) -> Verdict {
     let mut steps = case.clear_leftovers();
     steps.extend(case.rename());
-    let before = steps.len();
-    steps.extend(prune::stop(case.kept, case.app.spec.app.timeouts.stop));
-    let (stopped, changes) = case.stopped();
-    steps.extend(stopped);
-    if steps.is_empty() {
-        return Verdict::Unchanged;
-    }
-    let (kind, reason) = if steps.len() > before {
-        (ActionKind::Stop, Some(Reason::PowerChanged(Power::Stopped)))
-    } else {
+    let (kind, reason) = if ending.is_empty() {
         (ActionKind::Update(Disruption::Live), None)
+    } else {
+        (kind, Some(case.power_reason()))
     };
-    let mut action = case.action(kind, reason, steps);
-    action.reasons.retain(|reason| !matches!(reason, Reason::SpecChanged));
-    action.changes.retain(|change| change.path.starts_with("metadata."));
-    action.changes.extend(changes);
-    if action.reasons.is_empty() {
-        action.reasons.push(if action.changes.is_empty() { Reason::Unfinished } else { Reason::SpecChanged });
-    }
-    Verdict::Act(Box::new(action))
+    steps.extend(ending);
+    let action = case.powered(kind, reason, steps);
+    if action.steps.is_empty() { Verdict::Unchanged } else { Verdict::Act(Box::new(action)) }
 }
 
 /// How much these steps disturb a guest that runs on.
@@ -149,6 +173,8 @@ fn disruption(steps: &[Step]) -> Disruption {
         | Step::EnsureDisk { .. }
         | Step::GrowDisk { .. }
         | Step::Launch(_)
+        | Step::Pause { .. }
+        | Step::Resume(_)
         | Step::AwaitAgent { .. }
         | Step::Stop { .. }
         | Step::RemoveVm(_)
@@ -266,12 +292,36 @@ impl<'a> Case<'a> {
         Some(recorded(self.world, self.app, self.record().id.clone(), Some(&self.record().app)))
     }
 
-    /// Writes down that what was applied is stopped, unless that is written, and the change that this is.
-    fn stopped(&self) -> (Option<Step>, Vec<FieldChange>) {
-        let Some(applied) = self.applied().filter(|applied| applied.spec.app.power == Power::Running) else {
+    /// Why the microVM rests or runs.
+    pub fn power_reason(&self) -> Reason {
+        match self.world.power(self.app) {
+            (_, Some(held)) => Reason::PowerHere(held.clone()),
+            (power, None) => Reason::PowerChanged(power),
+        }
+    }
+
+    /// An action that changes the power state alone: it writes down that one field of the declaration, unless that is written, and
+    /// shows no other change, because none is carried out.
+    pub fn powered(&self, kind: ActionKind, reason: Option<Reason>, mut steps: Vec<Step>) -> Action {
+        let (record, changes) = self.power_applied();
+        steps.extend(record);
+        let mut action = self.action(kind, reason, steps);
+        action.reasons.retain(|reason| !matches!(reason, Reason::SpecChanged));
+        action.changes.retain(|change| change.path.starts_with("metadata."));
+        action.changes.extend(changes);
+        if action.reasons.is_empty() {
+            action.reasons.push(if action.changes.is_empty() { Reason::Unfinished } else { Reason::SpecChanged });
+        }
+        action
+    }
+
+    /// Writes down the declared power as applied, unless that is written, and the change that this is.
+    fn power_applied(&self) -> (Option<Step>, Vec<FieldChange>) {
+        let declared = self.spec().app.power;
+        let Some(applied) = self.applied().filter(|applied| applied.spec.app.power != declared) else {
             return (None, Vec::new());
         };
-        let spec = applied.spec.with(|spec| spec.app.power = Power::Stopped);
+        let spec = applied.spec.with(|spec| spec.app.power = declared);
         let changes = applied.spec.diff(&spec);
         if spec == *self.spec() {
             return (self.record_applied(), changes);

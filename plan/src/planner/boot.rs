@@ -8,7 +8,7 @@ use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{
     DiskRecord, ExitReason, GuestState, GuestStatus, Intent, Machine, SandboxRecord, VmState,
 };
-use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::quantity::{ByteSize, Span};
 
 use super::app::{Case, recorded};
 use super::prune;
@@ -21,6 +21,8 @@ pub(super) enum Condition<'a> {
     Answers(&'a GuestStatus),
     /// It is the declared machine and its agent has time left to answer.
     Waits(String),
+    /// It rests and can go on from its saved memory.
+    Sleeps,
     /// It has to boot.
     Boots(Cause),
     /// It has to be made anew.
@@ -37,6 +39,8 @@ pub(super) enum Cause {
     Down(String),
     /// It runs and does not answer.
     Hung(String),
+    /// It rests and cannot go on.
+    Unresumable(String),
 }
 
 pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
@@ -53,13 +57,21 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
     match &case.kept.vm {
         VmState::Absent => Condition::Boots(Cause::Down("it does not exist".to_owned())),
         VmState::Exited { reason } => Condition::Boots(Cause::Down(describe(reason))),
-        VmState::Paused { .. } => Condition::Boots(Cause::Down("it is paused".to_owned())),
         VmState::Running { nonce, since } => {
             let size = (record.machine.vcpus, record.machine.memory_mib);
             if *nonce != record.machine.nonce || size != (resources.vcpus, resources.memory.as_mib()) {
                 return Condition::Boots(Cause::OtherMachine);
             }
             patience(case, *since)
+        }
+        VmState::Paused { fault: Some(fault), .. } => Condition::Boots(Cause::Unresumable(fault.clone())),
+        VmState::Paused { .. } => {
+            let size = (record.machine.vcpus, record.machine.memory_mib);
+            if size == (resources.vcpus, resources.memory.as_mib()) {
+                Condition::Sleeps
+            } else {
+                Condition::Boots(Cause::OtherMachine)
+            }
         }
     }
 }
@@ -72,7 +84,7 @@ fn shrinking_disk<'a>(case: &Case<'a>) -> Option<&'a DiskRecord> {
 }
 
 /// Whether the agent answers, or how long it may go on not doing so.
-fn patience<'a>(case: &Case<'a>, started: Timestamp) -> Condition<'a> {
+pub(super) fn patience<'a>(case: &Case<'a>, started: Timestamp) -> Condition<'a> {
     let timeouts = &case.spec().app.timeouts;
     let (since, limit, state) = match &case.kept.guest {
         GuestState::Answering(status) if status.nonce == case.record().machine.nonce => {
@@ -161,6 +173,36 @@ pub(super) fn again(case: &Case<'_>, cause: &Cause) -> Action {
     case.action(kind(case, ActionKind::Reboot), why(case, cause), steps)
 }
 
+/// The sandbox goes on from its saved memory, under a nonce of its own. What has changed in its declaration meanwhile is carried
+/// out once it answers.
+pub(super) fn resume(case: &Case<'_>) -> Action {
+    let mut steps = case.clear_leftovers();
+    steps.extend(go_on(case));
+    case.powered(ActionKind::Resume, Some(case.power_reason()), steps)
+}
+
+/// A clean shutdown of a sandbox that sleeps.
+pub(super) fn wake_to_stop(case: &Case<'_>, grace: Span) -> Vec<Step> {
+    let mut steps = go_on(case);
+    steps.push(Step::Stop { sandbox: case.record().id.clone(), grace: Some(grace) });
+    steps
+}
+
+fn go_on(case: &Case<'_>) -> Vec<Step> {
+    let (old, sandbox) = (case.record(), &case.record().id);
+    let boot = machine(case.world, case.app, sandbox, &old.disk, Some(old));
+    // Saved memory belongs to the machine that it was saved from.
+    let machine = Machine {
+        vcpus: old.machine.vcpus,
+        memory_mib: old.machine.memory_mib,
+        template: old.machine.template.clone(),
+        ..boot
+    };
+    let (app, uid) = (case.key().clone(), case.app.metadata.uid.clone());
+    let record = SandboxRecord { app, uid, machine: machine.clone(), ..old.clone() };
+    vec![Step::Record(Box::new(record)), Step::Resume(machine), await_agent(case.app, sandbox.clone())]
+}
+
 /// Another sandbox takes the place of this one, on the same disk unless that has to shrink.
 ///
 /// The new row is written before the old one is forgotten, so that a disk is never without a row that names it; until then
@@ -201,15 +243,15 @@ pub(super) fn refuse_shrink(case: &Case<'_>, from: ByteSize, to: ByteSize) -> Ac
 /// A sandbox that never was up is still being created, whatever the way there.
 fn kind(case: &Case<'_>, otherwise: ActionKind) -> ActionKind {
     match (&case.kept.vm, case.applied()) {
-        (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, None) => ActionKind::Create,
-        (VmState::Running { .. }, _) | (_, Some(_)) => otherwise,
+        (VmState::Absent | VmState::Exited { .. }, None) => ActionKind::Create,
+        (VmState::Running { .. } | VmState::Paused { .. }, _) | (_, Some(_)) => otherwise,
     }
 }
 
 fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
     // A reboot that was declared is not an accident, even where a crash cut it short with the microVM down.
     let declared = case.changes.iter().any(|change| change.disruption >= Disruption::Reboot);
-    let was_stopped = case.applied().is_some_and(|applied| applied.spec.app.power == Power::Stopped);
+    let was_stopped = case.applied().is_some_and(|applied| applied.spec.app.power != Power::Running);
     match cause {
         Cause::OtherMachine => None,
         Cause::Down(_) if was_stopped => Some(Reason::PowerChanged(Power::Running)),
@@ -218,6 +260,7 @@ fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
         Cause::Down(_) if case.applied().is_none() && case.kept.vm == VmState::Absent => None,
         Cause::Down(reason) => Some(Reason::VmDown(reason.clone())),
         Cause::Hung(reason) => Some(Reason::GuestHung(reason.clone())),
+        Cause::Unresumable(reason) => Some(Reason::Unresumable(reason.clone())),
     }
 }
 

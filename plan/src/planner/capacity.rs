@@ -158,7 +158,7 @@ impl InUse {
 /// What an action takes beyond what its app has. What it gives back counts once it is observed, not before.
 fn extra(world: &World<'_>, sandboxes: &[Arc<ObservedSandbox>], action: &Action) -> Amount {
     let steps = action.steps.iter().map(|step| match step {
-        Step::Launch(machine) => Amount::of(machine).minus(running(sandboxes)),
+        Step::Launch(machine) | Step::Resume(machine) => Amount::of(machine).minus(running(sandboxes)),
         Step::EnsureDisk { disk, size, .. } => Amount { disk: growth(world, disk, *size), ..Amount::default() },
         Step::Record(record) if sandboxes.is_empty() => {
             Amount { sandboxes: additional(world, action, &record.id), ..Amount::default() }
@@ -166,6 +166,7 @@ fn extra(world: &World<'_>, sandboxes: &[Arc<ObservedSandbox>], action: &Action)
         Step::Record(_)
         | Step::EnsureTemplate { .. }
         | Step::GrowDisk { .. }
+        | Step::Pause { .. }
         | Step::AwaitAgent { .. }
         | Step::SyncFiles { .. }
         | Step::ApplyProcesses { .. }

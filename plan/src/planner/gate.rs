@@ -45,9 +45,9 @@ fn unready_dependencies<'a>(world: &World<'a>, verdicts: &Verdicts<'a>) -> BTree
 /// Whether the action starts or disturbs the app, and so waits for what the app depends on.
 fn disturbs(kind: ActionKind) -> bool {
     match kind {
-        ActionKind::Create | ActionKind::Reboot | ActionKind::Replace => true,
+        ActionKind::Create | ActionKind::Reboot | ActionKind::Replace | ActionKind::Resume => true,
         ActionKind::Update(disruption) => disruption > Disruption::Live,
-        ActionKind::Adopt | ActionKind::Stop | ActionKind::Delete | ActionKind::ExpireDisk => false,
+        ActionKind::Adopt | ActionKind::Stop | ActionKind::Pause | ActionKind::Delete | ActionKind::ExpireDisk => false,
     }
 }
 
@@ -74,8 +74,11 @@ fn dependencies(
 fn unready(world: &World<'_>, key: &AppKey, verdict: &Verdict) -> Option<String> {
     let app = world.desired.apps.get(key)?;
     match verdict {
-        Verdict::Unchanged if app.spec.app.power == Power::Stopped => Some("it is stopped".to_owned()),
-        Verdict::Unchanged => None,
+        Verdict::Unchanged => match world.power(app).0 {
+            Power::Running => None,
+            Power::Paused => Some("it is paused".to_owned()),
+            Power::Stopped => Some("it is stopped".to_owned()),
+        },
         Verdict::Hold(Hold::Suspended | Hold::SuspendedHere(_)) => {
             let answers = world.sandboxes(key).iter().any(|sandbox| is_well(sandbox));
             (!answers).then(|| "it is suspended and not ready".to_owned())
@@ -105,13 +108,14 @@ fn backoff(world: &World<'_>, memory: &AppRecord) -> Option<Block> {
 /// what is new: there is nothing to interrupt.
 fn window(world: &World<'_>, key: &AppKey, action: &Action) -> Option<Block> {
     let heals = action.reasons.iter().any(|reason| match reason {
-        Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_) => true,
+        Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_) | Reason::Unresumable(_) => true,
         Reason::NotCreated
         | Reason::Unfinished
         | Reason::SpecChanged
         | Reason::NotDeclared
         | Reason::Renamed(_)
         | Reason::PowerChanged(_)
+        | Reason::PowerHere(_)
         | Reason::RetentionOver
         | Reason::Unrecorded
         | Reason::DiskReturns(_) => false,
@@ -130,10 +134,10 @@ fn interrupts(world: &World<'_>, key: &AppKey, kind: ActionKind) -> bool {
     let runs = || world.sandboxes(key).iter().any(|sandbox| matches!(sandbox.vm, VmState::Running { .. }));
     match kind {
         ActionKind::Update(disruption) => disruption > Disruption::Files,
-        ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop => runs(),
+        ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop | ActionKind::Pause => runs(),
         // What has begun is finished: half a removal helps nobody.
         ActionKind::Delete => !world.is_leaving(key),
-        ActionKind::Create | ActionKind::Adopt | ActionKind::ExpireDisk => false,
+        ActionKind::Create | ActionKind::Adopt | ActionKind::Resume | ActionKind::ExpireDisk => false,
     }
 }
 

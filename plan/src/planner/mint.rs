@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 
 use serde::Serialize;
-use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SpecDigest, hex, sha256_hex};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, SpecDigest, hex, sha256_hex};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord};
 use setpoint_schema::shared::SharedMap;
@@ -36,6 +36,11 @@ impl Entropy {
         let previous = previous.map_or("", BootNonce::as_str);
         let hash = sha256_hex(&[&self.0, b"boot", sandbox.as_str().as_bytes(), previous.as_bytes()]);
         BootNonce(hash.chars().take(32).collect())
+    }
+
+    /// What the saved state of a boot is called. Whatever goes on from it is another boot, so each is paused but once.
+    pub(super) fn pause(nonce: &BootNonce) -> SnapshotId {
+        SnapshotId(sha256_hex(&[b"pause", nonce.as_str().as_bytes()]).chars().take(32).collect())
     }
 
     /// Two ids of eight digits may collide, so a taken one is passed over. The inventory is finite, so this ends.
@@ -113,9 +118,9 @@ fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
 }
 
 fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
-    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended } = app;
+    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power } = app;
     let LastGood { app, revision } = last_good;
-    let history = (retry, heals, repeats, suspended);
+    let history = (retry, heals, repeats, suspended, power);
     scribe.hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, history))
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use setpoint_schema::app::{DesiredApp, PinnedSpec, Retain};
+use setpoint_schema::app::{DesiredApp, PinnedSpec, Power, Retain};
 use setpoint_schema::id::{DiskId, Generation, SandboxId};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
-    AppRecord, DiskRecord, DiskState, Intent, Machine, Observed, ObservedSandbox, Suspension,
+    AppRecord, DiskRecord, DiskState, Intent, Machine, Observed, ObservedSandbox, PowerOverride, Suspension,
 };
 use setpoint_schema::quantity::Span;
 use setpoint_schema::shared::Finger;
@@ -100,6 +100,11 @@ impl<'a> World<'a> {
         self.observed.apps.get(app).map(|record| &**record)
     }
 
+    /// The power state that holds for a declared app here, and what it holds by in place of the declaration.
+    pub fn power(&self, app: &DesiredApp) -> (Power, Option<&'a PowerOverride>) {
+        self.reader().about(&app.metadata.key).power(self, app)
+    }
+
     /// The newest spec that is known of an app: declared, remembered, or applied.
     pub fn last_spec(&self, app: &AppKey) -> Option<&'a PinnedSpec> {
         self.reader().about(app).last_spec()
@@ -189,6 +194,17 @@ impl<'a> About<'a, '_> {
         let of = |memory: Option<&'a AppRecord>| memory?.suspended.as_ref();
         let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
         of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of))
+    }
+
+    /// The power state that holds for the app, declared as `app`, and what it holds by in place of the declaration; also under the
+    /// name that its sandbox had before a rename.
+    pub fn power(&self, world: &World<'a>, app: &DesiredApp) -> (Power, Option<&'a PowerOverride>) {
+        let declared = app.spec.app.power;
+        let of = |memory: Option<&'a AppRecord>| memory?.power.as_ref();
+        let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
+        let held = of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of));
+        let held = held.filter(|held| held.declared == declared && held.state != declared);
+        (held.map_or(declared, |held| held.state), held)
     }
 
     /// Whether removing the app has begun.

@@ -18,13 +18,14 @@ impl Reason {
     #[must_use]
     pub fn is_drift(&self) -> bool {
         match self {
-            Self::Drift(_) | Self::VmDown(_) | Self::GuestHung(_) => true,
+            Self::Drift(_) | Self::VmDown(_) | Self::GuestHung(_) | Self::Unresumable(_) => true,
             Self::NotCreated
             | Self::Unfinished
             | Self::SpecChanged
             | Self::NotDeclared
             | Self::Renamed(_)
             | Self::PowerChanged(_)
+            | Self::PowerHere(_)
             | Self::RetentionOver
             | Self::Unrecorded
             | Self::DiskReturns(_) => false,
@@ -37,7 +38,7 @@ impl Reason {
     #[must_use]
     pub fn is_heal(&self) -> bool {
         match self {
-            Self::VmDown(_) | Self::GuestHung(_) => true,
+            Self::VmDown(_) | Self::GuestHung(_) | Self::Unresumable(_) => true,
             Self::Drift(_)
             | Self::NotCreated
             | Self::Unfinished
@@ -45,6 +46,7 @@ impl Reason {
             | Self::NotDeclared
             | Self::Renamed(_)
             | Self::PowerChanged(_)
+            | Self::PowerHere(_)
             | Self::RetentionOver
             | Self::Unrecorded
             | Self::DiskReturns(_) => false,
@@ -73,6 +75,8 @@ impl Action {
             | Reason::GuestHung(_)
             | Reason::NotDeclared
             | Reason::PowerChanged(_)
+            | Reason::PowerHere(_)
+            | Reason::Unresumable(_)
             | Reason::RetentionOver
             | Reason::Unrecorded
             | Reason::DiskReturns(_) => None,

@@ -69,6 +69,8 @@ fn verbs(action: &Action) -> &'static [&'static str] {
         ActionKind::Reboot => &["reboot"],
         ActionKind::Replace => &["delete", "create"],
         ActionKind::Stop => &["stop"],
+        ActionKind::Pause => &["pause"],
+        ActionKind::Resume => &["resume"],
         ActionKind::Delete => &["delete"],
         ActionKind::ExpireDisk if destroys => &["delete"],
         ActionKind::ExpireDisk => &["retain"],
@@ -80,6 +82,7 @@ fn disruption(kind: ActionKind) -> Option<&'static str> {
         ActionKind::Update(disruption) => Some(words::class(disruption)),
         ActionKind::Reboot | ActionKind::Stop => Some("reboot"),
         ActionKind::Replace => Some("replace"),
+        ActionKind::Pause | ActionKind::Resume => Some("live"),
         ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => None,
     }
 }
@@ -173,6 +176,8 @@ pub fn reason_code(reason: &Reason) -> &'static str {
         Reason::NotDeclared => "not_declared",
         Reason::Renamed(_) => "renamed",
         Reason::PowerChanged(_) => "power_changed",
+        Reason::PowerHere(_) => "power_here",
+        Reason::Unresumable(_) => "unresumable",
         Reason::RetentionOver => "retention_over",
         Reason::Unrecorded => "unrecorded",
         Reason::DiskReturns(_) => "disk_returns",

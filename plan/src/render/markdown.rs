@@ -233,12 +233,12 @@ fn severity(kind: ActionKind) -> u8 {
         ActionKind::Delete => 0,
         ActionKind::ExpireDisk => 1,
         ActionKind::Replace | ActionKind::Update(Disruption::Replace) => 2,
-        ActionKind::Stop => 3,
+        ActionKind::Stop | ActionKind::Pause => 3,
         ActionKind::Reboot | ActionKind::Update(Disruption::Reboot) => 4,
         ActionKind::Update(Disruption::Process) => 5,
         ActionKind::Update(Disruption::Files) => 6,
         ActionKind::Update(Disruption::Live) => 7,
-        ActionKind::Adopt => 8,
+        ActionKind::Adopt | ActionKind::Resume => 8,
         ActionKind::Create => 9,
     }
 }

@@ -22,6 +22,10 @@ pub struct Summary {
     pub replace: usize,
     /// MicroVMs to shut down.
     pub stop: usize,
+    /// MicroVMs to save and bring to rest.
+    pub pause: usize,
+    /// MicroVMs to go on from saved memory.
+    pub resume: usize,
     /// Sandboxes to remove.
     pub delete: usize,
     /// Apps whose old disks are to be let go.
@@ -62,6 +66,8 @@ impl Summary {
                 ActionKind::Reboot => &mut summary.reboot,
                 ActionKind::Replace => &mut summary.replace,
                 ActionKind::Stop => &mut summary.stop,
+                ActionKind::Pause => &mut summary.pause,
+                ActionKind::Resume => &mut summary.resume,
                 ActionKind::Delete => &mut summary.delete,
                 ActionKind::ExpireDisk => &mut summary.expire,
             };
@@ -85,6 +91,8 @@ impl Summary {
             (self.reboot, "to reboot"),
             (self.replace, "to replace"),
             (self.stop, "to stop"),
+            (self.pause, "to pause"),
+            (self.resume, "to resume"),
             (self.delete, "to delete"),
             (self.expire, "with old disks"),
         ];

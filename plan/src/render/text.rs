@@ -105,6 +105,8 @@ pub(super) fn symbol(kind: ActionKind) -> char {
         ActionKind::Reboot => '↻',
         ActionKind::Replace => '±',
         ActionKind::Stop => '■',
+        ActionKind::Pause => '‖',
+        ActionKind::Resume => '▶',
         ActionKind::Delete | ActionKind::ExpireDisk => '-',
     }
 }
@@ -119,8 +121,8 @@ enum Hue {
 
 fn hue(kind: ActionKind) -> Hue {
     match kind {
-        ActionKind::Create | ActionKind::Adopt => Hue::Green,
-        ActionKind::Update(_) | ActionKind::Reboot | ActionKind::Stop => Hue::Yellow,
+        ActionKind::Create | ActionKind::Adopt | ActionKind::Resume => Hue::Green,
+        ActionKind::Update(_) | ActionKind::Reboot | ActionKind::Stop | ActionKind::Pause => Hue::Yellow,
         ActionKind::Replace | ActionKind::Delete | ActionKind::ExpireDisk => Hue::Red,
     }
 }
@@ -181,6 +183,8 @@ pub(super) fn disturbance(kind: ActionKind) -> Option<&'static str> {
         ActionKind::Reboot => Some("the microVM boots again, its disk stays"),
         ActionKind::Replace => Some("the microVM is made anew"),
         ActionKind::Stop => Some("the microVM is shut down, its disk stays"),
+        ActionKind::Pause => Some("nothing restarts, memory and disk are kept"),
+        ActionKind::Resume => Some("processes go on where they were"),
     }
 }
 
@@ -214,6 +218,8 @@ impl<'a> Consequence<'a> {
             (Step::GrowDisk { size, .. }, _) => Some(Self::DiskGrows(*size)),
             (
                 Step::Launch(_)
+                | Step::Pause { .. }
+                | Step::Resume(_)
                 | Step::Record(_)
                 | Step::EnsureTemplate { .. }
                 | Step::EnsureDisk { .. }

@@ -7,6 +7,7 @@ mod declare;
 mod helped;
 mod looks;
 mod memory;
+mod power;
 mod properties;
 mod removal;
 mod repeats;

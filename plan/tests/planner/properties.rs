@@ -10,7 +10,7 @@ use setpoint_plan::model::{ActionKind, Block, Hold};
 use setpoint_plan::render;
 use setpoint_schema::app::{DesiredApp, Power, Prune, Retain, Shrink};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{ExitReason, GuestState, Limits, VmState};
+use setpoint_schema::observed::{ExitReason, GuestState, Limits, PowerCause, PowerOverride, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use crate::declare::{Declare, app, days, key};
@@ -36,6 +36,9 @@ pub enum Happening {
     Kill(usize),
     Silence(usize),
     LoseRecord(usize),
+    /// A power state is asked for here, as by `setpoint pause` or idleness, or what was asked is lifted.
+    Ask(usize, Option<Power>),
+    SpoilMemory(usize),
     Pass(Fault),
     Expire,
 }
@@ -49,6 +52,8 @@ impl fmt::Debug for Happening {
             Self::Kill(which) => write!(f, "kill {which}"),
             Self::Silence(which) => write!(f, "silence {which}"),
             Self::LoseRecord(which) => write!(f, "lose record {which}"),
+            Self::Ask(which, power) => write!(f, "ask {which} {power:?}"),
+            Self::SpoilMemory(which) => write!(f, "spoil memory {which}"),
             Self::Pass(fault) => write!(f, "pass {fault:?}"),
             Self::Expire => f.write_str("expire"),
         }
@@ -76,7 +81,11 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
             .command(&format!("serve {command}"))
             .health_path(&format!("/{health}"))
             .build(&format!("make {build}"))
-            .power(if power == 0 { Power::Stopped } else { Power::Running })
+            .power(match power {
+                0 => Power::Stopped,
+                1 | 2 => Power::Paused,
+                _ => Power::Running,
+            })
             .retain(if retains { days(1) } else { Retain::None })
             .depends_on(&depends_on)
             .windows(windows)
@@ -109,12 +118,15 @@ pub fn happening() -> impl Strategy<Value = Happening> {
         2 => (0..30_usize).prop_map(Fault::FailsAfter),
         3 => (0..30_usize).prop_map(Fault::Killed),
     ];
+    let power = prop_oneof![Just(Power::Running), Just(Power::Paused), Just(Power::Stopped)];
     prop_oneof![
         4 => revision().prop_map(Happening::Declare),
         1 => Just(Happening::BreakSource),
         2 => any::<usize>().prop_map(Happening::Kill),
         1 => any::<usize>().prop_map(Happening::Silence),
         1 => any::<usize>().prop_map(Happening::LoseRecord),
+        2 => (any::<usize>(), prop::option::of(power)).prop_map(|(which, power)| Happening::Ask(which, power)),
+        1 => any::<usize>().prop_map(Happening::SpoilMemory),
         8 => fault.prop_map(Happening::Pass),
         1 => Just(Happening::Expire),
     ]
@@ -142,10 +154,34 @@ pub fn happen(world: &mut World, happening: Happening) {
                 world.observed.unrecorded.push(lost.record.machine.clone());
             }
         }
+        Happening::Ask(which, power) => ask(world, which, power),
+        Happening::SpoilMemory(which) => spoil(world, which),
         Happening::Pass(fault) => careful_pass(world, fault),
         Happening::Expire => {
             world.now = world.now.checked_add(jiff::SignedDuration::from_hours(25)).unwrap();
         }
+    }
+}
+
+/// Asks for a power state on this host, or for none in place of the declared one.
+fn ask(world: &mut World, which: usize, power: Option<Power>) {
+    let keys: Vec<_> = world.desired.apps.keys().cloned().collect();
+    let Some(key) = which.checked_rem(keys.len()).map(|at| &keys[at]) else { return };
+    let declared = world.desired.apps.get(key).unwrap().spec.app.power;
+    let since = world.now;
+    let cause = PowerCause::Idle { since };
+    world.memory(key).power = power.map(|state| PowerOverride { state, declared, since, cause });
+}
+
+fn spoil(world: &mut World, which: usize) {
+    let paused =
+        |sandbox: &&Arc<setpoint_schema::observed::ObservedSandbox>| matches!(sandbox.vm, VmState::Paused { .. });
+    let found: Vec<_> =
+        world.observed.sandboxes.values().filter(paused).map(|sandbox| sandbox.record.id.clone()).collect();
+    let Some(at) = which.checked_rem(found.len()) else { return };
+    if let VmState::Paused { fault, .. } = &mut Arc::make_mut(world.observed.sandboxes.get_mut(&found[at]).unwrap()).vm
+    {
+        *fault = Some("chunk 3 is damaged".to_owned());
     }
 }
 
@@ -212,7 +248,10 @@ fn assert_explained(world: &World) {
         assert!(explained, "{action:#?}");
     }
     let stuck = plan.actions.iter().any(|action| action.blocked.iter().any(|b| matches!(b, Block::DiskShrink { .. })));
-    let unmet = |app: &Arc<DesiredApp>| app.spec.app.power == Power::Stopped || app.spec.app.suspend;
+    let unmet = |app: &Arc<DesiredApp>| {
+        let held = world.observed.apps.get(&app.metadata.key).and_then(|memory| memory.power.as_ref());
+        app.spec.app.power != Power::Running || app.spec.app.suspend || held.is_some()
+    };
     if !stuck
         && !world.desired.apps.values().any(unmet)
         && plan.held.iter().all(|held| held.reason == Hold::PruneDisabled)

@@ -15,7 +15,7 @@ use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_plan::repeats;
 use setpoint_schema::app::{DesiredApp, Retain};
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::id::{DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{BootNonce, DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
     AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent,
@@ -35,6 +35,8 @@ pub struct World {
     /// What a disk remembers of the workspace.
     files: BTreeMap<DiskId, TreeDigest>,
     templates: BTreeSet<TemplateDigest>,
+    /// What paused guests go on as.
+    saved: BTreeMap<SandboxId, GuestStatus>,
     /// The plan of the last pass.
     pub last: Option<Plan>,
     entropy: u8,
@@ -80,6 +82,7 @@ impl World {
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             files: BTreeMap::new(),
             templates: BTreeSet::new(),
+            saved: BTreeMap::new(),
             last: None,
             entropy: 0,
             rounds: 0,
@@ -115,8 +118,9 @@ impl World {
             };
             let suspended = known.and_then(|known| known.suspended.clone());
             let last_good = LastGood { app: Arc::clone(app), revision: self.desired.revision_of(key).clone() };
+            let power = known.and_then(|known| known.power.clone());
             let record =
-                AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended };
+                AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended, power };
             self.observed.apps.insert(key.clone(), Arc::new(record));
         }
     }
@@ -149,13 +153,15 @@ impl World {
         // What a replacement stops is another sandbox than the one that it leads to.
         let old = || self.observed.sandboxes.values().find(|sandbox| sandbox.record.app == action.app);
         let Some(sandbox) = sandbox.or_else(old).filter(|_| closed && action.blocked.is_empty()) else { return };
-        let ails = |reason: &Reason| matches!(reason, Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_));
+        let ails = |reason: &Reason| {
+            matches!(reason, Reason::Drift(_) | Reason::VmDown(_) | Reason::GuestHung(_) | Reason::Unresumable(_))
+        };
         let well = matches!(sandbox.vm, VmState::Running { .. }) && !action.reasons.iter().any(ails);
         let disturbs = match action.kind {
             ActionKind::Update(disruption) => disruption > Disruption::Files,
-            ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop => true,
+            ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop | ActionKind::Pause => true,
             ActionKind::Delete => sandbox.record.intent == Intent::Keep,
-            ActionKind::Create | ActionKind::Adopt | ActionKind::ExpireDisk => false,
+            ActionKind::Create | ActionKind::Adopt | ActionKind::Resume | ActionKind::ExpireDisk => false,
         };
         assert!(!(well && disturbs), "{action:#?} at {}", self.now);
     }
@@ -166,7 +172,11 @@ impl World {
         let plan = self.plan();
         let mut steps = 0;
         for action in plan.actions.iter().filter(|action| action.blocked.is_empty()) {
-            if action.reasons.iter().any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_))) {
+            if action
+                .reasons
+                .iter()
+                .any(|reason| matches!(reason, Reason::VmDown(_) | Reason::GuestHung(_) | Reason::Unresumable(_)))
+            {
                 let now = self.now;
                 self.memory(&action.app).heals.push(now);
             }
@@ -295,6 +305,8 @@ impl World {
             Step::EnsureDisk { disk, app, size } => self.ensure_disk(disk, app, *size),
             Step::GrowDisk { sandbox, size } => self.guest(sandbox).disk = *size,
             Step::Launch(machine) => self.launch(machine),
+            Step::Pause { sandbox, nonce, snapshot: _ } => self.pause(sandbox, nonce),
+            Step::Resume(machine) => self.resume(machine),
             Step::AwaitAgent { sandbox, .. } => self.answer(sandbox),
             Step::SyncFiles { sandbox, tree, .. } => {
                 self.guest(sandbox).tree = Some(tree.clone());
@@ -343,13 +355,36 @@ impl World {
         let sandbox = self.observed.sandboxes.get_mut(&machine.sandbox).expect("a row before the microVM");
         let sandbox = Arc::make_mut(sandbox);
         assert_eq!(sandbox.record.machine, *machine);
+        self.saved.remove(&machine.sandbox);
         sandbox.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
         sandbox.guest = GuestState::Connecting { since: self.now };
+    }
+
+    fn pause(&mut self, sandbox: &SandboxId, boot: &BootNonce) {
+        let known = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
+        let VmState::Running { nonce, .. } = &known.vm else { panic!("nothing runs that could be paused") };
+        assert_eq!(nonce, boot);
+        let GuestState::Answering(status) = &known.guest else { panic!("a guest is paused that cannot be quiesced") };
+        self.saved.insert(sandbox.clone(), status.clone());
+        known.vm = VmState::Paused { nonce: boot.clone(), since: self.now, bytes: ByteSize::mib(1), fault: None };
+        known.guest = GuestState::Absent;
+    }
+
+    fn resume(&mut self, machine: &setpoint_schema::observed::Machine) {
+        let known = Arc::make_mut(self.observed.sandboxes.get_mut(&machine.sandbox).unwrap());
+        assert_eq!(known.record.machine, *machine);
+        assert!(matches!(known.vm, VmState::Paused { fault: None, .. }), "there is nothing to go on from");
+        known.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
+        known.guest = GuestState::Connecting { since: self.now };
     }
 
     fn answer(&mut self, sandbox: &SandboxId) {
         let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
         let VmState::Running { nonce, .. } = &sandbox.vm else { panic!("nothing runs that could answer") };
+        if let Some(saved) = self.saved.remove(&sandbox.record.id) {
+            sandbox.guest = GuestState::Answering(GuestStatus { nonce: nonce.clone(), ..saved });
+            return;
+        }
         let disk = &sandbox.record.disk;
         let status = GuestStatus {
             nonce: nonce.clone(),

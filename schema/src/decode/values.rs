@@ -42,7 +42,7 @@ macro_rules! from_word {
     )*};
 }
 from_word! {
-    Power { "running": Running, "stopped": Stopped },
+    Power { "running": Running, "paused": Paused, "stopped": Stopped },
     Prune { "enabled": Enabled, "disabled": Disabled },
     Shrink { "refuse": Refuse, "replace": Replace },
 }

@@ -11,7 +11,7 @@ use super::blocker::Blocker;
 use crate::app::Power;
 use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
-use crate::observed::{BuildState, Health, ProcessState, Suspension, WebStatus, WorkerStatus};
+use crate::observed::{self, BuildState, Health, PowerOverride, ProcessState, Suspension, WebStatus, WorkerStatus};
 use crate::quantity::ByteSize;
 
 /// One app: what it is to be, what it is, and why the two differ.
@@ -43,6 +43,8 @@ pub struct App {
     /// What somebody on the daemon's host has set over the declaration; null when nothing is.
     #[serde(rename = "override")]
     pub overridden: Option<Override>,
+    /// The power state that holds on the daemon's host in place of the declared one; null where that holds.
+    pub power_here: Option<PowerHere>,
     /// The apps that must be ready before it starts or changes.
     pub depends_on: Vec<AppKey>,
     /// The app's microVM; null while there is none.
@@ -112,6 +114,56 @@ pub struct OverrideChange {
     pub now: Option<Override>,
 }
 
+/// A power state in place of a declared one. It holds until another one is declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerHere {
+    /// What holds.
+    pub state: Power,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why.
+    pub cause: PowerCause,
+    /// Who asked for it, as `uid 1000`; null where nobody did.
+    pub by: Option<String>,
+}
+
+/// Why another power state holds than the declared one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PowerCause {
+    /// Somebody on the daemon's host asked for it.
+    Asked,
+    /// Nobody used the app.
+    Idle,
+    /// A request came for it.
+    Request,
+}
+
+/// What the admin socket answers: which power state holds for an app now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerChange {
+    /// Which app.
+    pub app: AppKey,
+    /// Whether another one held before.
+    pub changed: bool,
+    /// What holds in place of the declared one; null where that holds.
+    pub now: Option<PowerHere>,
+}
+
+impl From<&PowerOverride> for PowerHere {
+    fn from(held: &PowerOverride) -> Self {
+        let PowerOverride { state, declared: _, since, cause } = held;
+        let (cause, by) = match cause {
+            observed::PowerCause::Asked { by } => (PowerCause::Asked, Some(by.clone())),
+            observed::PowerCause::Idle { since: _ } => (PowerCause::Idle, None),
+            observed::PowerCause::Request => (PowerCause::Request, None),
+        };
+        Self { state: *state, since: *since, cause, by }
+    }
+}
+
 impl From<&Suspension> for Override {
     fn from(suspension: &Suspension) -> Self {
         let Suspension { since, by } = suspension;
@@ -133,6 +185,8 @@ pub enum Phase {
     Ready,
     /// As declared and not healthy.
     Unready,
+    /// At rest, with its memory kept.
+    Paused,
     /// Shut down, by declaration.
     Stopped,
     /// Frozen, by declaration or on this host.
@@ -153,6 +207,7 @@ impl Phase {
             Self::Reconciling => "reconciling",
             Self::Ready => "ready",
             Self::Unready => "unready",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Suspended => "suspended",
             Self::Stalled => "stalled",

@@ -137,7 +137,7 @@ impl AppCounts {
             Phase::Unready => &mut self.unready,
             Phase::Blocked => &mut self.blocked,
             Phase::Stalled => &mut self.stalled,
-            Phase::Stopped | Phase::Suspended => &mut self.resting,
+            Phase::Paused | Phase::Stopped | Phase::Suspended => &mut self.resting,
         }
     }
 }

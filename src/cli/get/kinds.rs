@@ -137,7 +137,7 @@ pub fn path_of_app(AppKey { team, name }: &AppKey) -> String {
 pub fn telling(app: &wire::App) -> Option<&wire::Condition> {
     let kind = match app.phase {
         Phase::Stalled => ConditionKind::Stalled,
-        Phase::Ready | Phase::Stopped | Phase::Suspended | Phase::Unready => ConditionKind::Ready,
+        Phase::Ready | Phase::Paused | Phase::Stopped | Phase::Suspended | Phase::Unready => ConditionKind::Ready,
         Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => ConditionKind::Reconciling,
     };
     app.conditions.iter().find(|condition| condition.kind == kind)
@@ -152,7 +152,7 @@ pub fn suspended_here(here: &wire::Override, now: Timestamp) -> String {
 /// Whether there is more to say than the phase.
 const fn has_news(phase: Phase) -> bool {
     match phase {
-        Phase::Ready | Phase::Stopped | Phase::Suspended => false,
+        Phase::Ready | Phase::Paused | Phase::Stopped | Phase::Suspended => false,
         Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting | Phase::Unready | Phase::Stalled => {
             true
         }
@@ -166,7 +166,7 @@ pub const fn phase_tone(phase: Phase) -> Tone {
         Phase::Ready => Tone::Good,
         Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => Tone::Busy,
         Phase::Unready | Phase::Stalled => Tone::Bad,
-        Phase::Stopped | Phase::Suspended => Tone::Quiet,
+        Phase::Paused | Phase::Stopped | Phase::Suspended => Tone::Quiet,
     }
 }
 

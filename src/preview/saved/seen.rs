@@ -37,10 +37,14 @@ impl Seen {
             seen.note(&disk.app.to_string(), format!("disk {}", disk.id), state);
         }
         for record in apps.values() {
-            let AppRecord { key, generation, digest: _, last_good: _, retry, heals, repeats: _, suspended } = &**record;
+            let AppRecord { key, generation, digest: _, last_good: _, retry, heals, repeats: _, suspended, power } =
+                &**record;
             let trouble = format!("{} failures, {} heals", retry.failures, heals.len());
             if let Some(suspension) = suspended {
                 seen.note(&key.to_string(), "suspension".to_owned(), format!("by {}", suspension.by));
+            }
+            if let Some(held) = power {
+                seen.note(&key.to_string(), "power here".to_owned(), format!("{:?}", held.state).to_lowercase());
             }
             seen.note(&key.to_string(), "history".to_owned(), format!("generation {generation}, {trouble}"));
         }
@@ -77,8 +81,10 @@ fn state_of(vm: &VmState) -> String {
     match vm {
         VmState::Absent => "absent".to_owned(),
         VmState::Exited { reason } => format!("ended ({reason:?})"),
-        VmState::Paused { nonce, since: _, bytes: _, fault: _ } => {
-            format!("paused in boot {}", nonce.as_str().chars().take(8).collect::<String>())
+        VmState::Paused { nonce, since: _, bytes: _, fault } => {
+            let boot: String = nonce.as_str().chars().take(8).collect();
+            let fault = fault.as_ref().map(|fault| format!(", and cannot go on: {fault}")).unwrap_or_default();
+            format!("paused in boot {boot}{fault}")
         }
         VmState::Running { nonce, since: _ } => {
             format!("running in boot {}", nonce.as_str().chars().take(8).collect::<String>())

@@ -171,5 +171,6 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         heals: Vec::new(),
         repeats: Vec::new(),
         suspended: None,
+        power: None,
     }
 }

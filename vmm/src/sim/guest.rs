@@ -278,7 +278,13 @@ impl Guest for SimGuest {
                 processes.set.runtime.workers.iter().any(|declared| declared.name.as_str() == worker)
             }),
         };
-        let find = |vm| if is_there(&vm) { Ok(()) } else { Err(self.error(format!("did not give the log of {process}: there is no process {process}"))) };
+        let find = |vm| {
+            if is_there(&vm) {
+                Ok(())
+            } else {
+                Err(self.error(format!("did not give the log of {process}: there is no process {process}")))
+            }
+        };
         self.call(Operation::Logs, find).await?;
         let (world, sandbox, nonce) = (self.sim.world.clone(), self.sandbox.clone(), self.nonce.clone());
         // Nothing more is ever written, so following means staying until the end.

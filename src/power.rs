@@ -1,0 +1,188 @@
+//! The power state that holds here in place of a declared one: who may ask for which, and what comes of it.
+//!
+//! Asked by the admin socket for people and by the ingress for requests that come for an app at rest. It is a field of the app's
+//! record in the store, so it outlives the daemon; the loop wakes because a record changed, and the planner does the rest.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use setpoint_schema::app::Power;
+use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride};
+use setpoint_state::{EventKind, NewEvent, StateError};
+
+use crate::ledger::Ledger;
+use crate::observe::Observer;
+
+/// Changes what holds.
+#[derive(Clone)]
+pub struct PowerSwitch {
+    /// Keeps what is changed.
+    pub ledger: Ledger,
+    /// Knows the time.
+    pub observer: Observer,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That the app rests, with its memory kept.
+    Paused,
+    /// That it runs.
+    Running,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// This holds from now on in place of the declaration; nothing, if the declaration says as much.
+    Changed(Option<PowerOverride>),
+    /// It was so already.
+    AlreadySo(Option<PowerOverride>),
+    /// The declaration forbids it: why.
+    Refused(String),
+    /// Nobody knows such an app.
+    Unknown,
+}
+
+impl PowerSwitch {
+    /// Sees to it that `wanted` holds for an app, and records it as an event.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn ask(&self, app: &AppKey, wanted: Wanted, cause: PowerCause) -> Result<Answer, StateError> {
+        let Some(known) = self.ledger.app(app) else { return Ok(Answer::Unknown) };
+        let now = self.observer.now();
+        let Answer::Changed(held) = answer(&known, wanted, &cause, now) else {
+            return Ok(answer(&known, wanted, &cause, now));
+        };
+        let event = NewEvent::new(kind(wanted), "Override", sentence(wanted, &cause)).app(app);
+        let key = app.clone();
+        let noted = Arc::new(Mutex::new(Answer::Changed(held)));
+        let result = Arc::clone(&noted);
+        // Decided anew among the records as they are by then: somebody else may have asked meanwhile.
+        let change = move |records: &BTreeMap<AppKey, Arc<AppRecord>>| {
+            let answer = records.get(&key).map_or(Answer::Unknown, |record| answer(record, wanted, &cause, now));
+            let changed = match (&answer, records.get(&key)) {
+                (Answer::Changed(held), Some(record)) => {
+                    Some(AppRecord { power: held.clone(), ..AppRecord::clone(record) })
+                }
+                (Answer::Changed(_) | Answer::AlreadySo(_) | Answer::Refused(_) | Answer::Unknown, _) => None,
+            };
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+            changed.into_iter().collect()
+        };
+        self.ledger.note(vec![event], change).await?;
+        tracing::info!(%app, ?wanted, "power override changed");
+        let answer = noted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(answer)
+    }
+}
+
+/// What is to hold, as far as the record tells.
+fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, now: Timestamp) -> Answer {
+    let declared = record.last_good.spec.app.power;
+    let held = record.power.as_ref().filter(|held| held.declared == declared);
+    let state = held.map_or(declared, |held| held.state);
+    let wanted = match wanted {
+        Wanted::Paused => Power::Paused,
+        Wanted::Running => Power::Running,
+    };
+    if state == wanted {
+        return Answer::AlreadySo(held.cloned());
+    }
+    match declared {
+        Power::Stopped => Answer::Refused("it is declared `power: stopped`: declare it otherwise first".to_owned()),
+        Power::Running | Power::Paused if declared == wanted => Answer::Changed(None),
+        Power::Running | Power::Paused => {
+            Answer::Changed(Some(PowerOverride { state: wanted, declared, since: now, cause: cause.clone() }))
+        }
+    }
+}
+
+fn kind(wanted: Wanted) -> EventKind {
+    match wanted {
+        Wanted::Paused => EventKind::PausedHere,
+        Wanted::Running => EventKind::WokenHere,
+    }
+}
+
+fn sentence(wanted: Wanted, cause: &PowerCause) -> String {
+    let what = match wanted {
+        Wanted::Paused => "to be paused",
+        Wanted::Running => "to be woken",
+    };
+    match cause {
+        PowerCause::Asked { by } => format!("{what}: asked for here by {by}"),
+        PowerCause::Idle { since } => format!("{what}: nobody has used it since {since:.0}"),
+        PowerCause::Request => format!("{what}: a request came for it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+    use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
+    use setpoint_schema::id::{CommitId, Generation, TemplateDigest, TreeDigest};
+    use setpoint_schema::observed::{LastGood, Retry};
+
+    use super::*;
+
+    fn record(declared: Power, power: Option<PowerOverride>) -> AppRecord {
+        let key: AppKey = "blog".parse().unwrap();
+        let app = AppSpec { power: declared, ..AppSpec::default() };
+        let spec = SandboxSpec { app, template: TemplateDigest("t".into()), files: TreeDigest("f".into()) };
+        let metadata =
+            AppMetadata { key: key.clone(), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() };
+        let app = DesiredApp { metadata, spec: spec.into(), path: "apps/blog/app.yaml".parse().unwrap() };
+        AppRecord {
+            key,
+            generation: Generation(1),
+            digest: app.spec.digest().clone(),
+            last_good: LastGood { app: Arc::new(app), revision: CommitId("1".repeat(40)) },
+            retry: Retry::default(),
+            heals: Vec::new(),
+            repeats: Vec::new(),
+            suspended: None,
+            power,
+        }
+    }
+
+    fn held(state: Power, declared: Power) -> PowerOverride {
+        PowerOverride { state, declared, since: Timestamp::UNIX_EPOCH, cause: PowerCause::Request }
+    }
+
+    fn ask(record: &AppRecord, wanted: Wanted) -> Answer {
+        answer(record, wanted, &PowerCause::Request, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_is_declared_anyway_needs_nothing_in_its_place() {
+        let paused_here = record(Power::Running, Some(held(Power::Paused, Power::Running)));
+        assert_eq!(ask(&paused_here, Wanted::Running), Answer::Changed(None));
+        let woken_here = record(Power::Paused, Some(held(Power::Running, Power::Paused)));
+        assert_eq!(ask(&woken_here, Wanted::Paused), Answer::Changed(None));
+    }
+
+    #[test]
+    fn asking_twice_is_as_good_as_once() {
+        let paused_here = record(Power::Running, Some(held(Power::Paused, Power::Running)));
+        assert!(matches!(ask(&paused_here, Wanted::Paused), Answer::AlreadySo(Some(_))));
+        assert_eq!(ask(&record(Power::Running, None), Wanted::Running), Answer::AlreadySo(None));
+    }
+
+    #[test]
+    fn what_held_against_an_older_declaration_does_not_count() {
+        let declared_anew = record(Power::Paused, Some(held(Power::Paused, Power::Running)));
+        assert_eq!(ask(&declared_anew, Wanted::Running), Answer::Changed(Some(held(Power::Running, Power::Paused))));
+    }
+
+    #[test]
+    fn an_app_that_is_declared_stopped_is_neither_paused_nor_woken() {
+        for wanted in [Wanted::Paused, Wanted::Running] {
+            assert!(matches!(ask(&record(Power::Stopped, None), wanted), Answer::Refused(_)));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Apps that rest and go on: by declaration, by hand, and because a request came for them. Over a real repository with the real
+//! daemon; with scripted microVMs first, then with real ones.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "support/host.rs"]
+mod host;
+
+use std::process::Output;
+
+use crate::host::Host;
+
+fn running(power: &str) -> Host {
+    let mut host = Host::sim();
+    host.write_app("blog", &format!("power: {power}"), "first");
+    host.commit("an app");
+    host.start();
+    host.wait_converged();
+    host
+}
+
+fn declare(host: &Host, power: &str) {
+    host.write_app("blog", &format!("power: {power}"), "first");
+    host.commit(power);
+}
+
+fn wait_phase(host: &Host, phase: &str) {
+    host.wait_for(phase, |host| (host.app("blog")["phase"] == phase).then_some(()));
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn kinds(host: &Host) -> Vec<String> {
+    let events = host.events_of("blog");
+    events.iter().filter_map(|event| Some(event.split_once(':')?.0.to_owned())).collect()
+}
+
+#[test]
+fn a_declared_pause_rests_and_is_as_declared_and_a_declared_run_goes_on() {
+    let mut host = running("running");
+    let boot = host.boot_of("blog");
+    declare(&host, "paused");
+    wait_phase(&host, "paused");
+    host.wait_converged();
+    assert_eq!(host.sandbox_of("blog")["vm"]["state"], "paused");
+    assert_eq!(
+        said(&host.run(&["reconcile", "--dry-run", "--exit-code"])),
+        said(&host.run(&["reconcile", "--dry-run"]))
+    );
+    declare(&host, "running");
+    wait_phase(&host, "ready");
+    assert_ne!(host.boot_of("blog"), boot, "going on is a boot of its own");
+    let kinds = kinds(&host);
+    assert!(kinds.iter().any(|kind| kind == "paused") && kinds.iter().any(|kind| kind == "woken"), "{kinds:?}");
+    assert!(!kinds.iter().any(|kind| kind == "rebooted" || kind == "healed"), "{kinds:?}");
+    assert_eq!(host.stop_daemon(), Some(0));
+}
+
+#[test]
+fn an_app_rests_over_a_restart_of_the_daemon() {
+    let mut host = running("running");
+    declare(&host, "paused");
+    wait_phase(&host, "paused");
+    assert_eq!(host.stop_daemon(), Some(0));
+    host.start();
+    host.wait_converged();
+    wait_phase(&host, "paused");
+    assert_eq!(kinds(&host).iter().filter(|kind| *kind == "paused").count(), 1);
+}
+
+#[test]
+fn what_is_paused_by_hand_shows_by_whom_and_is_woken_by_hand() {
+    let host = running("running");
+    let by = format!("uid {}", rustix::process::geteuid().as_raw());
+    assert_eq!(said(&host.run(&["pause", "blog"])), "blog is to be paused here until another power is declared\n");
+    wait_phase(&host, "paused");
+    let here = host.app("blog")["powerHere"].clone();
+    assert_eq!(
+        (here["state"].as_str(), here["cause"].as_str(), here["by"].as_str()),
+        (Some("paused"), Some("asked"), Some(by.as_str()))
+    );
+    assert!(said(&host.run(&["pause", "blog"])).starts_with("blog has been paused here since"));
+    assert_eq!(said(&host.run(&["wake", "blog"])), "blog is to be running here, as it is declared\n");
+    wait_phase(&host, "ready");
+    assert!(host.app("blog")["powerHere"].is_null());
+    let unknown = host.run(&["pause", "nobody"]);
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no app nobody"));
+}
+
+#[test]
+fn a_request_wakes_an_app_that_rests_and_is_answered_by_it() {
+    let host = running("running");
+    said(&host.run(&["pause", "blog"]));
+    wait_phase(&host, "paused");
+    let answer = host.fetch("blog.localhost", "/").unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(kinds(&host).iter().any(|kind| kind == "wokenHere"));
+}
+
+#[test]
+fn two_hundred_requests_for_one_app_at_rest_share_one_waking() {
+    let host = running("running");
+    said(&host.run(&["pause", "blog"]));
+    wait_phase(&host, "paused");
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..200)
+            .map(|_| scope.spawn(|| host.fetch("blog.localhost", "/").map_or(0, |answer| answer.status)))
+            .collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 200, "{statuses:?}");
+    assert_eq!(kinds(&host).iter().filter(|kind| *kind == "woken").count(), 1);
+}
+
+#[test]
+fn an_app_that_is_declared_stopped_is_neither_paused_nor_woken() {
+    let host = running("stopped");
+    for verb in ["pause", "wake"] {
+        let refused = host.run(&[verb, "blog"]);
+        assert!(!refused.status.success());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("declared `power: stopped`"), "{refused:?}");
+    }
+}
+
+/// With real microVMs.
+mod microvm {
+    use super::*;
+
+    /// The worker counts in its own memory and shows the number in a file.
+    const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
+                           i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; sleep 0.05; done\n";
+
+    fn count(host: &Host) -> Option<u64> {
+        let answer = host.fetch("blog.localhost", "/count").filter(|answer| answer.status == 200)?;
+        answer.body.trim().parse().ok()
+    }
+
+    #[test]
+    fn a_counter_in_memory_goes_on_and_a_request_wakes_it() {
+        let mut host = Host::real();
+        host.write_app("blog", "", "first");
+        host.write("apps/blog/sandbox.yaml", COUNTER);
+        host.commit("an app that counts");
+        host.start();
+        host.wait_converged();
+        let before = host.wait_for("a count", |host| count(host).filter(|count| *count > 20));
+        said(&host.run(&["pause", "blog"]));
+        wait_phase(&host, "paused");
+        assert_eq!(host.qemu_pids(), Vec::<u32>::new(), "nothing of it runs");
+        let after = count(&host).expect("the request that wakes it is answered");
+        assert!(after >= before, "{after} after {before}: it began anew");
+        wait_phase(&host, "ready");
+        host.wait_for("its going on", |host| count(host).filter(|count| *count > after + 5));
+        assert_eq!(host.app("blog")["restarts"], 0);
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
+}
