@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -144,8 +145,8 @@ pub enum Prune {
 }
 
 /// How long the data disk of a removed app is kept: `none`, or a time such as `7d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(with = "String")]
 pub enum Retain {
     /// Deleted with the app.
     None,
@@ -153,21 +154,23 @@ pub enum Retain {
     For(Span),
 }
 
-impl TryFrom<String> for Retain {
-    type Error = crate::quantity::QuantityError;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
+impl FromStr for Retain {
+    type Err = crate::quantity::QuantityError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "none" { Ok(Self::None) } else { text.parse().map(Self::For) }
     }
 }
 
-impl From<Retain> for String {
-    fn from(retain: Retain) -> String {
-        match retain {
-            Retain::None => "none".to_owned(),
-            Retain::For(span) => span.to_string(),
+impl fmt::Display for Retain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.pad("none"),
+            Self::For(span) => span.fmt(f),
         }
     }
 }
+
+crate::text::as_text!(Retain);
 
 declared! {
     /// How long each wait may last. Every wait has an end.
@@ -252,6 +255,12 @@ impl PinnedSpec {
     #[must_use]
     pub fn new(spec: SandboxSpec) -> Self {
         Self(Arc::new(Pinned { spec, digest: OnceLock::new(), processes: OnceLock::new() }))
+    }
+
+    /// Pins a spec whose hashes are known from before, from [`Self::digest`] and [`Self::processes_digest`] of an equal one.
+    #[must_use]
+    pub fn with_hashes(spec: SandboxSpec, digest: SpecDigest, processes: SpecDigest) -> Self {
+        Self(Arc::new(Pinned { spec, digest: digest.into(), processes: processes.into() }))
     }
 
     /// The content hash that a generation counts changes of.

@@ -139,10 +139,11 @@ pub fn sha256_hex(parts: &[&[u8]]) -> String {
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    let mut text = String::with_capacity(2 * bytes.len());
-    text.extend(digits.map(|digit| char::from(DIGITS[usize::from(digit)])));
-    text
+    let mut text = Vec::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.extend([byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]));
+    }
+    String::from_utf8(text).expect("every digit is ASCII")
 }
 
 fn canonical_json(value: &impl Serialize) -> Vec<u8> {

@@ -22,6 +22,7 @@ pub mod sandbox;
 pub mod set;
 pub mod shared;
 pub mod template;
+mod text;
 pub mod toml;
 pub mod window;
 pub mod wire;

@@ -6,8 +6,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
-use serde::{Deserialize, Serialize};
-
 /// Why a name was refused. The message says the rule, not only that it was broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{rule}")]
@@ -20,8 +18,8 @@ pub struct NameError {
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, schemars::JsonSchema)]
+        #[schemars(with = "String")]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -29,10 +27,9 @@ macro_rules! name {
             ///
             /// # Errors
             /// The rule that `text` breaks.
-            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
-                let text = text.into();
-                match $check(&text) {
-                    Ok(()) => Ok(Self(text.into())),
+            pub fn new(text: impl AsRef<str>) -> Result<Self, NameError> {
+                match $check(text.as_ref()) {
+                    Ok(()) => Ok(Self(text.as_ref().into())),
                     Err(rule) => Err(NameError { rule }),
                 }
             }
@@ -82,6 +79,8 @@ macro_rules! name {
                 name.0.to_string()
             }
         }
+
+        crate::text::as_text!($name);
     };
 }
 
@@ -148,8 +147,8 @@ impl RepoPath {
 }
 
 /// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, schemars::JsonSchema)]
+#[schemars(with = "String")]
 pub struct AppKey {
     /// The owning team.
     pub team: Team,
@@ -192,6 +191,8 @@ impl FromStr for AppKey {
         Self::within(text, Team::the_default())
     }
 }
+
+crate::text::as_text!(AppKey);
 
 impl TryFrom<String> for AppKey {
     type Error = NameError;

@@ -16,7 +16,7 @@ use crate::node::{Ending, Node, Scalar, ScalarKind, Value};
 use crate::toml;
 
 /// What holds for all declarations of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Project {
     /// `[defaults]`: what an app has where its `spec` says nothing.
     pub defaults: AppSpec,

@@ -3,19 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 /// Why an amount was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct QuantityError(pub &'static str);
 
 /// A size in bytes, written with a binary unit: `512Mi`, `5Gi`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("pattern" = "^(0|[0-9]+(Ki|Mi|Gi|Ti))$"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, schemars::JsonSchema)]
+#[schemars(with = "String", extend("pattern" = "^(0|[0-9]+(Ki|Mi|Gi|Ti))$"))]
 pub struct ByteSize(u64);
 
 impl ByteSize {
@@ -91,11 +86,8 @@ impl FromStr for ByteSize {
 }
 
 /// A length of time, written with a unit: `500ms`, `90s`, `10m`, `24h`, `7d`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, schemars::JsonSchema)]
+#[schemars(with = "String", extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
 pub struct Span(u64);
 
 impl Span {
@@ -168,31 +160,12 @@ pub fn parse_integer(text: &str) -> Option<i128> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
-impl TryFrom<String> for ByteSize {
-    type Error = QuantityError;
-    /// As people write it, or bytes without a unit, as records hold sizes that no unit divides.
-    fn try_from(text: String) -> Result<Self, QuantityError> {
-        text.parse().or_else(|error| text.parse().map(Self).map_err(|_| error))
-    }
-}
+crate::text::as_text!(ByteSize, recorded_size);
+crate::text::as_text!(Span);
 
-impl From<ByteSize> for String {
-    fn from(size: ByteSize) -> String {
-        size.to_string()
-    }
-}
-
-impl TryFrom<String> for Span {
-    type Error = QuantityError;
-    fn try_from(text: String) -> Result<Self, QuantityError> {
-        text.parse()
-    }
-}
-
-impl From<Span> for String {
-    fn from(span: Span) -> String {
-        span.to_string()
-    }
+/// As people write it, or bytes without a unit, as records hold sizes that no unit divides.
+fn recorded_size(text: &str) -> Result<ByteSize, QuantityError> {
+    text.parse().or_else(|error| text.parse().map(ByteSize).map_err(|_| error))
 }
 
 #[cfg(test)]

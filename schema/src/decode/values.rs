@@ -87,7 +87,7 @@ impl Decode for DiskSize {
 impl Decode for Retain {
     fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
         let text = cx.text(node, "`none` or a time such as `7d`")?;
-        let retain = Self::try_from(text.to_owned());
+        let retain = text.parse::<Self>();
         let report =
             |rule| cx.error(node.at, &format!("`{}` {rule}", shorten(text)), Some("write `none` to keep nothing"));
         retain.map_err(report).ok()
