@@ -89,10 +89,10 @@ fn start(apps: usize, git: &Git, table: &mut Table) -> Vec<String> {
         colds.push(load + planning);
         drop((loader, repository, loaded, plan));
 
-        let (loaded, mut before, _) = first_load(loader_with_cache(state.path()), git);
+        let (loaded, mut before, repository) = first_load(loader_with_cache(state.path()), git);
         let observed = assumed::carried_out(&loaded.desired);
-        before.keep();
-        drop((before, loaded));
+        before.settle(&repository, &Remembered::new());
+        drop((before, loaded, repository));
         let ((loaded, ..), load) = timed(|| first_load(loader_with_cache(state.path()), git));
         let (plan, planning) = timed(|| planned(&loaded.desired, &observed));
         assert_eq!(plan.actions.len(), 0);

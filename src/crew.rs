@@ -2,7 +2,7 @@
 
 use setpoint_plan::planner::Crew;
 
-use crate::desired::parallel;
+use crate::parallel;
 
 /// As many threads as there are processors, for as long as the work takes. What comes in one batch is done at once, without any.
 #[derive(Debug, Clone, Copy, Default)]

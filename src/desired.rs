@@ -8,7 +8,6 @@
 
 mod cache;
 mod known;
-pub(crate) mod parallel;
 mod parse;
 mod pin;
 mod scan;
@@ -29,7 +28,7 @@ use crate::render::Renderer;
 use crate::source::{Files, Repository, SourceError};
 
 pub use cache::Cache;
-use cache::{Entry, Kept};
+use cache::{End, Entry, Kept, Whole};
 use known::{Known, Tools};
 use parse::Parser;
 use pin::{PinnedTemplates, Pins};
@@ -53,6 +52,12 @@ pub struct Loader {
     cache: Option<Cache>,
     /// How many files were parsed that are not in it.
     unkept: usize,
+    /// The revision that was loaded last, if it is one to keep whole.
+    whole: Option<Whole>,
+    /// The revision that is kept whole, and where the file of it ends.
+    kept_whole: Option<(Whole, End)>,
+    /// The revision that was had whole, and of which nothing more is known.
+    unknown: Option<CommitId>,
 }
 
 /// What one revision wants.
@@ -102,7 +107,8 @@ impl Loader {
     #[must_use]
     pub fn new(renderer: Renderer) -> Self {
         let (parser, pins) = (Parser::new(renderer), Pins::default());
-        Self { parser, pins, project: None, known: None, cache: None, unkept: 0 }
+        let (whole, kept_whole, unknown) = (None, None, None);
+        Self { parser, pins, project: None, known: None, cache: None, unkept: 0, whole, kept_whole, unknown }
     }
 
     /// The same, with what an earlier one kept.
@@ -111,10 +117,25 @@ impl Loader {
         Self { cache: Some(cache), ..Self::new(renderer) }
     }
 
-    /// Keeps what was parsed for the next start, if much of it is not kept yet: a file that has to be parsed again costs a start
-    /// less than writing all of them costs a commit. To be called between loads.
-    pub fn keep(&mut self) {
-        let (Some(cache), Some(known)) = (&self.cache, &self.known) else { return };
+    /// What can wait until nobody waits for a load: comes to know in its parts what was had whole, so that the next commit costs
+    /// what it changes, and keeps for the next start what is new. To be called between loads.
+    pub fn settle(&mut self, repository: &Repository, remembered: &dyn Remembered) {
+        if let Some(commit) = self.unknown.take()
+            && let Err(error) = self.load(repository, &commit, remembered)
+        {
+            tracing::debug!(%commit, %error, "kept revision cannot be read in its parts");
+        }
+        self.keep();
+    }
+
+    /// Keeps what was parsed if much of it is not kept yet: a file that has to be parsed again costs a start less than writing all of
+    /// them costs a commit. What a revision wants is kept whole in any case.
+    fn keep(&mut self) {
+        let Some(cache) = &self.cache else { return };
+        if let Some(whole) = &self.whole {
+            self.kept_whole = cache.keep_whole(self.kept_whole.take(), whole);
+        }
+        let Some(known) = &self.known else { return };
         if self.unkept <= FEW_FILES + known.files() / 10 {
             return;
         }
@@ -133,9 +154,27 @@ impl Loader {
         commit: &CommitId,
         remembered: &dyn Remembered,
     ) -> Result<Loaded, SourceError> {
+        if let Some(loaded) = self.load_whole(repository, commit)? {
+            return Ok(loaded);
+        }
         let mut loaded = self.load_files(&repository.snapshot(commit)?, commit, remembered)?;
         self.recover_templates(repository, &mut loaded);
         Ok(loaded)
+    }
+
+    /// What a revision wants that is kept whole. Asked once, at the start.
+    fn load_whole(&mut self, repository: &Repository, commit: &CommitId) -> Result<Option<Loaded>, SourceError> {
+        let (Some(cache), None, None) = (&self.cache, &self.known, &self.whole) else { return Ok(None) };
+        let kept = cache.whole(&repository.tree(commit)?, repository.config().limits);
+        let Some((whole, end)) = kept.filter(|(whole, _)| pin::are_as_they_were(&whole.hosts)) else {
+            return Ok(None);
+        };
+        let loaded = whole.loaded(commit);
+        self.project = Some(whole.project.clone());
+        self.unknown = Some(commit.clone());
+        self.whole = Some(whole.clone());
+        self.kept_whole = Some((whole, end));
+        Ok(Some(loaded))
     }
 
     /// What `files` want, as if they were the revision `revision`.
@@ -151,7 +190,10 @@ impl Loader {
         let settings = self.settings(files)?;
         self.know(files, revision, remembered, settings.project())?;
         let known = self.known.as_ref().expect("a revision that was read to its end is known");
-        Ok(finish(known, settings, revision, remembered))
+        let loaded = finish(known, settings, revision, remembered);
+        self.unknown = None;
+        self.whole = self.cache.as_ref().and_then(|_| Whole::of(&loaded, known.templates(), files));
+        Ok(loaded)
     }
 
     /// Adds to the mistakes of the revision that was loaded last which names may have been meant, for people who read them.
@@ -174,7 +216,10 @@ impl Loader {
         if self.known.as_ref().is_none_or(|known| known.project() != project) {
             self.parser.forget_rendered();
             kept = self.recall(project);
-            self.known = Some(Known::nothing(project.clone()));
+            // An app that comes to the same under other settings, or in its parts, is the same value.
+            let had = self.known.take().map(|known| known.good().clone());
+            let had = had.or_else(|| self.whole.as_ref().map(|whole| whole.apps.clone()));
+            self.known = Some(Known::nothing(project.clone(), had.unwrap_or_default()));
         }
         let known = self.known.as_ref().expect("it has just been made sure of");
         let news = known.news(files, &self.parser, &mut kept)?;
@@ -236,7 +281,8 @@ impl Loader {
         project: &Project,
     ) -> Result<PinnedTemplates, SourceError> {
         let files = repository.snapshot(commit)?;
-        let parsed = self.parser.declarations(&files, &scan::templates(files.root()), project)?;
+        let templates = scan::templates(files.root());
+        let parsed = self.parser.declarations(&files, &templates.iter().collect::<Vec<_>>(), project)?;
         self.pins.templates(&files, commit, parsed.iter().flat_map(|file| &file.templates))
     }
 }
@@ -302,8 +348,7 @@ fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &d
     }
     let completeness = match doubt {
         Some(reason) => Completeness::Partial(reason),
-        None if known.set().is_empty() && !project.policies.allow_empty => Completeness::EmptyRefused,
-        None => Completeness::Complete,
+        None => completeness(known.set().len(), &project),
     };
     diagnostics.sort_by(|a, b| (&a.path, a.at, &a.message, &a.object).cmp(&(&b.path, b.at, &b.message, &b.object)));
     diagnostics.dedup();
@@ -315,6 +360,14 @@ fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &d
     let (templates, moved) = (known.templates().of(is_used), project.moved.clone());
     let desired = Desired { revision: revision.clone(), apps, kept, stalled, templates, moved, completeness };
     Loaded { desired, diagnostics, project }
+}
+
+/// Whether a revision that was read through is the whole truth, where it declares so many apps.
+fn completeness(apps: usize, project: &Project) -> Completeness {
+    match apps {
+        0 if !project.policies.allow_empty => Completeness::EmptyRefused,
+        _ => Completeness::Complete,
+    }
 }
 
 /// The first of several mistakes, and how many more there are.

@@ -16,6 +16,7 @@ pub mod ingress;
 pub mod ledger;
 pub mod metrics;
 pub mod observe;
+mod parallel;
 mod power;
 pub mod preview;
 pub mod render;

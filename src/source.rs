@@ -8,6 +8,7 @@ mod error;
 mod libgit;
 mod location;
 mod remote;
+mod snapshot;
 mod tree;
 mod walk;
 pub mod watch;
@@ -26,6 +27,7 @@ use setpoint_schema::name::RepoPath;
 
 pub use error::{Cause, Excess, RemoteFault, SourceError};
 pub use location::{Location, redacted};
+pub use snapshot::Snapshot;
 pub(crate) use tree::join;
 pub use tree::{Folder, FolderId, Item, Refusal};
 pub use workspace::{Links, Listing, is_app_folder};
@@ -134,14 +136,6 @@ struct Opened {
     /// Device and inode of the git directory: another pair at the same path is another repository.
     identity: (u64, u64),
     folders: Folders,
-}
-
-/// The tree of one revision.
-pub struct Snapshot<'a> {
-    repository: &'a Repository,
-    /// The revision.
-    pub commit: CommitId,
-    root: Arc<Folder>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -287,6 +281,25 @@ impl Repository {
         })
     }
 
+    /// The id of the tree that a revision's declarations are in.
+    ///
+    /// # Errors
+    /// When the commit is damaged or missing.
+    pub fn tree(&self, commit: &CommitId) -> Result<FolderId, SourceError> {
+        let opened = self.current()?;
+        self.tree_of(&opened.git, commit).map(FolderId::of)
+    }
+
+    fn tree_of(&self, git: &git2::Repository, commit: &CommitId) -> Result<Oid, SourceError> {
+        let id = oid(commit.as_str())?;
+        let top = git.find_commit(id).map_err(|error| damaged(id, &error.message()))?.tree_id();
+        match &self.config.path {
+            None => Ok(top),
+            Some(path) => folder_in(git, top, path)?
+                .ok_or_else(|| SourceError::FolderMissing { path: path.clone(), commit: commit.clone() }),
+        }
+    }
+
     /// The tree of a revision. Folders that another recent snapshot holds too are not read again.
     ///
     /// # Errors
@@ -294,16 +307,10 @@ impl Repository {
     pub fn snapshot(&self, commit: &CommitId) -> Result<Snapshot<'_>, SourceError> {
         let mut opened = self.current()?;
         let Opened { git, folders, .. } = &mut *opened;
-        let id = oid(commit.as_str())?;
-        let top = git.find_commit(id).map_err(|error| damaged(id, &error.message()))?.tree_id();
-        let tree = match &self.config.path {
-            None => top,
-            Some(path) => folder_in(git, top, path)?
-                .ok_or_else(|| SourceError::FolderMissing { path: path.clone(), commit: commit.clone() })?,
-        };
+        let tree = self.tree_of(git, commit)?;
         let (root, trees_read) = folders.read(git, tree, &self.config.limits)?;
         self.trees_read.fetch_add(trees_read, Ordering::Relaxed);
-        Ok(Snapshot { repository: self, commit: commit.clone(), root })
+        Ok(Snapshot::new(self, commit.clone(), root, git.path()))
     }
 
     /// The content of a blob, which is not read if it is larger than `max` bytes; `path` is for the error.
@@ -311,12 +318,12 @@ impl Repository {
     /// # Errors
     /// When it is too large, damaged or missing.
     pub fn read_blob(&self, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
-        self.blob_with(&*self.current()?, blob, path, max)
+        self.blob_with(&self.current()?.git, blob, path, max)
     }
 
-    fn blob_with(&self, opened: &Opened, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
+    fn blob_with(&self, git: &git2::Repository, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
         let id = oid(blob.as_str())?;
-        let odb = opened.git.odb().map_err(|error| damaged(id, &error.message()))?;
+        let odb = git.odb().map_err(|error| damaged(id, &error.message()))?;
         let size = blob_size(&odb, id)?;
         if size > max {
             return Err(limit(path, Excess::FileSize { size, limit: max }));
@@ -366,17 +373,6 @@ impl Repository {
         Ok(Current(opened))
     }
 
-    /// The handle that a snapshot was made with, without a look at whether another repository stands there by now: what it does
-    /// not have is an error, and a snapshot is read blob by blob.
-    fn as_it_was(&self) -> Result<Current<'_>, SourceError> {
-        let opened = self.lock();
-        if opened.is_some() {
-            return Ok(Current(opened));
-        }
-        drop(opened);
-        self.current()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
         // A panic while the lock was held leaves git2's handle usable: every call goes to the disk anew.
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
@@ -396,27 +392,6 @@ impl Deref for Current<'_> {
 impl DerefMut for Current<'_> {
     fn deref_mut(&mut self) -> &mut Opened {
         self.0.as_mut().expect("it is made from an open handle")
-    }
-}
-
-impl Files for Snapshot<'_> {
-    fn root(&self) -> &Arc<Folder> {
-        &self.root
-    }
-
-    fn size(&self, blob: &BlobId) -> Result<u64, SourceError> {
-        let opened = self.repository.as_it_was()?;
-        let id = oid(blob.as_str())?;
-        let odb = opened.git.odb().map_err(|error| damaged(id, &error.message()))?;
-        blob_size(&odb, id)
-    }
-
-    fn read(&self, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
-        self.repository.blob_with(&*self.repository.as_it_was()?, blob, path, max)
-    }
-
-    fn limits(&self) -> &SourceLimits {
-        &self.repository.config.limits
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whatever way a loader came to a revision, it wants the same: what a commit changed is all that is read, and the result is that
-//! of reading everything. Random histories of real commits, mistakes among them, each loaded by a daemon that has seen all of it,
-//! by one that starts now, and by one that starts now with the cache of the first.
+//! of reading everything. Random histories of real commits, mistakes among them, each loaded by a daemon that has seen all of it or
+//! was started again in between, by one that starts now, and by two that start now with the cache of the first: at the tip, or before.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/git.rs"]
@@ -14,7 +14,7 @@ use std::path::Path;
 use git::Git;
 use setpoint::desired::{Cache, Loaded, Loader};
 use setpoint::render::{CHILD_COMMAND, Renderer};
-use setpoint::source::Repository;
+use setpoint::source::{Repository, SourceLimits};
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::LastGood;
@@ -159,6 +159,8 @@ struct World {
     last_good: BTreeMap<AppKey, LastGood>,
     /// The last revision whose settings had no mistake.
     good_settings: Option<CommitId>,
+    /// How many revisions were compared.
+    compared: usize,
 }
 
 impl World {
@@ -178,7 +180,7 @@ impl World {
         let repository = git.open();
         let state = tempfile::tempdir().unwrap();
         let loader = Loader::with_cache(renderer(), Cache::of(state.path()));
-        Self { git, repository, loader, state, last_good: BTreeMap::new(), good_settings: None }
+        Self { git, repository, loader, state, last_good: BTreeMap::new(), good_settings: None, compared: 0 }
     }
 
     fn cache(&self) -> Cache {
@@ -198,7 +200,7 @@ impl World {
         if followed != cold {
             return Err(format!("followed: {followed:#?}\ncold: {cold:#?}"));
         }
-        self.loader.keep();
+        self.loader.settle(&self.repository, &self.last_good);
         let mut kept = Loader::with_cache(renderer(), self.cache());
         if let Some(earlier) = &self.good_settings {
             kept.load(&self.git.open(), earlier, &self.last_good).unwrap();
@@ -209,11 +211,33 @@ impl World {
         }
         if !followed.diagnostics.iter().any(|mistake| mistake.path.as_str() == "setpoint.toml") {
             self.good_settings = Some(tip.clone());
+            self.restart(&tip, &followed)?;
         }
         for (key, app) in &followed.desired.apps {
             if !followed.desired.stalled.contains_key(key) {
                 self.last_good.insert(key.clone(), LastGood { app: app.clone(), revision: tip.clone() });
             }
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Starts again at the tip, and every other time goes on with what started: at once, or after it came to know what it had whole.
+    fn restart(&mut self, tip: &CommitId, followed: &Loaded) -> Result<(), String> {
+        let mut restarted = Loader::with_cache(renderer(), self.cache());
+        let again = shown(restarted.load(&self.repository, tip, &self.last_good).unwrap());
+        if *followed != again {
+            return Err(format!("followed: {followed:#?}\nstarted again: {again:#?}"));
+        }
+        self.compared += 1;
+        match self.compared % 4 {
+            1 => self.loader = restarted,
+            3 => {
+                restarted.settle(&self.repository, &self.last_good);
+                self.loader = restarted;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -271,46 +295,146 @@ fn kept() -> (Git, tempfile::TempDir) {
     let mut loader = Loader::with_cache(renderer(), Cache::of(state.path()));
     let repository = git.open();
     loader.load(&repository, &repository.tip().unwrap(), &BTreeMap::new()).unwrap();
-    loader.keep();
+    loader.settle(&repository, &BTreeMap::new());
     (git, state)
 }
 
-/// What a loader with what is kept there says of the tip, and how many blobs it read for that.
-fn restarted(git: &Git, state: &Path) -> (Loaded, u64) {
+/// What a loader with what is kept there says of the tip, and how many trees and blobs it read for that.
+fn restarted(git: &Git, state: &Path) -> (Loaded, u64, u64) {
     let repository = git.open();
-    let mut loader = Loader::with_cache(renderer(), Cache::of(state));
-    let loaded = loader.load(&repository, &repository.tip().unwrap(), &BTreeMap::new()).unwrap();
-    (loaded, repository.blobs_read())
+    let loaded = loaded_by(&mut Loader::with_cache(renderer(), Cache::of(state)), &repository);
+    (loaded, repository.trees_read(), repository.blobs_read())
+}
+
+fn loaded_by(loader: &mut Loader, repository: &Repository) -> Loaded {
+    loader.load(repository, &repository.tip().unwrap(), &BTreeMap::new()).unwrap()
 }
 
 #[test]
-fn a_restart_reads_only_what_is_new() {
+fn a_restart_at_the_same_revision_reads_nothing_of_it() {
     let (git, state) = kept();
-    let (loaded, read) = restarted(&git, state.path());
-    assert_eq!((loaded.desired.apps.len(), read), (80, 0));
+    let (loaded, trees, blobs) = restarted(&git, state.path());
+    assert_eq!((loaded.desired.apps.len(), trees, blobs), (80, 0, 0));
+    assert_eq!(loaded, loaded_by(&mut loader(), &git.open()));
+    git.run(&["commit", "--quiet", "--allow-empty", "--message=the same tree"]);
+    assert_eq!(restarted(&git, state.path()), (loaded_by(&mut loader(), &git.open()), 0, 0));
+}
+
+#[test]
+fn a_restart_at_another_revision_reads_only_what_is_new() {
+    let (git, state) = kept();
     git.commit(&[("apps/app-7/sandbox.yaml", RUNTIME)]);
-    let (loaded, read) = restarted(&git, state.path());
+    let (loaded, _, read) = restarted(&git, state.path());
     assert_eq!((loaded.desired.apps.len(), read), (80, 1));
     git.commit(&[("setpoint.toml", "[defaults.resources]\nmemory = \"512Mi\"\n")]);
-    assert_eq!(restarted(&git, state.path()).1, 161, "with other settings, everything is parsed again");
+    assert_eq!(restarted(&git, state.path()).2, 161, "with other settings, everything is parsed again");
+}
+
+#[test]
+fn after_a_restart_a_commit_costs_what_it_changes() {
+    let (git, state) = kept();
+    let repository = git.open();
+    let mut loader = Loader::with_cache(renderer(), Cache::of(state.path()));
+    let before = loaded_by(&mut loader, &repository);
+    loader.settle(&repository, &BTreeMap::new());
+    git.commit(&[("apps/app-7/index.html", "new")]);
+    let (trees, blobs) = (repository.trees_read(), repository.blobs_read());
+    let after = loaded_by(&mut loader, &repository);
+    assert_eq!((repository.trees_read() - trees, repository.blobs_read() - blobs), (3, 0));
+    let changed: Vec<_> =
+        before.desired.apps.differences(&after.desired.apps).map(|(key, _)| key.to_string()).collect();
+    assert_eq!(changed, ["app-7"]);
+    let key: AppKey = "app-8".parse().unwrap();
+    assert!(std::sync::Arc::ptr_eq(&before.desired.apps[&key], &after.desired.apps[&key]));
+}
+
+#[test]
+fn what_commits_change_is_added_to_what_is_kept() {
+    let (git, state) = kept();
+    let file = state.path().join("cache/revision");
+    let size = || fs::metadata(&file).unwrap().len();
+    let whole = size();
+    let repository = git.open();
+    let mut follower = Loader::with_cache(renderer(), Cache::of(state.path()));
+    for round in 0..4 {
+        git.commit(&[("apps/app-7/index.html", &format!("edition {round}"))]);
+        fs::remove_dir_all(git.path().join(format!("apps/app-{}", 20 + round))).unwrap();
+        let new = format!(
+            "apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: new-{round}}}\nspec: {{runtime: {{web: {{command: x}}}}}}\n"
+        );
+        git.commit(&[(&format!("apps/new-{round}/app.yaml"), &new)]);
+        loaded_by(&mut follower, &repository);
+        follower.settle(&repository, &BTreeMap::new());
+        assert_eq!(restarted(&git, state.path()), (loaded_by(&mut loader(), &git.open()), 0, 0), "round {round}");
+    }
+    assert!(size() > whole && size() < whole * 3 / 2, "{} of {whole} bytes", size());
+    // A revision with mistakes is not kept, and what is said about it not from memory.
+    git.commit(&[("apps/app-9/app.yaml", "kind: App\n")]);
+    loaded_by(&mut follower, &repository);
+    follower.settle(&repository, &BTreeMap::new());
+    let (broken, ..) = restarted(&git, state.path());
+    assert_eq!(broken, loaded_by(&mut loader(), &git.open()));
+    assert!(!broken.diagnostics.is_empty());
+}
+
+#[test]
+fn what_is_kept_whole_holds_for_the_same_limits_and_templates_alone() {
+    let (git, state) = kept();
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("tool"), "1").unwrap();
+    let template = format!(
+        "apiVersion: setpoint/v1\nkind: Template\nmetadata: {{name: tools}}\nspec: {{rootfs: {{path: {}}}}}\n",
+        host.path().display()
+    );
+    git.commit(&[("templates/tools.yaml", &template)]);
+    let repository = git.open();
+    let mut follower = Loader::with_cache(renderer(), Cache::of(state.path()));
+    loaded_by(&mut follower, &repository);
+    follower.settle(&repository, &BTreeMap::new());
+    assert_eq!(restarted(&git, state.path()).1, 0);
+    let limits = SourceLimits { depth: 31, ..SourceLimits::default() };
+    let stricter = Repository::open(&git.config_with(limits)).unwrap();
+    loaded_by(&mut Loader::with_cache(renderer(), Cache::of(state.path())), &stricter);
+    assert!(stricter.trees_read() > 80, "other limits may be exceeded");
+    fs::remove_dir_all(host.path()).unwrap();
+    let (loaded, trees, _) = restarted(&git, state.path());
+    assert!(trees > 80, "a template on the host is another");
+    assert_eq!(loaded, loaded_by(&mut loader(), &git.open()));
+    assert_eq!(loaded.diagnostics.len(), 1);
 }
 
 #[test]
 fn a_damaged_cut_or_foreign_cache_is_as_good_as_none() {
     let (git, state) = kept();
-    let expected = restarted(&git, state.path()).0;
-    let file = state.path().join("cache/declarations");
-    let good = fs::read(&file).unwrap();
-    for at in [0, 20, 60, good.len() / 2, good.len() - 1] {
-        let mut bad = good.clone();
-        bad[at] ^= 1;
-        fs::write(&file, &bad).unwrap();
-        assert_eq!(restarted(&git, state.path()), (expected.clone(), 160), "byte {at} is another");
-        fs::write(&file, &good[..at]).unwrap();
-        assert_eq!(restarted(&git, state.path()), (expected.clone(), 160), "cut at {at}");
+    git.commit(&[("apps/app-7/index.html", "new")]);
+    let repository = git.open();
+    let mut follower = Loader::with_cache(renderer(), Cache::of(state.path()));
+    loaded_by(&mut follower, &repository);
+    follower.settle(&repository, &BTreeMap::new());
+    let expected = loaded_by(&mut loader(), &repository);
+    // What is kept whole would hide what is wrong with the other, and so comes first.
+    let needed: [(&str, fn(u64, u64) -> bool); 2] =
+        [("revision", |trees, _| trees > 80), ("declarations", |_, blobs| blobs == 160)];
+    for (name, is_read) in needed {
+        let file = state.path().join("cache").join(name);
+        let good = fs::read(&file).unwrap();
+        let refused = |why: String| {
+            let (loaded, trees, blobs) = restarted(&git, state.path());
+            assert!(is_read(trees, blobs), "{name} is used: {why}");
+            assert_eq!(loaded, expected, "{name}: {why}");
+        };
+        for at in [0, 20, 60, good.len() / 2, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&file, &bad).unwrap();
+            refused(format!("byte {at} is another"));
+            fs::write(&file, &good[..at]).unwrap();
+            refused(format!("cut at {at}"));
+        }
+        fs::write(&file, [&good[..], b"more"].concat()).unwrap();
+        refused("something is behind it".to_owned());
+        fs::write(&file, &good).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        refused("anybody may have written it".to_owned());
     }
-    fs::write(&file, &good).unwrap();
-    assert_eq!(restarted(&git, state.path()).1, 0);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
-    assert_eq!(restarted(&git, state.path()).1, 160, "anybody may have written it");
 }

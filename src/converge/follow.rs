@@ -136,8 +136,10 @@ impl Follower {
     pub async fn run(mut self, mut watcher: Watcher, shutdown: CancellationToken) {
         // Nobody watched between the first look and the making of the watcher.
         self.look().await;
+        self.settle().await;
         while shutdown.run_until_cancelled(watcher.hint()).await.is_some() {
             self.look().await;
+            self.settle().await;
         }
     }
 
@@ -199,18 +201,18 @@ impl Follower {
         let trouble = self.followed.borrow().trouble.clone();
         let attempted = Some(commit.clone());
         self.followed.send_replace(Arc::new(Followed { desired, diagnostics, project, attempted, trouble }));
-        self.keep().await;
         Ok(())
     }
 
-    /// Keeps what was parsed, now that nobody waits for it.
-    async fn keep(&mut self) {
+    /// Lets the loader do what can wait, now that nobody waits for a load.
+    async fn settle(&mut self) {
         let mut loader = self.loader.take().expect("the loader is put back after every load");
-        let keep = move || {
-            loader.keep();
+        let (source, ledger) = (Arc::clone(&self.source), self.ledger.clone());
+        let settle = move || {
+            loader.settle(&source, &ledger);
             loader
         };
-        self.loader = Some(blocking(keep).await);
+        self.loader = Some(blocking(settle).await);
     }
 
     fn clear_trouble(&self) {

@@ -1,5 +1,5 @@
-//! What was parsed, kept over restarts: one file in the state directory, read by the first load of a daemon and written again when
-//! much of it is new.
+//! What was loaded, kept over restarts in the state directory: what the newest revision wants, whole (`whole.rs`), and here what was
+//! parsed, for a start at another one. That is one file, read by the first load of a daemon and written again when much of it is new.
 //!
 //! Everything in it can be had from git, and is found by the ids of what it was made from. The file is used as a whole or not at
 //! all: only by the very program and for the very settings that it was written by and for, and only if its content has the digest
@@ -10,10 +10,11 @@
 //!   magic · what it is for (32 bytes) · chunks: length (4 bytes), postcard of entries · SHA-256 of all before
 //! ```
 
+mod file;
+mod whole;
+
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,21 +26,22 @@ use setpoint_schema::project::Project;
 use setpoint_schema::runtime::Runtime;
 use sha2::{Digest as _, Sha256};
 
-use super::parallel;
+use crate::parallel;
+
 use super::scan::Key;
+
+pub(super) use whole::{End, Whole};
 
 /// Changes with the layout.
 const MAGIC: &[u8; 16] = b"setpoint parse 1";
 const DIGEST_BYTES: usize = 32;
 /// Entries that are written, and read by one thread, together.
 const CHUNK: usize = 256;
-/// Some hundred times what ten thousand apps take. A larger file is not ours.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// Where the cache is.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    file: PathBuf,
+    directory: PathBuf,
 }
 
 /// What a cache holds.
@@ -85,7 +87,11 @@ impl Cache {
     /// The cache in a daemon's state directory.
     #[must_use]
     pub fn of(state_dir: &Path) -> Self {
-        Self { file: state_dir.join("cache").join("declarations") }
+        Self { directory: state_dir.join("cache") }
+    }
+
+    fn declarations(&self) -> PathBuf {
+        self.directory.join("declarations")
     }
 
     /// What is kept for these settings: nothing where the file is not there, not ours, of another program or damaged.
@@ -94,25 +100,14 @@ impl Cache {
             Ok(Some(kept)) => kept,
             Ok(None) => Kept::default(),
             Err(error) => {
-                tracing::debug!(file = %self.file.display(), %error, "kept declarations cannot be used");
+                tracing::debug!(file = %self.declarations().display(), %error, "kept declarations cannot be used");
                 Kept::default()
             }
         }
     }
 
     fn try_read(&self, project: &Project) -> io::Result<Option<Kept>> {
-        let mut file = match fs::File::open(&self.file) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let found = file.metadata()?;
-        let is_ours = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
-        if !is_ours || found.len() > MAX_BYTES {
-            return Ok(None);
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or(0));
-        io::Read::read_to_end(&mut file, &mut bytes)?;
+        let Some(bytes) = file::read(&self.declarations())? else { return Ok(None) };
         let Some((content, digest)) = bytes.split_last_chunk::<DIGEST_BYTES>() else { return Ok(None) };
         let Some(chunks) = content.strip_prefix(MAGIC).and_then(|rest| rest.strip_prefix(&purpose(project)?)) else {
             return Ok(None);
@@ -131,7 +126,7 @@ impl Cache {
     /// Writes these entries in the place of what was there. What cannot be written is not missed.
     pub(super) fn write(&self, project: &Project, entries: &[Entry<'_>]) {
         if let Err(error) = self.try_write(project, entries) {
-            tracing::warn!(file = %self.file.display(), %error, "parsed declarations cannot be kept");
+            tracing::warn!(file = %self.declarations().display(), %error, "parsed declarations cannot be kept");
         }
     }
 
@@ -146,14 +141,7 @@ impl Cache {
         }
         let digest = Sha256::digest(&content);
         content.extend(digest);
-        let directory = self.file.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        // Whoever reads sees the old file or the new one; a crash leaves either, and a torn one has not its digest.
-        let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
-        temporary.as_file().set_permissions(fs::Permissions::from_mode(0o600))?;
-        temporary.write_all(&content)?;
-        temporary.persist(&self.file)?;
-        Ok(())
+        file::replace(&self.declarations(), &content)
     }
 }
 
@@ -175,11 +163,9 @@ impl Kept {
 /// What a cache is for: this very program, since any change of it may parse differently, and what of the settings goes into what
 /// is parsed.
 fn purpose(project: &Project) -> Option<[u8; DIGEST_BYTES]> {
-    let program = fs::metadata(std::env::current_exe().ok()?).ok()?;
     let settings = serde_json::to_vec(&(&project.defaults, &project.vars)).ok()?;
-    let build = format!("{} {} {}.{}", env!("CARGO_PKG_VERSION"), program.len(), program.mtime(), program.mtime_nsec());
     let mut hash = Sha256::new();
-    hash.update(build);
+    hash.update(file::program()?);
     hash.update([0]);
     hash.update(settings);
     Some(hash.finalize().into())

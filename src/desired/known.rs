@@ -14,20 +14,21 @@ use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::diagnostic::Diagnostic;
-use setpoint_schema::document::{AppDocument, Coverage, Parsed};
+use setpoint_schema::document::{Coverage, Parsed};
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::project::Project;
 use setpoint_schema::set::Set;
 use setpoint_schema::shared::SharedMap;
 
+use crate::parallel;
 use crate::source::{Files, Folder, Item, SourceError};
 
+use super::Remembered;
 use super::cache::Entry;
 use super::parse::{Parser, Place, Runtimes, unreadable};
-use super::pin::{PinnedTemplates, Pins};
+use super::pin::{Declared, PinnedTemplates, Pins, Workspace};
 use super::scan::{Changes, Found, Key};
-use super::{Remembered, parallel};
 
 /// The file that declares apps, for finding it by its folder.
 const APP_FILE: &str = "app.yaml";
@@ -53,6 +54,8 @@ pub(super) struct Known {
     templates: PinnedTemplates,
     /// The apps without a mistake.
     good: SharedMap<AppKey, Arc<DesiredApp>>,
+    /// What was known of apps before anything was known here; empty once something is.
+    had: SharedMap<AppKey, Arc<DesiredApp>>,
     /// How many of these start from each template.
     uses: HashMap<TemplateDigest, usize>,
     /// The apps with mistakes.
@@ -74,7 +77,8 @@ struct Lost {
 /// What a revision changes, read and parsed.
 pub(super) struct News {
     changes: Changes,
-    files: HashMap<Key, Parsed>,
+    /// What the files declare that differ, in their order.
+    files: Vec<Parsed>,
     /// How many of these files were parsed for it.
     parsed: usize,
 }
@@ -104,8 +108,8 @@ enum Judgement {
 }
 
 impl Known {
-    /// Nothing, under these settings.
-    pub fn nothing(project: Project) -> Self {
+    /// Nothing, under these settings. Apps that come to what was `had` of them before are the same values.
+    pub fn nothing(project: Project, had: SharedMap<AppKey, Arc<DesiredApp>>) -> Self {
         Self {
             root: None,
             set: Set::new(&project),
@@ -118,6 +122,7 @@ impl Known {
             sources: HashMap::new(),
             templates: PinnedTemplates::default(),
             good: SharedMap::new(),
+            had,
             uses: HashMap::new(),
             broken: BTreeMap::new(),
             project,
@@ -142,23 +147,19 @@ impl Known {
         if let (Some(root), false) = (&self.root, self.sources.is_empty()) {
             changes.add_other_folders(root, files.root());
         }
-        let mut parsed = HashMap::new();
-        let mut new = Vec::new();
-        for key in changes.declarations() {
-            match kept.remove_entry(key) {
-                Some((key, file)) => drop(parsed.insert(key, file)),
-                None => new.push(key.clone()),
-            }
-        }
-        let read = parser.declarations(files, &new, &self.project)?;
-        let count = new.len();
-        parsed.extend(new.into_iter().zip(read));
-        Ok(News { changes, files: parsed, parsed: count })
+        let found: Vec<Option<Parsed>> = changes.declarations().map(|key| kept.remove(key)).collect();
+        let new = changes.declarations().zip(&found).filter(|(_, found)| found.is_none());
+        let new: Vec<&Key> = new.map(|(key, _)| key).collect();
+        let parsed = new.len();
+        let mut read = parser.declarations(files, &new, &self.project)?.into_iter();
+        let files = found.into_iter().filter_map(|found| found.or_else(|| read.next())).collect();
+        Ok(News { changes, files, parsed })
     }
 
     /// Takes the news in. After an error, what is known is of no revision and must be forgotten.
     pub fn take_in(&mut self, news: News, tools: &mut Tools<'_>) -> Result<(), SourceError> {
-        let News { changes: Changes { apps, templates, folders }, mut files, parsed: _ } = news;
+        let News { changes: Changes { apps, templates, folders }, files, parsed: _ } = news;
+        let mut files = files.into_iter();
         let mut touched = HashSet::new();
         // Of the first revision, everything is touched already.
         if self.root.is_some() {
@@ -186,6 +187,10 @@ impl Known {
         let mut touched: Vec<AppKey> = touched.into_iter().collect();
         touched.sort_unstable();
         self.judge(touched, tools)?;
+        let had = std::mem::take(&mut self.had);
+        if had == self.good {
+            self.good = had;
+        }
         self.root = Some(Arc::clone(tools.files.root()));
         Ok(())
     }
@@ -277,17 +282,23 @@ impl Known {
     }
 
     /// Puts what is at a path now in the place of what was there. What cannot be read is given back.
-    fn replace(&mut self, path: &str, found: Option<Found>, files: &mut HashMap<Key, Parsed>) -> Option<Diagnostic> {
+    fn replace(
+        &mut self,
+        path: &str,
+        found: Option<Found>,
+        files: &mut impl Iterator<Item = Parsed>,
+    ) -> Option<Diagnostic> {
+        if let Some(Found::Declarations((path, _))) = found {
+            self.remove(&path);
+            self.insert(path, Arc::new(files.next().expect("every file that was found has been parsed")));
+            return None;
+        }
         if let Ok(path) = RepoPath::new(path) {
             self.remove(&path);
         }
         match found? {
             Found::Hiding(problem) => Some(problem),
-            Found::Declarations(key) => {
-                let file = files.remove(&key).expect("every file that was found has been parsed");
-                self.insert(key.0, Arc::new(file));
-                None
-            }
+            Found::Declarations(_) => None,
         }
     }
 
@@ -361,21 +372,34 @@ impl Known {
     fn judge(&mut self, apps: Vec<AppKey>, tools: &mut Tools<'_>) -> Result<(), SourceError> {
         let (files, all) = (tools.files, self.set.len());
         let cases = parallel::map(&apps, |app| self.case(app, files));
-        let wanted: HashSet<&Key> = cases.iter().flat_map(Case::keys).collect();
-        let runtimes = tools.parser.runtimes(files, wanted, &self.project, all)?;
-        let documents: Vec<&AppDocument> = cases.iter().flat_map(Case::documents).collect();
-        tools.pins.workspaces(files, &documents, all)?;
+        let wanted: Vec<&Key> = cases.iter().flat_map(Case::keys).collect();
+        let runtimes = tools.parser.runtimes(files, &wanted, &self.project, all)?;
+        tools.pins.workspaces(files, cases.iter().flat_map(Case::workspaces), all)?;
         let pins = &*tools.pins;
         let judgements = parallel::map(&cases, |case| self.judgement(case, files, pins, &runtimes));
         let judgements: Vec<Judgement> = judgements.into_iter().collect::<Result<_, _>>()?;
-        for (app, judgement) in apps.into_iter().zip(judgements) {
-            self.note(app, judgement);
+        let first = self.good.is_empty();
+        let mut good = Vec::new();
+        for (key, judgement) in apps.into_iter().zip(judgements) {
+            match judgement {
+                // Made of all of them at once, the map is made in a fraction of the time.
+                Judgement::Good(app) if first => {
+                    self.broken.remove(&key);
+                    self.count_use(&app.spec.template);
+                    let app = self.as_it_was(&key, app);
+                    good.push((key, app));
+                }
+                Judgement::Good(_) | Judgement::Broken(_) | Judgement::Gone => self.note(key, judgement),
+            }
+        }
+        if first {
+            self.good = good.into_iter().collect();
         }
         Ok(())
     }
 
     /// What an app's judgement takes: what is wrong with its declaration, and where its runtime stands.
-    fn case(&self, app: &AppKey, files: &dyn Files) -> Case {
+    fn case<'f>(&self, app: &AppKey, files: &'f dyn Files) -> Case<'f> {
         let is_its = |mistake: &&Diagnostic| mistake.object.as_ref() == Some(app);
         let faulty = self.faults.get(app).into_iter().flatten().map(|path| (path, &self.files[path]));
         let faulty: Vec<(&RepoPath, &Arc<Parsed>)> = faulty.collect();
@@ -390,28 +414,28 @@ impl Known {
         Case {
             app: app.clone(),
             mistakes,
-            declared: declared.map(|document| (Arc::clone(document), Place::of(files, document))).collect(),
+            declared: declared.map(|document| Declared::of(files, document)).collect(),
             beside: beside.map(|path| Place::beside(files, path)).collect(),
         }
     }
 
     fn judgement(
         &self,
-        case: &Case,
+        case: &Case<'_>,
         files: &dyn Files,
         pins: &Pins,
-        runtimes: &Runtimes,
+        runtimes: &Runtimes<'_>,
     ) -> Result<Judgement, SourceError> {
         let mut mistakes = case.mistakes.clone();
         let mut good = None;
-        for (document, place) in &case.declared {
-            match pins.app(files, document, place, runtimes, &self.templates)? {
+        for declared in &case.declared {
+            match pins.app(files, declared, runtimes, &self.templates)? {
                 Ok(app) => good = Some(app),
                 Err(found) => mistakes.extend(found),
             }
         }
-        for runtime in case.beside.iter().filter_map(|place| runtimes.get(place.key()?)) {
-            let found = runtime.as_ref().err().into_iter().flatten();
+        for runtime in case.beside.iter().filter_map(Place::key).map(|key| runtimes.get(key)) {
+            let found = runtime.err().into_iter().flatten();
             mistakes.extend(found.map(|mistake| mistake.clone().of(case.app.clone())));
         }
         Ok(match good {
@@ -429,8 +453,9 @@ impl Known {
                 if self.good.get(&key).is_some_and(|known| **known == app) {
                     return;
                 }
-                *self.uses.entry(app.spec.template.clone()).or_default() += 1;
-                let before = self.good.insert(key, Arc::new(app));
+                self.count_use(&app.spec.template);
+                let app = self.as_it_was(&key, app);
+                let before = self.good.insert(key, app);
                 self.forget_use(before);
             }
             Judgement::Broken(mistakes) => {
@@ -446,6 +471,18 @@ impl Known {
         }
     }
 
+    /// The very value that was had of this app before, where it is equal.
+    fn as_it_was(&self, key: &AppKey, app: DesiredApp) -> Arc<DesiredApp> {
+        self.had.get(key).filter(|had| ***had == app).cloned().unwrap_or_else(|| Arc::new(app))
+    }
+
+    fn count_use(&mut self, template: &TemplateDigest) {
+        match self.uses.get_mut(template) {
+            Some(count) => *count += 1,
+            None => drop(self.uses.insert(template.clone(), 1)),
+        }
+    }
+
     fn forget_use(&mut self, before: Option<Arc<DesiredApp>>) {
         let Some(template) = before.map(|app| app.spec.template.clone()) else { return };
         if let Some(count) = self.uses.get_mut(&template) {
@@ -458,21 +495,21 @@ impl Known {
 }
 
 /// What the judgement of an app takes.
-struct Case {
+struct Case<'f> {
     app: AppKey,
     /// What is wrong that takes no further reading to know.
     mistakes: Vec<Diagnostic>,
-    declared: Vec<(Arc<AppDocument>, Place)>,
+    declared: Vec<Declared<'f>>,
     /// Where a runtime stands beside declarations that make no app.
     beside: Vec<Place>,
 }
 
-impl Case {
+impl<'f> Case<'f> {
     fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.declared.iter().map(|(_, place)| place).chain(&self.beside).filter_map(Place::key)
+        self.declared.iter().map(|declared| &declared.runtime).chain(&self.beside).filter_map(Place::key)
     }
 
-    fn documents(&self) -> impl Iterator<Item = &AppDocument> {
-        self.declared.iter().map(|(document, _)| &**document)
+    fn workspaces(&self) -> impl Iterator<Item = &Workspace<'f>> {
+        self.declared.iter().filter_map(|declared| declared.workspace.as_ref())
     }
 }

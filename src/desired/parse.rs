@@ -15,11 +15,11 @@ use setpoint_schema::runtime::Runtime;
 use setpoint_schema::sandbox;
 use setpoint_vmm::driver::FileKind;
 
+use crate::parallel;
 use crate::render::{RenderError, Renderer, is_template};
 use crate::source::{Files, Item, SourceError};
 
 use super::cache::Entry;
-use super::parallel;
 use super::pin::folder_of;
 use super::scan::{Key, printable};
 
@@ -55,7 +55,21 @@ pub(super) enum Place {
 }
 
 /// The runtimes that some files hold.
-pub(super) type Runtimes = HashMap<Key, Checked<Arc<Runtime>>>;
+pub(super) struct Runtimes<'a> {
+    /// By content.
+    sound: &'a HashMap<BlobId, Arc<Runtime>>,
+    broken: HashMap<Key, Vec<Diagnostic>>,
+}
+
+impl Runtimes<'_> {
+    /// What runs, as a file says that has been read, or what is wrong with it.
+    pub fn get(&self, key: &Key) -> Result<&Runtime, &[Diagnostic]> {
+        match self.broken.get(key) {
+            Some(mistakes) => Err(mistakes),
+            None => Ok(self.sound.get(&key.1).expect("every file that a place names has been read")),
+        }
+    }
+}
 
 impl Parser {
     pub fn new(renderer: Renderer) -> Self {
@@ -87,7 +101,12 @@ impl Parser {
     }
 
     /// What these files declare, in their order.
-    pub fn declarations(&self, files: &dyn Files, keys: &[Key], project: &Project) -> Result<Vec<Parsed>, SourceError> {
+    pub fn declarations(
+        &self,
+        files: &dyn Files,
+        keys: &[&Key],
+        project: &Project,
+    ) -> Result<Vec<Parsed>, SourceError> {
         self.parsed(files, keys, project, |key, text| match text {
             Ok(text) => document::parse(&key.0, &text, project),
             Err(mistake) => unreadable(*mistake),
@@ -98,46 +117,42 @@ impl Parser {
     pub fn runtimes(
         &mut self,
         files: &dyn Files,
-        wanted: HashSet<&Key>,
+        wanted: &[&Key],
         project: &Project,
         apps: usize,
-    ) -> Result<Runtimes, SourceError> {
+    ) -> Result<Runtimes<'_>, SourceError> {
         // To find out which of them no app uses any more would take longer than to read the others again.
         if self.runtimes.len() > FEW_RUNTIMES.max(2 * apps) {
             self.runtimes.clear();
         }
-        let mut found = Runtimes::new();
+        let mut broken = HashMap::new();
+        let mut seen = HashSet::new();
         let unknown = wanted.iter().copied().filter(|(_, blob)| !self.runtimes.contains_key(blob));
-        let firsts: HashMap<&BlobId, &Key> = unknown.map(|key| (&key.1, key)).collect();
-        let firsts: Vec<Key> = firsts.into_values().cloned().collect();
-        self.read_runtimes(files, firsts, project, &mut found)?;
+        let firsts: Vec<&Key> = unknown.filter(|(_, blob)| seen.insert(blob)).collect();
+        self.read_runtimes(files, &firsts, project, &mut broken)?;
         // What is wrong with a file names it, so that each of several equal ones is read.
-        let broken = |key: &&Key| !self.runtimes.contains_key(&key.1) && !found.contains_key(*key);
-        let others: Vec<Key> = wanted.iter().copied().filter(broken).cloned().collect();
-        self.read_runtimes(files, others, project, &mut found)?;
-        for key in wanted {
-            if let Some(runtime) = self.runtimes.get(&key.1) {
-                found.insert(key.clone(), Ok(Arc::clone(runtime)));
-            }
-        }
-        Ok(found)
+        let mut seen = HashSet::new();
+        let is_broken = |key: &&Key| !self.runtimes.contains_key(&key.1) && !broken.contains_key(*key);
+        let others: Vec<&Key> = wanted.iter().copied().filter(|key| is_broken(key) && seen.insert(*key)).collect();
+        self.read_runtimes(files, &others, project, &mut broken)?;
+        Ok(Runtimes { sound: &self.runtimes, broken })
     }
 
     fn read_runtimes(
         &mut self,
         files: &dyn Files,
-        keys: Vec<Key>,
+        keys: &[&Key],
         project: &Project,
-        found: &mut Runtimes,
+        broken: &mut HashMap<Key, Vec<Diagnostic>>,
     ) -> Result<(), SourceError> {
-        let parsed = self.parsed(files, &keys, project, |key, text| match text {
+        let parsed = self.parsed(files, keys, project, |key, text| match text {
             Ok(text) => sandbox::parse(&key.0, &text).map(Arc::new),
             Err(mistake) => Err(vec![*mistake]),
         })?;
-        for (key, runtime) in keys.into_iter().zip(parsed) {
+        for (key, runtime) in keys.iter().zip(parsed) {
             match runtime {
-                Ok(runtime) => drop(self.runtimes.insert(key.1, runtime)),
-                Err(mistakes) => drop(found.insert(key, Err(mistakes))),
+                Ok(runtime) => drop(self.runtimes.insert(key.1.clone(), runtime)),
+                Err(mistakes) => drop(broken.insert(Key::clone(key), mistakes)),
             }
         }
         Ok(())
@@ -162,11 +177,11 @@ impl Parser {
     fn parsed<T: Send>(
         &self,
         files: &dyn Files,
-        keys: &[Key],
+        keys: &[&Key],
         project: &Project,
         parse: impl Fn(&Key, Text) -> T + Sync,
     ) -> Result<Vec<T>, SourceError> {
-        let read = |key: &Key| -> Result<Stage<T>, SourceError> {
+        let read = |key: &&Key| -> Result<Stage<T>, SourceError> {
             Ok(match text(files, &key.0, &key.1)? {
                 Ok(text) if is_template(&text) => Stage::Template(text),
                 text => Stage::Done(parse(key, text)),
@@ -174,7 +189,7 @@ impl Parser {
         };
         let stages: Vec<Stage<T>> = parallel::map(keys, read).into_iter().collect::<Result<_, _>>()?;
         let mut rendered = self.rendered(keys, &stages, project)?.into_iter();
-        let finish = |(key, stage)| match stage {
+        let finish = |(key, stage): (&&Key, _)| match stage {
             Stage::Done(done) => Some(done),
             Stage::Template(_) => rendered.next().map(|text| parse(key, text)),
         };
@@ -182,7 +197,7 @@ impl Parser {
     }
 
     /// The rendered texts of those files that are templates.
-    fn rendered<T>(&self, keys: &[Key], stages: &[Stage<T>], project: &Project) -> Result<Vec<Text>, SourceError> {
+    fn rendered<T>(&self, keys: &[&Key], stages: &[Stage<T>], project: &Project) -> Result<Vec<Text>, SourceError> {
         let templates = keys.iter().zip(stages).filter_map(|(key, stage)| match stage {
             Stage::Done(_) => None,
             Stage::Template(text) => Some((key.0.clone(), text.as_str().into())),

@@ -15,10 +15,10 @@ use setpoint_schema::runtime::Runtime;
 use setpoint_schema::template::TemplateRoot;
 use setpoint_vmm::driver::FileKind;
 
+use crate::parallel;
 use crate::source::{Files, Folder, FolderId, Item, Listing, SourceError, is_app_folder};
 
 use super::cache::Entry;
-use super::parallel;
 use super::parse::{Place, Runtimes};
 
 /// The most files of a template on the host, whose listing is walked on every load.
@@ -85,24 +85,25 @@ impl Pins {
         self.templates.get(digest).cloned()
     }
 
-    /// Pins the workspaces of these apps, those of a revision with so many apps in all.
-    pub fn workspaces(&mut self, files: &dyn Files, apps: &[&AppDocument], all: usize) -> Result<(), SourceError> {
+    /// Pins these workspaces, those of a revision with so many apps in all.
+    pub fn workspaces<'a, 'f: 'a>(
+        &mut self,
+        files: &dyn Files,
+        wanted: impl Iterator<Item = &'a Workspace<'f>>,
+        all: usize,
+    ) -> Result<(), SourceError> {
         // To find out which of them no app uses any more would take longer than to read the others again.
         if self.workspaces.len() > FEW_WORKSPACES.max(2 * all) {
             self.workspaces.clear();
         }
         let mut seen = HashSet::new();
-        let new = apps.iter().filter_map(|app| {
-            let workspace = Workspace::of(files, app)?;
-            let new = !self.workspaces.contains_key(&workspace.key) && seen.insert(workspace.key.clone());
-            new.then_some(workspace)
-        });
-        let new: Vec<Workspace<'_>> = new.collect();
+        let is_new = |one: &&Workspace<'_>| !self.workspaces.contains_key(&one.key);
+        let new: Vec<&Workspace<'_>> = wanted.filter(is_new).filter(|one| seen.insert(&one.key)).collect();
         let pinned = parallel::map(&new, |workspace| workspace.pin(files));
         for (workspace, digest) in new.into_iter().zip(pinned) {
             // What is wrong with one is found again when its app is looked at.
             if let Ok(digest) = digest? {
-                self.workspaces.insert(workspace.key, digest);
+                self.workspaces.insert(workspace.key.clone(), digest);
             }
         }
         Ok(())
@@ -112,15 +113,14 @@ impl Pins {
     pub fn app(
         &self,
         files: &dyn Files,
-        document: &AppDocument,
-        place: &Place,
-        runtimes: &Runtimes,
+        Declared { document, runtime, workspace }: &Declared<'_>,
+        runtimes: &Runtimes<'_>,
         templates: &PinnedTemplates,
     ) -> Result<Result<DesiredApp, Vec<Diagnostic>>, SourceError> {
         let mut mistakes = Vec::new();
-        let runtime = runtime_of(document, place, runtimes, &mut mistakes);
+        let runtime = runtime_of(document, runtime, runtimes, &mut mistakes);
         let template = templates.digest(document, &mut mistakes);
-        let workspace = self.workspace(files, document, &mut mistakes)?;
+        let workspace = self.workspace(files, document, workspace.as_ref(), &mut mistakes)?;
         // A template that is not declared is reported by the checks of the whole set.
         let (Some(runtime), Some(template), Some(workspace)) = (runtime, template, workspace) else {
             return Ok(Err(mistakes));
@@ -138,10 +138,11 @@ impl Pins {
         &self,
         files: &dyn Files,
         document: &AppDocument,
+        workspace: Option<&Workspace<'_>>,
         mistakes: &mut Vec<Diagnostic>,
     ) -> Result<Option<TreeDigest>, SourceError> {
         let place = document.places.source_path.as_ref();
-        let Some(workspace) = Workspace::of(files, document) else {
+        let Some(workspace) = workspace else {
             let path = Workspace::path_of(document);
             mistakes.push(document.mistake(place, format!("there is no folder `{path}` in the repository")));
             return Ok(None);
@@ -200,8 +201,23 @@ impl Pins {
     }
 }
 
+/// A document that declares an app, with the places of what it refers to.
+pub(super) struct Declared<'a> {
+    pub document: Arc<AppDocument>,
+    pub runtime: Place,
+    /// Absent where there is no such folder.
+    pub workspace: Option<Workspace<'a>>,
+}
+
+impl<'a> Declared<'a> {
+    pub fn of(files: &'a dyn Files, document: &Arc<AppDocument>) -> Self {
+        let (runtime, workspace) = (Place::of(files, document), Workspace::of(files, document));
+        Self { document: Arc::clone(document), runtime, workspace }
+    }
+}
+
 /// Where an app's files are.
-struct Workspace<'a> {
+pub(super) struct Workspace<'a> {
     key: (FolderId, bool),
     path: RepoPath,
     folder: &'a Arc<Folder>,
@@ -242,6 +258,16 @@ impl PinnedTemplates {
         pinned.filter(|(digest, _)| is_used(digest)).cloned().collect()
     }
 
+    /// What templates stood on the host, by path.
+    pub fn hosts(&self) -> BTreeMap<String, TemplateDigest> {
+        let pinned = self.by_name.values().filter_map(|pinned| pinned.as_ref().ok());
+        let on_host = pinned.filter_map(|(digest, DesiredTemplateRoot { root, .. })| match root {
+            TemplateRoot::HostRootfs { path } => Some((path.clone(), digest.clone())),
+            TemplateRoot::Minimal | TemplateRoot::RepoRootfs { .. } => None,
+        });
+        on_host.collect()
+    }
+
     /// The templates that mean something else here than there, those that only one of both has among them.
     pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a TemplateName> {
         let content = |templates: &'a Self, name: &TemplateName| {
@@ -273,13 +299,13 @@ pub(super) fn folder_of(file: &RepoPath) -> RepoPath {
 fn runtime_of(
     document: &AppDocument,
     place: &Place,
-    runtimes: &Runtimes,
+    runtimes: &Runtimes<'_>,
     mistakes: &mut Vec<Diagnostic>,
 ) -> Option<Runtime> {
     let runtime = match place {
         Place::Inline => document.spec.runtime.clone()?,
-        Place::File(key) => match runtimes.get(key).expect("every file that a place names has been read") {
-            Ok(runtime) => Runtime::clone(runtime),
+        Place::File(key) => match runtimes.get(key) {
+            Ok(runtime) => runtime.clone(),
             Err(found) => {
                 mistakes.extend(found.iter().cloned().map(|mistake| mistake.of(document.metadata.key.clone())));
                 return None;
@@ -305,6 +331,11 @@ fn runtime_of(
 
 fn minimal_digest() -> TemplateDigest {
     TemplateDigest("minimal".to_owned())
+}
+
+/// Whether templates on the host are what they were.
+pub(super) fn are_as_they_were(hosts: &BTreeMap<String, TemplateDigest>) -> bool {
+    hosts.iter().all(|(path, digest)| host_digest(Path::new(path)).as_ref() == Ok(digest))
 }
 
 /// A template on the host is known by its listing: reading all of it on every load would take too long.

@@ -20,9 +20,11 @@ pub(super) fn set_limits() {
         // `Repository`, which calls this function first, so that no other thread of ours is in libgit2 yet. The types behind the
         // variadic options are those that libgit2's documentation gives: `size_t` for both pack limits.
         unsafe {
-            // Neither call can fail: each stores an integer.
+            // No call can fail: each stores an integer.
             let _ = git2::opts::set_server_connect_timeout_in_milliseconds(CONNECT_TIMEOUT_MS);
             let _ = git2::opts::set_server_timeout_in_milliseconds(SILENCE_TIMEOUT_MS);
+            // Trees are taken apart and kept by the source; libgit2 would keep each a second time, for every handle.
+            let _ = git2::opts::set_cache_object_limit(git2::ObjectType::Tree, 0);
             libgit2_sys::git_libgit2_opts(
                 libgit2_sys::GIT_OPT_SET_PACK_MAX_OBJECT_SIZE as c_int,
                 MAX_FETCHED_OBJECT_BYTES,

@@ -6,6 +6,8 @@ use setpoint_schema::id::BlobId;
 use setpoint_schema::name::RepoPath;
 use setpoint_vmm::driver::FileKind;
 
+use super::walk::hex;
+
 /// One folder. Equal ids hold equal content, so that whatever is derived from a folder can be kept by its id.
 #[derive(Debug)]
 pub struct Folder {
@@ -19,6 +21,12 @@ pub struct Folder {
 /// Git's id of a tree, in hex.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FolderId(pub String);
+
+impl FolderId {
+    pub(super) fn of(tree: git2::Oid) -> Self {
+        Self(hex(tree))
+    }
+}
 
 /// What stands in a folder under one name.
 #[derive(Debug, Clone)]

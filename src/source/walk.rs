@@ -3,16 +3,19 @@
 //! A tree of a few kilobytes can describe more files than there are atoms, by naming the same subtree again and again. The
 //! walk visits each distinct tree once and adds up what it already knows of the others, so that such a tree is refused at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use git2::{ObjectType, Oid};
 use setpoint_schema::id::BlobId;
 use setpoint_vmm::driver::FileKind;
 
+use crate::parallel;
+
 use super::SourceLimits;
 use super::error::{Cause, Excess, SourceError};
-use super::tree::{Folder, FolderId, Item, Refusal, is_plain_name, join};
+use super::tree::{Folder, FolderId, Item, Refusal, is_plain_name};
 
 /// How many of the last revisions keep their folders in memory: the current one, the one before, and two previews.
 const RECENT: usize = 4;
@@ -38,8 +41,12 @@ impl Folders {
         limits: &SourceLimits,
     ) -> Result<(Arc<Folder>, u64), SourceError> {
         let odb = git.odb().map_err(|error| damaged(tree, &error.message()))?;
-        let mut walk = Walk { odb: &odb, limits, known: &mut self.known, files: 0, trees_read: 0 };
-        let folder = walk.folder(tree, "", 0)?;
+        let ahead = Ahead::of(&odb, git.path(), tree, limits, &self.known);
+        // Held until the walk is at its end: nothing else holds them yet.
+        self.known.extend(ahead.folders.iter().map(|(id, folder)| (*id, Arc::downgrade(folder))));
+        let (files, trees_read) = (0, ahead.trees_read);
+        let mut walk = Walk { odb: &odb, limits, known: &mut self.known, listings: ahead.listings, files, trees_read };
+        let folder = walk.folder(tree, &mut String::new(), 0)?;
         let trees_read = walk.trees_read;
         self.recent.push_back(Arc::clone(&folder));
         if self.recent.len() > RECENT {
@@ -58,12 +65,14 @@ struct Walk<'a> {
     odb: &'a git2::Odb<'a>,
     limits: &'a SourceLimits,
     known: &'a mut HashMap<Oid, Weak<Folder>>,
+    /// Trees that were read and not yet taken apart.
+    listings: HashMap<Oid, Vec<u8>>,
     files: u64,
     trees_read: u64,
 }
 
-impl<'a> Walk<'a> {
-    fn folder(&mut self, id: Oid, path: &str, depth: u32) -> Result<Arc<Folder>, SourceError> {
+impl Walk<'_> {
+    fn folder(&mut self, id: Oid, path: &mut String, depth: u32) -> Result<Arc<Folder>, SourceError> {
         if let Some(folder) = self.known.get(&id).and_then(Weak::upgrade) {
             self.count(folder.totals.files, path)?;
             let longest = path.len() as u64 + 1 + u64::from(folder.totals.longest);
@@ -71,26 +80,38 @@ impl<'a> Walk<'a> {
             return Ok(folder);
         }
         self.check(depth, path.len() as u64, path)?;
-        let tree = self.load(id, path)?;
+        let listing = match self.listings.remove(&id) {
+            Some(listing) => listing,
+            None => {
+                self.trees_read += 1;
+                load(self.odb, id, path, self.limits)?
+            }
+        };
         let mut entries = Vec::new();
-        let mut rest = tree.data();
+        let mut rest = &*listing;
         while !rest.is_empty() {
             let (entry, behind) = Entry::first_of(rest).ok_or_else(|| damaged(id, &"the tree breaks off"))?;
-            let name: Box<str> = String::from_utf8_lossy(entry.name).into();
-            let item = self.item(&entry, &join(path, &name), depth)?;
-            entries.push((name, item));
+            let name = String::from_utf8_lossy(entry.name);
+            let outer = path.len();
+            if outer > 0 {
+                path.push('/');
+            }
+            path.push_str(&name);
+            let item = self.item(&entry, path, depth)?;
+            path.truncate(outer);
+            entries.push((name.into(), item));
             rest = behind;
         }
         if entries.is_empty() {
             self.count(1, path)?;
         }
-        let folder = Folder::new(FolderId(hex(id)), entries);
+        let folder = Folder::new(FolderId::of(id), entries);
         let folder = Arc::new(folder.map_err(|_| damaged(id, &"the tree names one entry twice"))?);
         self.known.insert(id, Arc::downgrade(&folder));
         Ok(folder)
     }
 
-    fn item(&mut self, entry: &Entry<'_>, path: &str, depth: u32) -> Result<Item, SourceError> {
+    fn item(&mut self, entry: &Entry<'_>, path: &mut String, depth: u32) -> Result<Item, SourceError> {
         let refusal = match std::str::from_utf8(entry.name) {
             Ok(name) if is_plain_name(name) => None,
             Ok(_) => Some(Refusal::BadName),
@@ -98,7 +119,7 @@ impl<'a> Walk<'a> {
         };
         let item = match (refusal, entry.mode) {
             (Some(refusal), _) => Item::Refused(refusal),
-            (None, 0o040_000) => return Ok(Item::Folder(self.folder(entry.id, path, depth + 1)?)),
+            (None, FOLDER) => return Ok(Item::Folder(self.folder(entry.id, path, depth + 1)?)),
             // 100664 is what git wrote in its first years.
             (None, 0o100_644 | 0o100_664) => file(entry, FileKind::Regular),
             (None, 0o100_755) => file(entry, FileKind::Executable),
@@ -109,19 +130,6 @@ impl<'a> Walk<'a> {
         self.count(1, path)?;
         self.check(depth, path.len() as u64, path)?;
         Ok(item)
-    }
-
-    /// The tree as git stores it. Parsed here, because libgit2 would keep each one that it parses, too.
-    fn load(&mut self, id: Oid, path: &str) -> Result<git2::OdbObject<'a>, SourceError> {
-        self.trees_read += 1;
-        let (size, kind) = self.odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
-        if kind != ObjectType::Tree {
-            return Err(damaged(id, &"it is not a tree"));
-        }
-        if size as u64 > self.limits.listing_bytes {
-            return Err(limit(path, Excess::Listing { limit: self.limits.listing_bytes }));
-        }
-        self.odb.read(id).map_err(|error| damaged(id, &error.message()))
     }
 
     fn count(&mut self, files: u64, path: &str) -> Result<(), SourceError> {
@@ -141,6 +149,114 @@ impl<'a> Walk<'a> {
         }
         Ok(())
     }
+}
+
+/// Folders that were read before the walk comes to them.
+///
+/// A walk of many folders takes most of a first look at a repository, and goes on one processor. So the top of the tree is read
+/// ahead, and what is below of it on all of them. What goes wrong is left to the walk, which finds it again in its order, and which
+/// checks the limits of the whole: here they bound what each thread reads.
+#[derive(Default)]
+struct Ahead {
+    folders: Vec<(Oid, Arc<Folder>)>,
+    /// The trees above those folders.
+    listings: HashMap<Oid, Vec<u8>>,
+    trees_read: u64,
+}
+
+/// Fewer folders than this are read by the walk itself: a handle for each thread takes as long as reading some hundreds.
+const WORTH_THREADS: usize = 64;
+
+impl Ahead {
+    fn of(
+        odb: &git2::Odb<'_>,
+        git_dir: &Path,
+        tree: Oid,
+        limits: &SourceLimits,
+        known: &HashMap<Oid, Weak<Folder>>,
+    ) -> Self {
+        let is_new = |id: &Oid| known.get(id).is_none_or(|folder| folder.strong_count() == 0);
+        let mut ahead = Self::default();
+        let mut level: Vec<Oid> = Some(tree).filter(is_new).into_iter().collect();
+        while !level.is_empty() && level.len() < WORTH_THREADS {
+            let mut below = HashSet::new();
+            for id in level {
+                let Ok(listing) = load(odb, id, "", limits) else { return ahead };
+                ahead.trees_read += 1;
+                below.extend(folders_of(&listing).filter(&is_new));
+                ahead.listings.insert(id, listing);
+            }
+            // Of what is nested in itself without end there is no level without news.
+            if ahead.listings.len() > WORTH_THREADS * limits.depth as usize {
+                return ahead;
+            }
+            level = below.into_iter().filter(|id| !ahead.listings.contains_key(id)).collect();
+        }
+        ahead.read(git_dir, level, limits);
+        ahead
+    }
+
+    /// Reads these folders with all below them, on all processors.
+    fn read(&mut self, git_dir: &Path, level: Vec<Oid>, limits: &SourceLimits) {
+        let own = || {
+            Some(Share { git: own_handle(git_dir)?, held: Vec::new(), known: HashMap::new(), trees_read: 0, files: 0 })
+        };
+        for share in parallel::each_with(&level, own, |share, id| share.read(*id, limits)) {
+            self.trees_read += share.trees_read;
+            self.folders.extend(share.known.into_iter().filter_map(|(id, folder)| Some((id, folder.upgrade()?))));
+        }
+    }
+}
+
+/// What one thread reads ahead.
+struct Share {
+    git: git2::Repository,
+    held: Vec<Arc<Folder>>,
+    known: HashMap<Oid, Weak<Folder>>,
+    trees_read: u64,
+    files: u64,
+}
+
+impl Share {
+    fn read(&mut self, tree: Oid, limits: &SourceLimits) {
+        let Ok(odb) = self.git.odb() else { return };
+        if self.files > limits.files {
+            return;
+        }
+        let (known, listings) = (&mut self.known, HashMap::new());
+        let mut walk = Walk { odb: &odb, limits, known, listings, files: self.files, trees_read: self.trees_read };
+        let folder = walk.folder(tree, &mut String::new(), 1);
+        (self.files, self.trees_read) = (walk.files, walk.trees_read);
+        self.held.extend(folder);
+    }
+}
+
+/// A handle for one thread: git2's may be used by one at a time.
+pub(super) fn own_handle(git_dir: &Path) -> Option<git2::Repository> {
+    let none: [&str; 0] = [];
+    git2::Repository::open_ext(git_dir, git2::RepositoryOpenFlags::NO_SEARCH, none).ok()
+}
+
+/// The tree as git stores it. Parsed here, because libgit2 would keep each one that it parses, too.
+fn load(odb: &git2::Odb<'_>, id: Oid, path: &str, limits: &SourceLimits) -> Result<Vec<u8>, SourceError> {
+    let (size, kind) = odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
+    if kind != ObjectType::Tree {
+        return Err(damaged(id, &"it is not a tree"));
+    }
+    if size as u64 > limits.listing_bytes {
+        return Err(limit(path, Excess::Listing { limit: limits.listing_bytes }));
+    }
+    Ok(odb.read(id).map_err(|error| damaged(id, &error.message()))?.data().to_vec())
+}
+
+/// The folders that a tree names, as far as it can be read.
+fn folders_of(mut listing: &[u8]) -> impl Iterator<Item = Oid> {
+    let entries = std::iter::from_fn(move || {
+        let (entry, behind) = Entry::first_of(listing)?;
+        listing = behind;
+        Some(entry)
+    });
+    entries.filter(|entry| entry.mode == FOLDER).map(|entry| entry.id)
 }
 
 fn file(entry: &Entry<'_>, kind: FileKind) -> Item {
@@ -166,11 +282,12 @@ impl<'t> Entry<'t> {
     }
 }
 
+/// The mode of a folder in a tree.
+const FOLDER: i32 = 0o040_000;
+
 /// The id as git spells it, without the detour over a formatter: there are as many as files.
 pub(super) fn hex(id: Oid) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)]));
-    id.as_bytes().iter().flat_map(digits).collect()
+    setpoint_schema::id::hex(id.as_bytes())
 }
 
 /// The error about `path`, whose spelling is bounded because its length may be what is wrong with it.

@@ -1,0 +1,71 @@
+//! The tree of one revision, read from as many threads as want to.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+
+use setpoint_schema::id::{BlobId, CommitId};
+
+use super::error::SourceError;
+use super::walk::{damaged, own_handle};
+use super::{Files, Folder, Repository, SourceLimits, blob_size, oid};
+
+/// The tree of one revision.
+pub struct Snapshot<'a> {
+    repository: &'a Repository,
+    /// The revision.
+    pub commit: CommitId,
+    root: Arc<Folder>,
+    git_dir: PathBuf,
+    /// Further handles, which nobody reads with at the moment: one may be used by one thread at a time.
+    spare: Mutex<Vec<git2::Repository>>,
+}
+
+impl<'a> Snapshot<'a> {
+    pub(super) fn new(repository: &'a Repository, commit: CommitId, root: Arc<Folder>, git_dir: &Path) -> Self {
+        Self { repository, commit, root, git_dir: git_dir.to_owned(), spare: Mutex::default() }
+    }
+
+    /// Reads with the handle that the snapshot was made with, or with one of its own while another thread has that. Nobody looks
+    /// whether another repository stands there by now: what it does not have is an error, and a snapshot is read blob by blob.
+    fn reading<T>(&self, read: impl Fn(&git2::Repository) -> Result<T, SourceError>) -> Result<T, SourceError> {
+        match self.repository.opened.try_lock() {
+            Ok(opened) => match &*opened {
+                Some(opened) => return read(&opened.git),
+                None => {}
+            },
+            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
+        }
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = spare().pop();
+        match handle.or_else(|| own_handle(&self.git_dir)) {
+            Some(handle) => {
+                let result = read(&handle);
+                spare().push(handle);
+                result
+            }
+            None => read(&self.repository.current()?.git),
+        }
+    }
+}
+
+impl Files for Snapshot<'_> {
+    fn root(&self) -> &Arc<Folder> {
+        &self.root
+    }
+
+    fn size(&self, blob: &BlobId) -> Result<u64, SourceError> {
+        self.reading(|git| {
+            let id = oid(blob.as_str())?;
+            let odb = git.odb().map_err(|error| damaged(id, &error.message()))?;
+            blob_size(&odb, id)
+        })
+    }
+
+    fn read(&self, blob: &BlobId, path: &str, max: u64) -> Result<Vec<u8>, SourceError> {
+        self.reading(|git| self.repository.blob_with(git, blob, path, max))
+    }
+
+    fn limits(&self) -> &SourceLimits {
+        &self.repository.config.limits
+    }
+}
