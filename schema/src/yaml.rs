@@ -4,6 +4,8 @@
 //! The accepted language is small on purpose: no tags, no merge keys, no keys but text, aliases within a budget. Unquoted
 //! scalars mean what YAML 1.2 says, so `no` is text.
 
+mod plain;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -46,6 +48,13 @@ pub fn read(text: &str) -> Vec<Document<'_>> {
     if text.len() > MAX_BYTES {
         return vec![too_long(text)];
     }
+    match plain::read(text) {
+        Some(document) => vec![document],
+        None => read_in_full(text),
+    }
+}
+
+fn read_in_full(text: &str) -> Vec<Document<'_>> {
     let mut reader = Reader::new(text);
     match reader.run() {
         Ok(()) => {}

@@ -199,3 +199,67 @@ proptest! {
         }
     }
 }
+
+/// Documents of what people write, with things in it that only the full parser knows.
+fn document() -> impl Strategy<Value = String> {
+    let scalar = prop_oneof![
+        6 => "[a-z0-9./_-]{1,8}",
+        1 => "[a-z0-9:#$ (+~=,'\"&*!|>-]{1,10}",
+        1 => "\"[a-z0-9:#{}, '\\\\]{0,6}\"",
+        1 => "'[a-z0-9:#{}, \"]{0,6}'",
+        1 => prop_oneof![Just("128Mi"), Just("22:30"), Just("0x1f"), Just("1e3"), Just("null"), Just("true"), Just("-"), Just("-1")]
+            .prop_map(str::to_owned),
+    ];
+    let flow = scalar.prop_recursive(3, 12, 3, |inner| {
+        let pair = ("[a-z]{1,2}", inner.clone(), prop_oneof![8 => Just(": "), 1 => Just(":"), 1 => Just(" : ")]);
+        let pair = pair.prop_map(|(key, value, colon)| format!("{key}{colon}{value}"));
+        let comma = prop_oneof![6 => Just(", "), 1 => Just(","), 1 => Just(" , "), 1 => Just(" ")];
+        prop_oneof![
+            (proptest::collection::vec(pair, 0..4), comma.clone(), " {0,2}")
+                .prop_map(|(pairs, comma, blanks)| format!("{{{blanks}{}}}", pairs.join(comma))),
+            (proptest::collection::vec(inner, 0..4), comma, " {0,2}")
+                .prop_map(|(items, comma, blanks)| format!("[{blanks}{}{blanks}]", items.join(comma))),
+        ]
+    });
+    let line = (
+        proptest::sample::select(vec![0_usize, 0, 0, 2, 2, 2, 4, 4, 1, 3]),
+        prop_oneof![8 => Just(""), 3 => Just("- "), 1 => Just("-   "), 1 => Just("- - "), 1 => Just("? ")],
+        prop_oneof![8 => "[a-z]{1,2}:( {1,2}|)", 1 => Just(String::new()), 1 => "\"a\": |b c: |<<: |a:|: ", 1 => "[a-z]{1,2} : "],
+        prop_oneof![5 => flow, 3 => Just(String::new())],
+        prop_oneof![9 => Just(""), 1 => Just(" # note"), 1 => Just("  "), 1 => Just("\n\n  # note"), 1 => Just("\n---")],
+    );
+    let line = line.prop_map(|(indent, dash, key, value, end)| format!("{}{dash}{key}{value}{end}", " ".repeat(indent)));
+    let begin = prop_oneof![8 => Just(""), 1 => Just("---\n"), 1 => Just("# note\n---\n"), 1 => Just("--- a\n"), 1 => Just("%YAML 1.2\n---\n")];
+    let end = prop_oneof![8 => Just("\n"), 1 => Just(""), 1 => Just("\n..."), 1 => Just("\n---\n")];
+    (begin, proptest::collection::vec(line, 1..8), end)
+        .prop_map(|(begin, lines, end)| format!("{begin}{}{end}", lines.join("\n")))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_read_in_one_pass_is_what_the_full_parser_reads(text in document()) {
+        if let Some(plain) = plain::read(&text) {
+            prop_assert_eq!(vec![plain], read_in_full(&text), "{}", text);
+        }
+    }
+
+    #[test]
+    fn so_it_is_of_any_text(text in "(a: |b:|- |\n|\n  |\n    |  |\\{|\\}|, |#|\"|'|:|x|1|\\[|\\]|~|---\n|\\.\\.\\.|&|\\*){0,24}") {
+        if let Some(plain) = plain::read(&text) {
+            prop_assert_eq!(vec![plain], read_in_full(&text), "{}", text);
+        }
+    }
+}
+
+#[test]
+fn what_people_write_is_read_in_one_pass() {
+    let app = "# yaml-language-server: $schema=app.json\n---\napiVersion: setpoint/v1\nkind: App\nmetadata:\n  name: blog\n  labels: {tier: web, \
+               shard: \"3\"}\n\nspec:\n  # two of them\n  dependsOn: [db, pay/api]\n  env:\n    GREETING: hello from 3\n    URL: http://db/x?y\n  \
+               expose:\n    hosts:\n    - www.example.org\n    - 'example.org'\n";
+    let sandbox = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: queue\n    command: sh worker.sh 1\n";
+    for text in [app, sandbox] {
+        assert_eq!(plain::read(text).map(|document| vec![document]), Some(read_in_full(text)));
+    }
+}
