@@ -9,26 +9,28 @@
 //!                folders that changed ──whose?──────────────────┘           └──▶ broken, with every mistake
 //! ```
 
+mod judge;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::diagnostic::Diagnostic;
-use setpoint_schema::document::{Coverage, Parsed};
+use setpoint_schema::document::{AppDocument, Coverage, Parsed};
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::project::Project;
 use setpoint_schema::set::Set;
 use setpoint_schema::shared::SharedMap;
 
-use crate::parallel;
 use crate::source::{Files, Folder, Item, SourceError};
 
 use super::Remembered;
 use super::cache::Entry;
-use super::parse::{Parser, Place, Runtimes, unreadable};
-use super::pin::{Declared, PinnedTemplates, Pins, Workspace};
-use super::scan::{Changes, Found, Key};
+use super::parse::{Parser, unreadable};
+use super::pin::{PinnedTemplates, Pins};
+use super::scan::{Changes, Differing, Found, Key};
+use judge::Judgement;
 
 /// The file that declares apps, for finding it by its folder.
 const APP_FILE: &str = "app.yaml";
@@ -99,14 +101,6 @@ pub(super) struct Tools<'a> {
     pub remembered: &'a dyn Remembered,
 }
 
-/// What an app comes to.
-enum Judgement {
-    Good(DesiredApp),
-    Broken(Vec<Diagnostic>),
-    /// Nothing declares it any more.
-    Gone,
-}
-
 impl Known {
     /// Nothing, under these settings. Apps that come to what was `had` of them before are the same values.
     pub fn nothing(project: Project, had: SharedMap<AppKey, Arc<DesiredApp>>) -> Self {
@@ -159,7 +153,7 @@ impl Known {
     /// Takes the news in. After an error, what is known is of no revision and must be forgotten.
     pub fn take_in(&mut self, news: News, tools: &mut Tools<'_>) -> Result<(), SourceError> {
         let News { changes: Changes { apps, templates, folders }, files, parsed: _ } = news;
-        let mut files = files.into_iter();
+        let documents: Vec<Arc<AppDocument>> = files.iter().flat_map(|file| file.apps.iter().cloned()).collect();
         let mut touched = HashSet::new();
         // Of the first revision, everything is touched already.
         if self.root.is_some() {
@@ -168,20 +162,13 @@ impl Known {
         for key in self.lost.keys() {
             self.set.remove_broken(key);
         }
-        for (path, found) in apps {
-            self.hiding_apps.remove(&path);
-            if let Some(problem) = self.replace(&path, found, &mut files) {
-                let hidden = Hidden { path: problem.path.clone(), file: unreadable(problem) };
-                self.hiding_apps.insert(path, hidden);
-            }
-        }
-        for (path, found) in templates {
-            self.hiding_templates.remove(&path);
-            let problem = self.replace(&path, found, &mut files);
-            self.hiding_templates.extend(problem.map(|problem| (path, problem)));
-        }
         touched.extend(std::mem::take(&mut self.lost).into_keys());
-        self.find_lost(tools.remembered);
+        let remembered = tools.remembered;
+        judge::reading_ahead(&documents, self.set.len() + documents.len(), tools, || {
+            self.put_in_place(apps, templates, files);
+            self.find_lost(remembered);
+            touched.extend(self.set.settle());
+        });
         self.pin_templates(tools)?;
         touched.extend(self.set.settle());
         let mut touched: Vec<AppKey> = touched.into_iter().collect();
@@ -281,6 +268,23 @@ impl Known {
         }
     }
 
+    /// Puts what stands at these paths now in the place of what was there.
+    fn put_in_place(&mut self, apps: Differing, templates: Differing, files: Vec<Parsed>) {
+        let mut files = files.into_iter();
+        for (path, found) in apps {
+            self.hiding_apps.remove(&path);
+            if let Some(problem) = self.replace(&path, found, &mut files) {
+                let hidden = Hidden { path: problem.path.clone(), file: unreadable(problem) };
+                self.hiding_apps.insert(path, hidden);
+            }
+        }
+        for (path, found) in templates {
+            self.hiding_templates.remove(&path);
+            let problem = self.replace(&path, found, &mut files);
+            self.hiding_templates.extend(problem.map(|problem| (path, problem)));
+        }
+    }
+
     /// Puts what is at a path now in the place of what was there. What cannot be read is given back.
     fn replace(
         &mut self,
@@ -368,83 +372,6 @@ impl Known {
         Ok(())
     }
 
-    /// Judges these apps anew.
-    fn judge(&mut self, apps: Vec<AppKey>, tools: &mut Tools<'_>) -> Result<(), SourceError> {
-        let (files, all) = (tools.files, self.set.len());
-        let cases = parallel::map(&apps, |app| self.case(app, files));
-        let wanted: Vec<&Key> = cases.iter().flat_map(Case::keys).collect();
-        let runtimes = tools.parser.runtimes(files, &wanted, &self.project, all)?;
-        tools.pins.workspaces(files, cases.iter().flat_map(Case::workspaces), all)?;
-        let pins = &*tools.pins;
-        let judgements = parallel::map(&cases, |case| self.judgement(case, files, pins, &runtimes));
-        let judgements: Vec<Judgement> = judgements.into_iter().collect::<Result<_, _>>()?;
-        let first = self.good.is_empty();
-        let mut good = Vec::new();
-        for (key, judgement) in apps.into_iter().zip(judgements) {
-            match judgement {
-                // Made of all of them at once, the map is made in a fraction of the time.
-                Judgement::Good(app) if first => {
-                    self.broken.remove(&key);
-                    self.count_use(&app.spec.template);
-                    let app = self.as_it_was(&key, app);
-                    good.push((key, app));
-                }
-                Judgement::Good(_) | Judgement::Broken(_) | Judgement::Gone => self.note(key, judgement),
-            }
-        }
-        if first {
-            self.good = good.into_iter().collect();
-        }
-        Ok(())
-    }
-
-    /// What an app's judgement takes: what is wrong with its declaration, and where its runtime stands.
-    fn case<'f>(&self, app: &AppKey, files: &'f dyn Files) -> Case<'f> {
-        let is_its = |mistake: &&Diagnostic| mistake.object.as_ref() == Some(app);
-        let faulty = self.faults.get(app).into_iter().flatten().map(|path| (path, &self.files[path]));
-        let faulty: Vec<(&RepoPath, &Arc<Parsed>)> = faulty.collect();
-        let lost = self.lost.get(app).map_or(&[][..], Vec::as_slice);
-        let of_files = faulty.iter().flat_map(|(_, file)| file.diagnostics.iter().filter(is_its));
-        let mut mistakes: Vec<Diagnostic> =
-            of_files.chain(lost.iter().flat_map(|lost| &lost.mistakes)).cloned().collect();
-        mistakes.extend(self.set.mistakes_of(app));
-        let declared = self.set.documents(app).iter();
-        let without_apps = faulty.iter().filter(|(_, file)| file.apps.is_empty()).map(|(path, _)| *path);
-        let beside = without_apps.chain(lost.iter().map(|lost| &lost.path));
-        Case {
-            app: app.clone(),
-            mistakes,
-            declared: declared.map(|document| Declared::of(files, document)).collect(),
-            beside: beside.map(|path| Place::beside(files, path)).collect(),
-        }
-    }
-
-    fn judgement(
-        &self,
-        case: &Case<'_>,
-        files: &dyn Files,
-        pins: &Pins,
-        runtimes: &Runtimes<'_>,
-    ) -> Result<Judgement, SourceError> {
-        let mut mistakes = case.mistakes.clone();
-        let mut good = None;
-        for declared in &case.declared {
-            match pins.app(files, declared, runtimes, &self.templates)? {
-                Ok(app) => good = Some(app),
-                Err(found) => mistakes.extend(found),
-            }
-        }
-        for runtime in case.beside.iter().filter_map(Place::key).map(|key| runtimes.get(key)) {
-            let found = runtime.err().into_iter().flatten();
-            mistakes.extend(found.map(|mistake| mistake.clone().of(case.app.clone())));
-        }
-        Ok(match good {
-            Some(app) if mistakes.is_empty() => Judgement::Good(app),
-            None if mistakes.is_empty() => Judgement::Gone,
-            Some(_) | None => Judgement::Broken(mistakes),
-        })
-    }
-
     fn note(&mut self, key: AppKey, judgement: Judgement) {
         match judgement {
             Judgement::Good(app) => {
@@ -491,25 +418,5 @@ impl Known {
                 self.uses.remove(&template);
             }
         }
-    }
-}
-
-/// What the judgement of an app takes.
-struct Case<'f> {
-    app: AppKey,
-    /// What is wrong that takes no further reading to know.
-    mistakes: Vec<Diagnostic>,
-    declared: Vec<Declared<'f>>,
-    /// Where a runtime stands beside declarations that make no app.
-    beside: Vec<Place>,
-}
-
-impl<'f> Case<'f> {
-    fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.declared.iter().map(|declared| &declared.runtime).chain(&self.beside).filter_map(Place::key)
-    }
-
-    fn workspaces(&self) -> impl Iterator<Item = &Workspace<'f>> {
-        self.declared.iter().filter_map(|declared| declared.workspace.as_ref())
     }
 }

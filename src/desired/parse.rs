@@ -138,6 +138,19 @@ impl Parser {
         Ok(Runtimes { sound: &self.runtimes, broken })
     }
 
+    /// Reads what runs, where that takes no rendering and nothing is wrong with it; the rest is for whoever asks for it.
+    pub fn read_ahead(&mut self, files: &dyn Files, wanted: &[&Key]) {
+        let mut seen = HashSet::new();
+        let unknown = wanted.iter().copied().filter(|(_, blob)| !self.runtimes.contains_key(blob));
+        let firsts: Vec<&Key> = unknown.filter(|(_, blob)| seen.insert(blob)).collect();
+        let read = parallel::map(&firsts, |(path, blob)| {
+            let text = text(files, path, blob).ok()?.ok().filter(|text| !is_template(text))?;
+            sandbox::parse(path, &text).ok().map(Arc::new)
+        });
+        let read = firsts.iter().zip(read).filter_map(|((_, blob), runtime)| Some((blob.clone(), runtime?)));
+        self.runtimes.extend(read);
+    }
+
     fn read_runtimes(
         &mut self,
         files: &dyn Files,

@@ -38,13 +38,16 @@ pub(super) fn templates(root: &Folder) -> Vec<Key> {
     changes.declarations().cloned().collect()
 }
 
+/// Each path that differs, in path order, with what stands there now.
+pub(super) type Differing = Vec<(String, Option<Found>)>;
+
 /// What differs between two revisions.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Where apps can be declared: each path that differs, in path order, with what stands there now.
-    pub apps: Vec<(String, Option<Found>)>,
+    /// Where apps can be declared.
+    pub apps: Differing,
     /// The same, where templates can be declared.
-    pub templates: Vec<(String, Option<Found>)>,
+    pub templates: Differing,
     /// The folders whose content differs, those that came or went among them.
     pub folders: Vec<String>,
 }
@@ -214,7 +217,7 @@ fn pairs<'a>(
     })
 }
 
-fn note(changes: &mut Vec<(String, Option<Found>)>, path: &str, was: Option<Found>, is: Option<Found>) {
+fn note(changes: &mut Differing, path: &str, was: Option<Found>, is: Option<Found>) {
     if was != is {
         changes.push((path.to_owned(), is));
     }
