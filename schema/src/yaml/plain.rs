@@ -24,6 +24,10 @@ pub(super) fn read(text: &str) -> Option<Document<'_>> {
         return None;
     }
     let mut reader = Reader { lines: lines(text), next: 0 };
+    // Blanks at the end of a line, the full parser counts as a part of a quoted value.
+    if reader.lines.iter().any(|line| line.text.ends_with(' ')) {
+        return None;
+    }
     if reader.peek().is_some_and(|line| line.indent == 0 && line.text == "---") {
         reader.next += 1;
     }
@@ -46,7 +50,7 @@ fn lines(text: &str) -> Vec<Line<'_>> {
     let numbered = (1..).zip(text.split('\n'));
     let lines = numbered.map(|(number, line)| {
         let text = line.trim_start_matches(' ');
-        Line { number, indent: line.len() - text.len(), text: text.trim_end_matches(' ') }
+        Line { number, indent: line.len() - text.len(), text }
     });
     lines.filter(|line| !line.text.is_empty() && !line.text.starts_with('#')).collect()
 }
@@ -101,7 +105,8 @@ impl<'a> Reader<'a> {
             if depth > MAX_DEPTH || entries.iter().any(|entry| entry.key == key) {
                 return None;
             }
-            let value = if rest.text.is_empty() { self.below(indent, depth)? } else { self.value(rest, indent, depth)? };
+            let value =
+                if rest.text.is_empty() { self.below(indent, depth)? } else { self.value(rest, indent, depth)? };
             entries.push(Entry { key: Cow::Borrowed(key), key_at: line.location(key.len()), value });
             match self.peek() {
                 Some(next) if next.indent == indent && !next.is_item() => line = *next,
@@ -163,7 +168,8 @@ impl<'a> Reader<'a> {
 /// A plain value outside of brackets: all of a line.
 fn plain<'a>(line: Line<'a>, text: &'a str) -> Option<Node<'a>> {
     let bytes = text.as_bytes();
-    let begins = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'$' | b'(' | b'+' | b'~');
+    let begins =
+        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'$' | b'(' | b'+' | b'~');
     let is_cut = |pair: &[u8]| pair == b": " || pair == b" #";
     if !bytes.first().is_some_and(begins) || bytes.ends_with(b":") || bytes.windows(2).any(is_cut) {
         return None;
@@ -256,7 +262,8 @@ fn quoted(line: Line<'_>, quote: char) -> Option<(Node<'_>, Line<'_>)> {
     let inner = &line.text[1..];
     let text = &inner[..inner.find(quote)?];
     let after = line.from(text.len() + 2);
-    if text.contains('\\') || after.text.starts_with(quote) {
+    // As above.
+    if text.contains('\\') || after.text.starts_with([quote, ' ']) {
         return None;
     }
     let scalar = Scalar { text: Cow::Borrowed(text), kind: ScalarKind::Text };

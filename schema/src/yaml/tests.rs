@@ -228,7 +228,8 @@ fn document() -> impl Strategy<Value = String> {
         prop_oneof![5 => flow, 3 => Just(String::new())],
         prop_oneof![9 => Just(""), 1 => Just(" # note"), 1 => Just("  "), 1 => Just("\n\n  # note"), 1 => Just("\n---")],
     );
-    let line = line.prop_map(|(indent, dash, key, value, end)| format!("{}{dash}{key}{value}{end}", " ".repeat(indent)));
+    let line =
+        line.prop_map(|(indent, dash, key, value, end)| format!("{}{dash}{key}{value}{end}", " ".repeat(indent)));
     let begin = prop_oneof![8 => Just(""), 1 => Just("---\n"), 1 => Just("# note\n---\n"), 1 => Just("--- a\n"), 1 => Just("%YAML 1.2\n---\n")];
     let end = prop_oneof![8 => Just("\n"), 1 => Just(""), 1 => Just("\n..."), 1 => Just("\n---\n")];
     (begin, proptest::collection::vec(line, 1..8), end)
