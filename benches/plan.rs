@@ -1,7 +1,7 @@
 //! From a revision to a plan, at 100 to 100,000 apps: `cargo bench --bench plan`.
 //!
-//! Cold is a daemon's first look: nothing is kept, nothing exists, everything is to be created. Warm is the start of a daemon that ran
-//! before: what was parsed is kept on disk, and everything exists as declared. The floor does, on one thread, what nobody can do
+//! Cold is a daemon's first look: nothing is kept, nothing exists, everything is to be created. Warm is the start of a daemon where one
+//! stopped: what the revision wants is kept on disk, and everything exists as declared. The floor does, on one thread, what nobody can do
 //! without: walk the tree with git2, read the blobs of the declarations, parse them with serde_yaml. It checks nothing, resolves
 //! nothing, plans nothing. The second table is what a daemon takes that has loaded the revision before, on a host that is as
 //! declared: from a look at the branch to a finished plan.

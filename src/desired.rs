@@ -132,8 +132,11 @@ impl Loader {
     /// them costs a commit. What a revision wants is kept whole in any case.
     fn keep(&mut self) {
         let Some(cache) = &self.cache else { return };
-        if let Some(whole) = &self.whole {
-            self.kept_whole = cache.keep_whole(self.kept_whole.take(), whole);
+        let is_kept = |whole: &Whole| self.kept_whole.as_ref().is_some_and(|(kept, _)| kept == whole);
+        if let Some(whole) = self.whole.take_if(|whole| !is_kept(whole)) {
+            // What cannot be kept is not tried again before there is something else to keep.
+            self.kept_whole = cache.keep_whole(self.kept_whole.take(), &whole);
+            self.whole = self.kept_whole.as_ref().map(|(kept, _)| kept.clone());
         }
         let Some(known) = &self.known else { return };
         if self.unkept <= FEW_FILES + known.files() / 10 {

@@ -368,6 +368,11 @@ fn what_commits_change_is_added_to_what_is_kept() {
         assert_eq!(restarted(&git, state.path()), (loaded_by(&mut loader(), &git.open()), 0, 0), "round {round}");
     }
     assert!(size() > whole && size() < whole * 3 / 2, "{} of {whole} bytes", size());
+    fs::remove_dir_all(state.path().join("cache")).unwrap();
+    git.commit(&[("apps/app-7/index.html", "after somebody removed it")]);
+    loaded_by(&mut follower, &repository);
+    follower.settle(&repository, &BTreeMap::new());
+    assert_eq!(restarted(&git, state.path()).1, 0);
     // A revision with mistakes is not kept, and what is said about it not from memory.
     git.commit(&[("apps/app-9/app.yaml", "kind: App\n")]);
     loaded_by(&mut follower, &repository);

@@ -177,10 +177,10 @@ impl Cache {
     /// Keeps a revision, where `kept` is what is kept already and where that ends. What cannot be kept is not missed.
     pub(in super::super) fn keep_whole(&self, kept: Option<(Whole, End)>, whole: &Whole) -> Option<(Whole, End)> {
         let end = match kept {
-            Some((known, end)) if known == *whole => Ok(Some(end)),
             Some((known, end)) if known.limits == whole.limits => match self.add(&known, &end, whole) {
-                Ok(None) => self.rewrite(whole),
-                added => added,
+                Ok(Some(end)) => Ok(Some(end)),
+                // The file may be removed at any time.
+                Ok(None) | Err(_) => self.rewrite(whole),
             },
             Some(_) | None => self.rewrite(whole),
         };
