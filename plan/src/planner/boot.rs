@@ -135,10 +135,11 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp) -> Actio
         return action;
     }
     action.reasons.extend(fitting.map(|disk| Reason::DiskReturns(disk.id.clone())));
-    action.steps.push(Step::Record(Box::new(record.clone())));
+    let machine = record.machine.clone();
+    action.steps.push(Step::Record(Box::new(record)));
     action.steps.extend(ensure_template(world, app));
-    action.steps.push(Step::EnsureDisk { disk: record.disk.clone(), app: key.clone(), size: resources.disk.0 });
-    action.steps.push(Step::Launch(record.machine));
+    action.steps.push(Step::EnsureDisk { disk: machine.disk.clone(), app: key.clone(), size: resources.disk.0 });
+    action.steps.push(Step::Launch(machine));
     action.steps.push(await_agent(app, sandbox.clone()));
     if fitting.is_some_and(|disk| disk.size < resources.disk.0) {
         action.steps.push(Step::GrowDisk { sandbox: sandbox.clone(), size: resources.disk.0 });
