@@ -1,18 +1,20 @@
 //! What planning alone takes: `cargo bench -p setpoint-plan --bench planning`. Nothing here reads git or parses.
 //!
-//! `plan` makes each plan from nothing, `Planner` from what the last one left. Both make the same plans; that is tested elsewhere.
+//! `plan` makes each plan from nothing, `Planner` from what the last one left; for plans from nothing, one thread for each processor
+//! helps as the daemon's do. All make the same plans; that is tested elsewhere.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made ends there")]
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::assumed;
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
-use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
+use setpoint_plan::planner::{Alone, Crew, Entropy, Inputs, Planner, plan, plan_with};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
 use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
@@ -25,10 +27,10 @@ const ROUNDS: usize = 7;
 
 fn main() {
     println!(
-        "planning alone, median of {ROUNDS}, in milliseconds; in brackets what `plan` takes for the same from nothing"
+        "planning alone, median of {ROUNDS}, in milliseconds; in brackets what it takes without help, and for changes from nothing"
     );
     println!(
-        "  {:>7}{:>14}{:>14}{:>22}{:>22}{:>22}{:>22}",
+        "  {:>7}{:>16}{:>16}{:>22}{:>22}{:>22}{:>22}",
         "apps",
         "all are new",
         "a restart",
@@ -40,7 +42,7 @@ fn main() {
     for apps in sizes() {
         let world = World::converged(apps);
         println!(
-            "  {apps:>7}{:>14}{:>14}{:>22}{:>22}{:>22}{:>22}",
+            "  {apps:>7}{:>16}{:>16}{:>22}{:>22}{:>22}{:>22}",
             cold(apps),
             warm(&world),
             world.clone().each(apps, World::change_file),
@@ -68,18 +70,42 @@ struct World {
 /// The plan of a daemon's first look at this many apps.
 fn cold(apps: usize) -> String {
     let world = World { observed: assumed::nothing(), ..World::converged(apps) };
-    let times = (0..ROUNDS).map(|_| timed(|| assert_eq!(world.planned_by(plan).actions.len(), apps)));
-    format!("{:.1}", median(times.collect()))
+    fn took(world: &World, crew: &impl Crew) -> Duration {
+        let begun = Instant::now();
+        let plan = world.planned_by(|inputs| plan_with(inputs, crew));
+        let took = begun.elapsed();
+        assert_eq!(plan.actions.len(), world.desired.apps.len());
+        took
+    }
+    let times = |took: &dyn Fn() -> Duration| median((0..ROUNDS).map(|_| took()).collect());
+    format!("{:.1} ({:.0})", times(&|| took(&world, &Everybody)), times(&|| took(&world, &Alone)))
+}
+
+/// As many threads as there are processors.
+struct Everybody;
+
+impl Crew for Everybody {
+    fn map<T: Sync, R: Send>(&self, things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+        let processors = thread::available_parallelism().unwrap().get();
+        let work = &work;
+        thread::scope(|scope| {
+            let shares = things.chunks(things.len().div_ceil(processors).max(1));
+            let helpers: Vec<_> =
+                shares.map(|share| scope.spawn(move || share.iter().map(work).collect::<Vec<_>>())).collect();
+            helpers.into_iter().flat_map(|helper| helper.join().unwrap()).collect()
+        })
+    }
 }
 
 /// The first plan of a daemon that starts again: all is as declared, and no part of what was read anew is the same value as before.
 fn warm(world: &World) -> String {
-    let times = (0..ROUNDS).map(|_| {
+    fn took(world: &World, crew: &impl Crew) -> Duration {
         let apps = world.desired.apps.iter().map(|(key, app)| (key.clone(), Arc::new(read_anew(app)))).collect();
         let again = World { desired: Desired { apps, ..world.desired.clone() }, ..world.clone() };
-        timed(|| assert_eq!(again.planned_by(plan).actions.len(), 0))
-    });
-    format!("{:.1}", median(times.collect()))
+        timed(|| assert_eq!(again.planned_by(|inputs| plan_with(inputs, crew)).actions.len(), 0))
+    }
+    let times = |took: &dyn Fn() -> Duration| median((0..ROUNDS).map(|_| took()).collect());
+    format!("{:.1} ({:.0})", times(&|| took(world, &Everybody)), times(&|| took(world, &Alone)))
 }
 
 fn read_anew(app: &DesiredApp) -> DesiredApp {
