@@ -19,6 +19,9 @@ mod microvm {
 
     use crate::host::{Host, PATIENCE};
 
+    /// The sensitive variable of the guestbook.
+    const CLEAR_KEY: &str = "9d2f61c47ab05e83";
+
     #[test]
     fn the_example_repository_converges_as_it_stands() {
         let mut host = Host::real();
@@ -43,8 +46,14 @@ mod microvm {
         host.wait_for("the worker's output", |host| {
             logs(host, "guestbook", "renderer").contains("rendered 0").then_some(())
         });
-        post(host.ingress_address(), "guestbook.localhost", "/cgi-bin/sign", "text=I+was+here");
+        let post = |path: &str, form: &str| post(host.ingress_address(), "guestbook.localhost", path, form);
+        assert_eq!(post("/cgi-bin/sign", "text=I+was+here"), 303);
         host.wait_served("guestbook", "<li>I was here</li>");
+        // A process has the text of a sensitive variable, which nothing shows.
+        assert_eq!(post("/cgi-bin/clear", "a guess"), 403);
+        assert_eq!(post("/cgi-bin/clear", CLEAR_KEY), 200);
+        assert!(!host.api_answer("/v1/observed").unwrap().body.contains(CLEAR_KEY));
+        assert!(!host.log().contains(CLEAR_KEY));
 
         // A worker-only app has no preview, and is ready all the same.
         let ticker = host.wait_for("the ticker", |host| Some(host.app("ticker")).filter(|app| app["ready"] == true));
@@ -265,14 +274,15 @@ mod microvm {
     }
 
     /// Posts a form.
-    fn post(ingress: SocketAddr, host: &str, path: &str, form: &str) {
+    /// Sends a form; returns the status of the answer.
+    fn post(ingress: SocketAddr, host: &str, path: &str, form: &str) -> u16 {
         let mut client = Client::connect(ingress);
         let kind = "application/x-www-form-urlencoded";
         let head =
             format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {}", form.len());
         client.write(format!("{head}\r\n\r\n{form}").as_bytes());
         let answer = client.read_until(b"\r\n\r\n");
-        assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
+        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
     }
 
     /// A connection that is read piece by piece.
