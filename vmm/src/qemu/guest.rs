@@ -12,7 +12,7 @@ use setpoint_guest::client::{Client, ClientError, Follow, Motion, SyncError, Syn
 use setpoint_guest::proto;
 use setpoint_schema::env::EnvValue;
 use setpoint_schema::id::{BlobId, BootNonce, SandboxId, SpecDigest, TreeDigest};
-use setpoint_schema::name::WorkerName;
+use setpoint_schema::name::{EnvName, WorkerName};
 use setpoint_schema::observed::{BuildState, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
@@ -128,7 +128,8 @@ impl Guest for QemuGuest {
     }
 
     async fn apply(&self, set: &ProcessSet, build: bool, restart: RestartScope) -> Result<()> {
-        let request = apply_request(set, build, restart);
+        let unknown = |name| self.problem(format!("cannot be given {name}: only the hash of its text is known"));
+        let request = apply_request(set, build, restart).map_err(unknown)?;
         self.client.apply(request).await.map_err(|error| self.refused(&error))
     }
 
@@ -221,7 +222,12 @@ fn file_kind(kind: proto::FileKind) -> FileKind {
     }
 }
 
-fn apply_request(set: &ProcessSet, build: bool, restart: RestartScope) -> proto::ApplyRequest {
+/// The request for a process set; else the variable of which only the hash is known, as previews have them, which carry nothing out.
+fn apply_request(
+    set: &ProcessSet,
+    build: bool,
+    restart: RestartScope,
+) -> std::result::Result<proto::ApplyRequest, &EnvName> {
     let runtime = &set.runtime;
     let web = runtime.web.as_ref().map(|web| proto::Web {
         command: web.command.clone(),
@@ -244,20 +250,16 @@ fn apply_request(set: &ProcessSet, build: bool, restart: RestartScope) -> proto:
         RestartScope::AfterTask => proto::apply_request::Restart::AfterTask,
         RestartScope::All => proto::apply_request::Restart::All,
     };
-    proto::ApplyRequest {
+    let text = |(name, value): (_, &EnvValue)| Ok((EnvName::to_string(name), value.reveal().ok_or(name)?.to_owned()));
+    Ok(proto::ApplyRequest {
         digest: set.digest().0,
         web,
         build: declared_build,
         workers: workers.collect(),
-        env: set.env.iter().map(|(name, value)| (name.to_string(), value_of(value))).collect(),
+        env: set.env.iter().map(text).collect::<std::result::Result<_, _>>()?,
         run_build: build,
         restart: restart.into(),
-    }
-}
-
-/// The text that a process gets. Only previews, which carry nothing out, hold values of which the hash alone is known.
-fn value_of(value: &EnvValue) -> String {
-    value.reveal().expect("what is carried out was declared with its text").to_owned()
+    })
 }
 
 fn present(text: String) -> Option<String> {
@@ -320,7 +322,6 @@ fn process(process: Option<proto::ProcessStatus>) -> ProcessState {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
-    use setpoint_schema::name::EnvName;
     use setpoint_schema::runtime::{Build, Runtime};
 
     use super::*;
@@ -339,6 +340,7 @@ mod tests {
                 true,
                 RestartScope::All,
             )
+            .unwrap()
             .build
         };
         assert_eq!(request(None), None);
@@ -350,11 +352,13 @@ mod tests {
         let env = [("TOKEN", EnvValue::sensitive("hunter2")), ("COLOR", "red".into())];
         let env = env.map(|(name, value)| (EnvName::new(name).unwrap(), value)).into();
         let set = ProcessSet { runtime: Runtime::nothing(), env, tree: TreeDigest("t".into()) };
-        let request = apply_request(&set, true, RestartScope::All);
+        let request = apply_request(&set, true, RestartScope::All).unwrap();
         assert_eq!(
             request.env,
             [("TOKEN", "hunter2"), ("COLOR", "red")].map(|(a, b)| (a.to_owned(), b.to_owned())).into()
         );
+        let masked: ProcessSet = serde_json::from_str(&serde_json::to_string(&set).unwrap()).unwrap();
+        assert_eq!(apply_request(&masked, true, RestartScope::All).unwrap_err().as_str(), "TOKEN");
     }
 
     #[test]
