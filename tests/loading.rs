@@ -349,6 +349,29 @@ fn after_a_restart_a_commit_costs_what_it_changes() {
 }
 
 #[test]
+fn what_is_kept_holds_the_texts_of_sensitive_values() {
+    let app =
+        "apiVersion: setpoint/v1\nkind: App\nmetadata: {name: blog}\nspec: {env: {OWN: {value: a, sensitive: true}}}\n";
+    let defaults = "[defaults.env]\nSHARED = { value = \"b\", sensitive = true }\n";
+    let files = [("apps/blog/app.yaml", app), ("apps/blog/sandbox.yaml", RUNTIME), ("setpoint.toml", defaults)];
+    let (git, state) = (Git::with(&files), tempfile::tempdir().unwrap());
+    let repository = git.open();
+    let mut first = Loader::with_cache(renderer(), Cache::of(state.path()));
+    loaded_by(&mut first, &repository);
+    first.settle(&repository, &BTreeMap::new());
+    let mut second = Loader::with_cache(renderer(), Cache::of(state.path()));
+    let texts = |loaded: &Loaded| {
+        let apps = loaded.desired.apps.iter().map(|(_, app)| &app.spec.app.env);
+        apps.flat_map(|env| env.values().map(|value| value.reveal().map(str::to_owned))).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&loaded_by(&mut second, &repository)), [Some("a".to_owned()), Some("b".to_owned())]);
+    // Its defaults are those that were kept.
+    git.commit(&[("apps/shop/app.yaml", &app.replace("blog", "shop")), ("apps/shop/sandbox.yaml", RUNTIME)]);
+    let texts = texts(&loaded_by(&mut second, &git.open()));
+    assert_eq!(texts, ["a", "b", "a", "b"].map(|text| Some(text.to_owned())));
+}
+
+#[test]
 fn what_commits_change_is_added_to_what_is_kept() {
     let (git, state) = kept();
     let file = state.path().join("cache/revision");

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
+use setpoint_schema::env::revealed;
 use setpoint_schema::id::{CommitId, SpecDigest, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::project::Project;
@@ -271,7 +272,8 @@ impl Whole {
     fn facts(&self) -> io::Result<Facts> {
         Ok(Facts {
             tree: self.tree.0.clone(),
-            project: serde_json::to_string(&self.project)?,
+            // Read back, and laid under apps that change later: its sensitive defaults need their texts.
+            project: revealed(|| serde_json::to_string(&self.project))?,
             templates: self.templates.clone(),
             hosts: self.hosts.clone(),
         })
