@@ -189,6 +189,22 @@ fn tls_is_checked_by_the_client_and_a_renewed_certificate_is_taken_up() {
     assert!(host.log().contains("renewed TLS certificate cannot be used: the one before serves on"));
 }
 
+/// What `openssl req -x509` makes unless told otherwise.
+#[test]
+fn an_authority_in_the_place_of_a_server_is_explained() {
+    let mut host = Host::sim();
+    host.commit("begin");
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| path(&host, name));
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let secret = KeyPair::generate().unwrap();
+    fs::write(&cert, params.self_signed(&secret).unwrap().pem()).unwrap();
+    fs::write(&key, secret.serialize_pem()).unwrap();
+    start_with(&mut host, &format!("[api]\ntls = {{ cert = {cert:?}, key = {key:?} }}\n"));
+    let told = said(&host.run(&["get", "apps", "--ca", cert.to_str().unwrap()]));
+    assert!(told.contains("hint: a daemon needs a certificate of its own"), "{told}");
+}
+
 #[test]
 fn plain_http_is_told_apart_from_tls() {
     let host = daemon_with("");

@@ -134,6 +134,9 @@ fn tls_hint(source: &io::Error) -> Option<String> {
         rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "renew the daemon's certificate, and compare the clocks"
         }
+        rustls::Error::InvalidCertificate(_) => {
+            "a daemon needs a certificate of its own, no authority's: with its name as subjectAltName, and CA:FALSE"
+        }
         rustls::Error::InvalidMessage(_) => "it does not speak TLS there: try http://",
         _ => return None,
     };
