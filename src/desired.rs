@@ -374,7 +374,7 @@ fn completeness(apps: usize, project: &Project) -> Completeness {
 }
 
 /// The first of several mistakes, and how many more there are.
-fn summary(mistakes: &[Diagnostic]) -> String {
+pub(crate) fn summary(mistakes: &[Diagnostic]) -> String {
     match mistakes {
         [] => "it has mistakes".to_owned(),
         [one] => one.headline(),

@@ -87,6 +87,23 @@ fn an_app_that_is_not_as_declared_says_why_wherever_one_looks() {
 }
 
 #[test]
+fn a_mistake_takes_one_line_of_the_history_and_of_the_log() {
+    let mut host = Host::sim();
+    host.write_app("blog", "", "first");
+    host.commit("declare");
+    host.start();
+    host.wait_converged();
+    host.write("setpoint.toml", "[defaults.resources]\nmemroy = \"1Gi\"\n");
+    host.commit("slip");
+    let stalled = |host: &Host| Some(said(host, &["history"])).filter(|history| history.contains("stalled"));
+    let history = host.wait_for("the revision to have ended", stalled);
+    let mistake = "setpoint.toml:2:1: defaults.resources: unknown field `memroy`\n";
+    assert!(history.contains(&format!("  {mistake}")), "{history}");
+    assert!(host.log().contains(&format!("mistake={mistake}").trim_end().to_owned()), "{}", host.log());
+    assert!(!host.log().contains("^^^"), "{}", host.log());
+}
+
+#[test]
 fn a_terminal_gets_colours_and_lines_that_fit() {
     let host = daemon_in_trouble();
     let commands: [&[&str]; 6] = [

@@ -196,7 +196,7 @@ impl Follower {
         self.loader = Some(loader);
         let Loaded { desired, diagnostics, project } = loaded?;
         for diagnostic in &diagnostics {
-            tracing::warn!(%commit, "{diagnostic}");
+            tracing::warn!(%commit, mistake = %diagnostic.headline(), "declarations have a mistake");
         }
         let trouble = self.followed.borrow().trouble.clone();
         let attempted = Some(commit.clone());

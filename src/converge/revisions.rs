@@ -16,6 +16,7 @@ use setpoint_schema::id::CommitId;
 use setpoint_state::{EventKind, NewEvent, RevisionOutcome, RevisionRecord, StateError};
 
 use crate::converge::follow::Followed;
+use crate::desired::summary;
 use crate::ledger::Ledger;
 use crate::report::count;
 
@@ -131,7 +132,7 @@ fn end(record: &RevisionRecord, mistakes: &[Diagnostic], plan: &Plan, idle: Idle
     }
     let ended = match (plan.actions.is_empty(), mistakes) {
         (true, []) => RevisionOutcome::Applied,
-        (true, [first, rest @ ..]) => RevisionOutcome::Stalled(in_short(first, rest.len())),
+        (true, mistakes) => RevisionOutcome::Stalled(summary(mistakes)),
         (false, _) => RevisionOutcome::Failed(failure(plan)?),
     };
     let is_news = match (&record.outcome, &ended) {
@@ -142,13 +143,6 @@ fn end(record: &RevisionRecord, mistakes: &[Diagnostic], plan: &Plan, idle: Idle
         (RevisionOutcome::Applied | RevisionOutcome::Superseded(_) | RevisionOutcome::Refused(_), _) => false,
     };
     is_news.then_some(ended)
-}
-
-fn in_short(first: &Diagnostic, more: usize) -> String {
-    match more {
-        0 => first.to_string(),
-        more => format!("{first} (and {more} more)"),
-    }
 }
 
 /// What of a plan failed, if all of it waits and some of it for a failure.
