@@ -42,7 +42,6 @@ pub(super) fn conditions(
         let since = earlier.since(kind, status).unwrap_or(now);
         Condition { kind, status, reason: reason.to_owned(), message, since }
     };
-    let nothing = || ("Settled", "nothing is left to do".to_owned());
     let (status, why) = readiness(facts, earlier);
     let ready = condition(ConditionKind::Ready, status, why);
     let reconciling = matches!(phase, Phase::Pending | Phase::Reconciling | Phase::Blocked | Phase::Deleting);
@@ -51,14 +50,15 @@ pub(super) fn conditions(
         Some((action, None)) => ("Progressing", action.kind.to_string()),
         // What is under way was planned by an earlier pass.
         None if facts.busy == Busy::Yes => ("Progressing", "its steps are being carried out".to_owned()),
-        None => nothing(),
+        None => ("Settled", "nothing is left to do".to_owned()),
     };
+    let no_mistakes = || ("NotStalled", "its declaration has no mistakes".to_owned());
     let stalled = stalled_reason(facts, &ready, now);
     let is_stalled = stalled.is_some();
     vec![
         ready,
         condition(ConditionKind::Reconciling, holds(reconciling), work),
-        condition(ConditionKind::Stalled, holds(is_stalled), stalled.unwrap_or_else(nothing)),
+        condition(ConditionKind::Stalled, holds(is_stalled), stalled.unwrap_or_else(no_mistakes)),
     ]
 }
 
