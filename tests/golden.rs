@@ -274,22 +274,26 @@ fn verbs_that_tell_what_happened() {
 
 #[test]
 fn verbs_that_change_what_a_daemon_does() {
+    let (host, elsewhere) = (daemon_on_examples(), Host::sim());
+    for (begin, end) in [("suspend", "resume"), ("pause", "wake")] {
+        // One after the other, because what one begins the next one ends.
+        let [piped, seen] = SHOW.map(|show| {
+            [begin, end].map(|verb| {
+                let asked: [&[&str]; 4] =
+                    [&[verb, "hello"], &[verb, "hello"], &[verb, "nobody"], &[verb, "Not A Name"]];
+                let texts = asked.iter().map(|args| show(&host, args));
+                texts.chain([show(&elsewhere, &[verb, "hello"])]).collect::<Vec<_>>()
+            })
+        });
+        for ((verb, piped), seen) in [begin, end].into_iter().zip(piped).zip(seen) {
+            assert_recorded(verb, piped.into_iter(), seen.into_iter());
+        }
+    }
+}
+
+#[test]
+fn verbs_on_the_state_of_a_daemon() {
     let mut host = daemon_on_examples();
-    let (mut suspend, mut resume) = (Vec::new(), Vec::new());
-    let elsewhere = Host::sim();
-    for show in SHOW {
-        let both = |verb: &'static str| {
-            let commands: [&[&str]; 4] = [&[verb, "hello"], &[verb, "hello"], &[verb, "nobody"], &[verb, "Not A Name"]];
-            let texts = commands.iter().map(|args| show(&host, args));
-            texts.chain([show(&elsewhere, &[verb, "hello"])]).collect::<Vec<_>>()
-        };
-        suspend.push(both("suspend"));
-        resume.push(both("resume"));
-    }
-    for (verb, texts) in [("suspend", suspend), ("resume", resume)] {
-        let [piped, seen]: [Vec<String>; 2] = texts.try_into().unwrap();
-        assert_recorded(verb, piped.into_iter(), seen.into_iter());
-    }
     let state: [&[&str]; 3] = [&["state", "show"], &["state", "rebuild"], &["state"]];
     let mut texts = SHOW.map(|show| state.iter().map(|args| show(&host, args)).collect::<Vec<_>>());
     assert_eq!(host.stop_daemon(), Some(0));
