@@ -30,6 +30,7 @@ use status::Board;
 use supervise::{Context, Supervisor};
 use workspace::Workspace;
 
+pub mod blank;
 pub mod boot;
 pub mod disk;
 pub mod freeze;

@@ -25,6 +25,7 @@ use tonic::{Response, Status};
 use crate::handshake::{self, ConnectionNonce, HandshakeError};
 use crate::limits::{self, bounded_text};
 use crate::proto::agent_client::AgentClient;
+use crate::proto::blank_client::BlankClient as RawBlankClient;
 use crate::proto::exec_part::Part as ExecOutputPart;
 use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
@@ -353,6 +354,49 @@ impl Client {
         future: impl Future<Output = std::result::Result<Response<T>, Status>>,
     ) -> Result<T> {
         within(call, limits::CALL, future).await
+    }
+}
+
+/// One connection to a machine that is nobody's yet.
+#[derive(Debug)]
+pub struct BlankClient {
+    blank: RawBlankClient<Channel>,
+    nonce: String,
+}
+
+impl BlankClient {
+    /// Shakes hands over `stream` and asks who answers, as [`Client::connect`] does.
+    ///
+    /// # Errors
+    /// The handshake fails, the agent speaks another version, does not answer, or is somebody's already.
+    pub async fn connect<S>(mut stream: S) -> Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let nonce = ConnectionNonce::random().map_err(HandshakeError::Io)?;
+        handshake::host(&mut stream, nonce).await?;
+        let blank = RawBlankClient::new(open_channel(stream).await?)
+            .max_decoding_message_size(limits::MESSAGE)
+            .max_encoding_message_size(limits::MESSAGE);
+        let hello = within("hello", limits::CALL, blank.clone().hello(HelloRequest { protocol: PROTOCOL })).await?;
+        if hello.protocol != PROTOCOL {
+            return Err(ClientError::Protocol(hello.protocol));
+        }
+        Ok(Self { blank, nonce: bounded_text(&hello.nonce) })
+    }
+
+    /// The nonce of the template.
+    #[must_use]
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// Makes it a machine of its own. After this it serves another connection as that.
+    ///
+    /// # Errors
+    /// The call fails, or a step of it.
+    pub async fn become_somebodys(self, request: RenewRequest) -> Result<()> {
+        within("become", limits::CALL, self.blank.clone().r#become(request)).await.map(drop)
     }
 }
 

@@ -94,7 +94,20 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Makes sure that `machine` runs with its nonce; another boot of the same sandbox must have ended before.
     /// Returns when the VMM has accepted the machine, long before the guest is up.
-    async fn launch(&self, machine: &Machine) -> Result<()>;
+    ///
+    /// Where a warm template is there for such a machine, it begins as a copy of that instead of booting.
+    async fn launch(&self, machine: &Machine) -> Result<Launched>;
+
+    /// Makes the warm template that machines like this one begin from, unless it is there: boots one that is nobody's, and saves
+    /// it. Takes as long as a boot. A driver without warm templates has nothing to do.
+    async fn prewarm(&self, _machine: &Machine) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes the warm templates that none of these machines could begin from.
+    async fn keep_warm(&self, _machines: &[Machine]) -> Result<()> {
+        Ok(())
+    }
 
     /// Pauses a boot: its memory and devices go into files, and only when all of that is on the disk and was read again does it
     /// end. Cut short at any moment, the microVM either runs on, once somebody talks to its [`guest`](Self::guest), or is paused
@@ -137,6 +150,26 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The last bytes of the guest's console, at most `limit`.
     async fn console_tail(&self, sandbox: &SandboxId, limit: usize) -> Result<Vec<u8>>;
+}
+
+/// How a microVM began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Launched {
+    /// It ran already.
+    Already,
+    /// As a copy of its warm template.
+    Warm,
+    /// By booting.
+    Cold(Cold),
+}
+
+/// Why a microVM booted rather than begin from a warm template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cold {
+    /// There is none; [`Driver::prewarm`] makes one.
+    NotWarm,
+    /// It could not be used, for this reason, and was given up.
+    Failed(String),
 }
 
 /// What to pause, and how.

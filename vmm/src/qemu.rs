@@ -8,6 +8,7 @@
 //!       disks/<disk>.img         data disks
 //!       templates/<digest>.img   root images
 //!       kernels/<package>/…      kernels that were fetched
+//!       warm/<key>/…             machines that were booted and saved, for others to begin from
 //!       memory/…                 what paused microVMs had in memory (see `crate::memory`)
 //!       cache/initramfs-*.cpio   made from agent, modules and busybox
 //! ```
@@ -32,6 +33,7 @@ mod saved;
 mod template;
 mod trial;
 pub(crate) mod vm_dir;
+mod warm;
 mod watch;
 
 use std::borrow::Cow;
@@ -52,7 +54,7 @@ pub use command::{MachineType, Network};
 pub use kernel::Kernel;
 pub use probe::{Probe, ProbeStatus};
 
-use crate::driver::{Driver, Guest, Pause, Paused, Result, TemplateSource, VmmError};
+use crate::driver::{Driver, Guest, Launched, Pause, Paused, Result, TemplateSource, VmmError};
 use crate::memory::Store;
 use cgroup::Hierarchy;
 use command::Start;
@@ -108,6 +110,8 @@ pub struct QemuDriver {
     memory: Store,
     /// Held by whoever saves or resumes, and alone by whoever removes what nothing refers to.
     saving: RwLock<()>,
+    /// Making warm templates, one at a time.
+    warming: Mutex<()>,
 }
 
 impl QemuDriver {
@@ -126,6 +130,7 @@ impl QemuDriver {
             making: Arc::new(Mutex::new(())),
             memory: Store::new(config.dir.join("memory")),
             saving: RwLock::new(()),
+            warming: Mutex::new(()),
             config,
         })
     }
@@ -186,8 +191,16 @@ impl Driver for QemuDriver {
         watch::exited(&self.vm(sandbox), nonce).await;
     }
 
-    async fn launch(&self, machine: &Machine) -> Result<()> {
+    async fn launch(&self, machine: &Machine) -> Result<Launched> {
         self.ensure_running(machine).await
+    }
+
+    async fn prewarm(&self, machine: &Machine) -> Result<()> {
+        self.make_warm(machine).await
+    }
+
+    async fn keep_warm(&self, machines: &[Machine]) -> Result<()> {
+        self.keep_warm_for(machines).await
     }
 
     async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {

@@ -26,7 +26,7 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
-use crate::driver::{Driver, Guest, Pause, Paused, Result, TemplateSource, VmmError};
+use crate::driver::{Cold, Driver, Guest, Launched, Pause, Paused, Result, TemplateSource, VmmError};
 
 pub use clock::{Clock, TokioClock, WallClock};
 use guest::SimGuest;
@@ -94,9 +94,11 @@ impl Driver for SimDriver {
         self.sim.world.ended(sandbox, nonce).await;
     }
 
-    async fn launch(&self, machine: &Machine) -> Result<()> {
+    async fn launch(&self, machine: &Machine) -> Result<Launched> {
         let script = self.sim.script.current()?;
-        self.sim.call(Operation::Launch, machine.sandbox.as_str(), |world| world.launch(machine, &script)).await
+        let launch = |world: &World| world.launch(machine, &script);
+        self.sim.call(Operation::Launch, machine.sandbox.as_str(), launch).await?;
+        Ok(Launched::Cold(Cold::NotWarm))
     }
 
     async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {

@@ -7,21 +7,22 @@
 mod host;
 
 mod microvm {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use futures_util::{StreamExt as _, stream};
-    use setpoint_schema::id::{BlobId, SnapshotId, TreeDigest};
+    use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TreeDigest};
     use setpoint_schema::observed::{Machine, VmState};
     use setpoint_schema::quantity::Span;
     use setpoint_schema::runtime::{ProcessSet, Runtime, Web};
     use setpoint_vmm::driver::{
-        Driver, FileKind, Guest, ManifestEntry, Pause, Paused, RestartScope, Result, WorkspaceFile,
+        Driver, FileKind, Guest, Launched, ManifestEntry, Pause, Paused, RestartScope, Result, WorkspaceFile,
     };
     use tokio::time::timeout;
     use tokio_util::sync::CancellationToken;
 
-    use crate::host::{Host, machine};
+    use crate::host::{DISK, Host, machine};
 
     /// Longer than any boot takes on a busy machine without KVM.
     const LONG: Duration = Duration::from_secs(120);
@@ -56,7 +57,9 @@ mod microvm {
     }
 
     async fn launched(host: &Host, machine: &Machine) -> Arc<dyn Guest> {
-        host.driver.launch(machine).await.unwrap();
+        let started = Instant::now();
+        let launched = host.driver.launch(machine).await.unwrap();
+        eprintln!("launch: {:?}, {launched:?}", started.elapsed());
         agent(host, machine).await
     }
 
@@ -151,5 +154,86 @@ mod microvm {
         host.driver.kill(&boot(3).sandbox).await.unwrap();
         let agent = launched(&host, &boot(4)).await;
         assert_eq!(shell(&*agent, "cat before between").await, "written\nsecond");
+    }
+
+    /// The bytes of the guest's memory that a VMM has in its mapping of the base: resident, and its share of that.
+    fn resident_and_share(pid: i32) -> (u64, u64) {
+        let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let mut areas = smaps.lines().skip_while(|line| !line.contains("/memory/bases/"));
+        let field = |line: &str, name: &str| -> Option<u64> {
+            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse().ok()
+        };
+        let rss = areas.find_map(|line| field(line, "Rss:")).unwrap();
+        (rss, areas.find_map(|line| field(line, "Pss:")).unwrap())
+    }
+
+    /// A machine of a sandbox of its own.
+    async fn another(host: &Host, number: u32) -> Machine {
+        let name = format!("blog-{number:08x}");
+        let machine = Machine {
+            sandbox: SandboxId(name.clone()),
+            nonce: BootNonce(format!("{:032x}", 0x10_0000 + number)),
+            disk: DiskId(name),
+            ..boot(0)
+        };
+        host.driver.ensure_disk(&machine.disk, DISK, None).await.unwrap();
+        machine
+    }
+
+    #[tokio::test]
+    async fn ten_microvms_begin_from_one_warm_template_share_its_memory_and_differ() {
+        let host = Host::with_real_agent().await;
+        let started = Instant::now();
+        host.driver.prewarm(&boot(1)).await.unwrap();
+        eprintln!("prewarm: {:?}", started.elapsed());
+        let mut machines = Vec::new();
+        for number in 2..12 {
+            machines.push(another(&host, number).await);
+        }
+        let _ends = Ended(&host, machines.clone());
+        let mut randoms = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        for machine in &machines {
+            let started = Instant::now();
+            assert_eq!(host.driver.launch(machine).await.unwrap(), Launched::Warm);
+            eprintln!("warm launch: {:?}", started.elapsed());
+        }
+        let pids: Vec<_> = machines.iter().map(|machine| host.pid_of(machine, "qemu").as_raw_nonzero().get()).collect();
+        for pid in &pids {
+            let (rss, pss) = resident_and_share(*pid);
+            eprintln!("{rss} kB resident, {pss} kB share");
+        }
+        let (rss, pss) = pids.iter().map(|pid| resident_and_share(*pid)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert!(pss * 5 <= rss, "{pss} of {rss} kB");
+        for machine in &machines {
+            let agent = agent(&host, machine).await;
+            randoms.insert(shell(&*agent, "head -c 16 /dev/urandom | od -An -tx1").await);
+            ids.insert(shell(&*agent, "cat /etc/machine-id /sys/class/net/eth0/address").await);
+            let clock: i64 = shell(&*agent, "date +%s").await.parse().unwrap();
+            assert!((clock - jiff::Timestamp::now().as_second()).abs() <= 1, "the clock shows {clock}");
+            let disk = agent.status().await.unwrap().disk;
+            assert!(disk.as_mib() > 40, "{disk}");
+            shell(&*agent, "echo mine > mine && sync").await;
+        }
+        assert_eq!((randoms.len(), ids.len()), (10, 10), "{ids:?}");
+
+        // One of them is paused and resumed over the template's memory.
+        let machine = &machines[0];
+        let agent = agent(&host, machine).await;
+        let saved = pause(&host, machine, &*agent, &snapshot(9)).await.unwrap();
+        assert!(matches!(saved, Paused::Saved { .. }));
+        drop(agent);
+        let next = Machine { nonce: boot(99).nonce, ..machine.clone() };
+        let agent = resume(&host, &next).await;
+        assert_eq!(shell(&*agent, "cat mine").await, "mine");
+    }
+
+    /// Ends the microVMs of sandboxes that the host does not know of.
+    struct Ended<'a>(&'a Host, Vec<Machine>);
+
+    impl Drop for Ended<'_> {
+        fn drop(&mut self) {
+            self.1.iter().for_each(|machine| self.0.end(machine));
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
 #[path = "qemu/host.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod host;
 
 use std::fs;

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Build, ProcessSet, Runtime, Web, Worker};
-use setpoint_vmm::driver::{Driver, FileKind, Guest, ManifestEntry, RestartScope, WorkspaceFile};
+use setpoint_vmm::driver::{Driver, FileKind, Guest, ManifestEntry, Pause, Paused, RestartScope, WorkspaceFile};
 use setpoint_vmm::sim::{SimDriver, TokioClock, World};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 const SIZE: ByteSize = ByteSize::gib(1);
 
@@ -479,4 +480,71 @@ async fn ten_thousand_vms_are_listed_observed_and_waited_for() {
     };
     let (ended, ()) = tokio::join!(waits, kills);
     assert_eq!((ended, bench.world().running().unwrap().len()), (COUNT, 0));
+}
+
+/// Puts a microVM to rest as a daemon does.
+async fn pause(bench: &Bench, machine: &Machine, cancel: &CancellationToken) -> Paused {
+    let agent = bench.guest(machine).await;
+    let snapshot = SnapshotId("0".repeat(32));
+    let (sandbox, nonce) = (&machine.sandbox, &machine.nonce);
+    bench.driver.pause(Pause { sandbox, nonce, snapshot: &snapshot, agent: &*agent, cancel }).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_counter_stands_still_at_rest_and_goes_on_after_it() {
+    let bench = Bench::new("");
+    let (first, second) = (machine("blog", 1), machine("blog", 2));
+    bench.launch(&first).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(matches!(pause(&bench, &first, &CancellationToken::new()).await, Paused::Saved { .. }));
+    let state = bench.driver.observe(&first.sandbox).await.unwrap();
+    assert!(matches!(&state, VmState::Paused { nonce, fault: None, .. } if *nonce == first.nonce), "{state:?}");
+    bench.driver.exited(&first.sandbox, &first.nonce).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+
+    bench.driver.resume(&second).await.unwrap();
+    bench.driver.resume(&second).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let vm = bench.world().vm(&first.sandbox).unwrap().unwrap();
+    assert_eq!((vm.counter_at(bench.world().now()), vm.launches), (7000, 1));
+    assert_eq!(bench.guest(&second).await.status().await.unwrap().nonce, second.nonce);
+    assert!(bench.world().violations().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_boot_from_the_disk_begins_the_counter_anew() {
+    let bench = Bench::new("");
+    bench.launch(&machine("blog", 1)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    pause(&bench, &machine("blog", 1), &CancellationToken::new()).await;
+    bench.driver.launch(&machine("blog", 2)).await.unwrap();
+    let vm = bench.world().vm(&machine("blog", 1).sandbox).unwrap().unwrap();
+    assert_eq!((vm.counter_at(bench.world().now()), vm.rest), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_pause_leaves_the_microvm_running() {
+    let bench = Bench::new("latency = { pause = \"10s\" }");
+    let machine = machine("blog", 1);
+    bench.launch(&machine).await;
+    let cancel = CancellationToken::new();
+    let request = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cancel.cancel();
+    };
+    let ((paused, ()), took) = timed(async { tokio::join!(pause(&bench, &machine, &cancel), request) }).await;
+    assert_eq!((paused, took.as_secs()), (Paused::Cancelled, 1));
+    assert!(matches!(bench.driver.observe(&machine.sandbox).await.unwrap(), VmState::Running { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_resume_leaves_the_microvm_at_rest_and_says_why() {
+    let bench = Bench::new("[[fault]]\noperation = \"resume\"\nnth = 1");
+    bench.launch(&machine("blog", 1)).await;
+    pause(&bench, &machine("blog", 1), &CancellationToken::new()).await;
+    bench.driver.resume(&machine("blog", 2)).await.unwrap_err();
+    let state = bench.driver.observe(&machine("blog", 1).sandbox).await.unwrap();
+    assert!(matches!(state, VmState::Paused { fault: Some(_), .. }), "{state:?}");
+    bench.driver.resume(&machine("blog", 2)).await.unwrap();
+    assert!(matches!(bench.driver.observe(&machine("blog", 1).sandbox).await.unwrap(), VmState::Running { .. }));
 }

@@ -16,12 +16,13 @@ use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::{finit_module, sethostname};
 
+use super::blank::Blank;
 use super::disk::DataDisk;
 use super::reaper::Collects;
-use super::renew::ThisMachine;
+use super::renew::{Identity, ThisMachine};
 use super::{Config, Owner, UserSide, network, renew};
 
-use cmdline::{CommandLine, Root};
+use cmdline::{Begins, CommandLine, Root};
 
 mod cmdline;
 
@@ -68,43 +69,83 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Makes the machine ready.
+/// A machine with everything but its data disk.
+#[derive(Debug)]
+pub struct Machine {
+    line: CommandLine,
+    data: PathBuf,
+    cgroups: Option<PathBuf>,
+}
+
+/// Makes the machine ready, but for its data disk.
 ///
 /// # Errors
 /// The first step that failed.
-pub fn boot() -> Result<Config, BootError> {
+pub fn boot() -> Result<Machine, BootError> {
     mount_kernel_file_systems()?;
     load_modules()?;
     let text = fs::read_to_string("/proc/cmdline").step("read the kernel command line")?;
     let line = CommandLine::parse(&text).map_err(io::Error::other).step("understand the kernel command line")?;
     let disks = Disks::find()?;
-    mount_data(&disks.data)?;
     mount_user_root(line.root, disks.root.as_deref())?;
-    fill_user_root(&line.hostname)?;
-    sethostname(line.hostname.as_bytes()).step("set the host name")?;
+    fill_user_root()?;
     // Without a network an app can still serve: the host reaches it over the port.
     if let Err(error) = network::bring_up() {
         eprintln!("setpoint-agent: could not bring the network up: {error}");
     }
     settle();
-    Ok(Config {
-        nonce: line.nonce,
-        workspace: Path::new(DATA).join("workspace"),
-        state: Path::new(DATA).join(".setpoint"),
-        user: UserSide {
-            root: Some(PathBuf::from(USER_ROOT)),
-            workspace: PathBuf::from(WORKSPACE),
-            owner: Some(APP),
-            cgroups: make_cgroup(),
-        },
-        disk: DataDisk::Ext4 {
-            length: Path::new("/sys/class/block").join(disks.data.file_name().unwrap_or_default()).join("size"),
-            device: disks.data,
-            mount: PathBuf::from(DATA),
-        },
-        collects: Collects::Everything,
-        identity: Arc::new(ThisMachine { root: PathBuf::from(USER_ROOT) }),
-    })
+    Ok(Machine { line, data: disks.data, cgroups: make_cgroup() })
+}
+
+impl Machine {
+    /// Whether it is nobody's yet.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.line.begins == Begins::Blank
+    }
+
+    /// What makes it one of its own, while it is nobody's.
+    #[must_use]
+    pub fn blank(&self) -> Blank {
+        Blank::new(self.line.nonce.clone(), self.length(), self.identity())
+    }
+
+    /// Mounts the data disk, and says what the agent needs to know. `nonce` is the boot's if that is another than at the beginning;
+    /// its names are set already then.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub fn finish(self, nonce: Option<String>) -> Result<Config, BootError> {
+        mount_data(&self.data)?;
+        bind(&Path::new(DATA).join("workspace"), &Path::new(USER_ROOT).join("workspace"))?;
+        if nonce.is_none() {
+            let hostname = &self.line.hostname;
+            renew::write_hostname(&Path::new(USER_ROOT).join("etc"), hostname).step("name the machine")?;
+            sethostname(hostname.as_bytes()).step("set the host name")?;
+        }
+        Ok(Config {
+            workspace: Path::new(DATA).join("workspace"),
+            state: Path::new(DATA).join(".setpoint"),
+            disk: DataDisk::Ext4 { length: self.length(), device: self.data.clone(), mount: PathBuf::from(DATA) },
+            collects: Collects::Everything,
+            identity: self.identity(),
+            nonce: nonce.unwrap_or(self.line.nonce),
+            user: UserSide {
+                root: Some(PathBuf::from(USER_ROOT)),
+                workspace: PathBuf::from(WORKSPACE),
+                owner: Some(APP),
+                cgroups: self.cgroups,
+            },
+        })
+    }
+
+    fn length(&self) -> PathBuf {
+        Path::new("/sys/class/block").join(self.data.file_name().unwrap_or_default()).join("size")
+    }
+
+    fn identity(&self) -> Arc<dyn Identity> {
+        Arc::new(ThisMachine { root: PathBuf::from(USER_ROOT) })
+    }
 }
 
 fn mount_kernel_file_systems() -> Result<(), BootError> {
@@ -224,7 +265,7 @@ fn lower_of_disk() -> &'static str {
 }
 
 /// Puts into the app's root what every machine has.
-fn fill_user_root(hostname: &str) -> Result<(), BootError> {
+fn fill_user_root() -> Result<(), BootError> {
     let root = Path::new(USER_ROOT);
     let in_root = |path: &str| root.join(path.trim_start_matches('/'));
     let closed = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -233,11 +274,9 @@ fn fill_user_root(hostname: &str) -> Result<(), BootError> {
     mount_fresh("tmpfs", &in_root("run"), MountFlags::NOSUID | MountFlags::NODEV, "mode=1777,size=25%")?;
     mount_fresh("tmpfs", &in_root("tmp"), MountFlags::NOSUID | MountFlags::NODEV, "mode=1777,size=50%")?;
     bind(Path::new("/dev"), &in_root("dev"))?;
-    bind(&Path::new(DATA).join("workspace"), &in_root(WORKSPACE))?;
 
     let etc = in_root("etc");
     fs::create_dir_all(&etc).step("make /etc")?;
-    renew::write_hostname(&etc, hostname).step("name the machine")?;
     replace(&etc.join("resolv.conf"), &format!("nameserver {}\n", network::NAME_SERVER))?;
     let Owner { uid, gid } = APP;
     add_account(&etc.join("passwd"), uid, &format!("app:x:{uid}:{gid}::{WORKSPACE}:/bin/sh\n"))?;

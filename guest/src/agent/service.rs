@@ -287,7 +287,7 @@ impl From<WorkspaceError> for Status {
     }
 }
 
-fn io_status(operation: &str, error: &io::Error) -> Status {
+pub(super) fn io_status(operation: &str, error: &io::Error) -> Status {
     let message = format!("could not {operation}: {error}");
     match error.kind() {
         io::ErrorKind::NotFound => Status::not_found(message),
@@ -329,8 +329,8 @@ fn check_set(request: &ApplyRequest) -> Result<(), &'static str> {
 }
 
 /// The host sends none that is wrong; names become files here, and too little entropy would not tell two machines apart.
-fn checked(request: RenewRequest) -> Result<Renewal, &'static str> {
-    let RenewRequest { old_nonce: _, nonce, unix_nanos, entropy, hostname, machine_id, mac } = request;
+pub(super) fn checked(request: RenewRequest) -> Result<Renewal, &'static str> {
+    let RenewRequest { old_nonce: _, nonce, unix_nanos, entropy, hostname, machine_id, mac, disk_bytes: _ } = request;
     let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !(1..=64).contains(&nonce.len()) || !hex(&nonce) {
         return Err("the nonce must be 1 to 64 hex digits");

@@ -4,8 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use setpoint_guest::agent::boot::Machine;
 use setpoint_guest::agent::link::Link;
-use setpoint_guest::agent::{Agent, Config, boot, power};
+use setpoint_guest::agent::{Agent, boot, power};
 
 fn main() {
     if std::process::id() != 1 {
@@ -22,11 +23,12 @@ fn main() {
 }
 
 /// One thread does everything: the agent waits most of its life, and a small one starts fast under emulation.
-fn run(config: Config) -> io::Result<()> {
+fn run(machine: Machine) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let agent = Agent::start(config)?;
         let link = Link::open()?;
+        let nonce = if machine.is_blank() { Some(become_somebodys(&machine, &link).await?) } else { None };
+        let agent = Agent::start(machine.finish(nonce).map_err(io::Error::other)?)?;
         tokio::select! {
             result = serve(&agent, &link) => result?,
             () = agent.shutdown_requested() => {}
@@ -34,6 +36,17 @@ fn run(config: Config) -> io::Result<()> {
         agent.stop().await;
         Ok(())
     })
+}
+
+/// Waits until a host has said whose machine this is; the nonce that it has then.
+async fn become_somebodys(machine: &Machine, link: &Arc<Link>) -> io::Result<String> {
+    let blank = machine.blank();
+    loop {
+        let connection = link.host().await?;
+        if let Ok(Some(nonce)) = blank.serve(connection).await {
+            return Ok(nonce);
+        }
+    }
 }
 
 /// Serves one host after another.

@@ -28,6 +28,7 @@ fn renewal() -> RenewRequest {
         hostname: "blog".to_owned(),
         machine_id: "a".repeat(32),
         mac: vec![2, 0, 0, 0, 0, 1].into(),
+        disk_bytes: 0,
     }
 }
 

@@ -53,6 +53,11 @@ pub(super) struct CommandLine<'a> {
 pub(super) enum Start {
     /// Its kernel, and memory that is zero.
     Boot,
+    /// The same, as nobody's, with a disk that it does not look at.
+    Blank {
+        /// That disk.
+        data: PathBuf,
+    },
     /// What is loaded into it through the monitor, over this base.
     Incoming {
         /// The file that its memory maps privately.
@@ -80,7 +85,7 @@ impl CommandLine<'_> {
             .option("-m", format!("{}M", self.machine.memory_mib))
             .option("-object", self.memory());
         match &self.start {
-            Start::Boot => arguments
+            Start::Boot | Start::Blank { data: _ } => arguments
                 .option("-kernel", &self.kernel)
                 .option("-initrd", &self.initramfs)
                 .option("-append", self.kernel_command_line()),
@@ -116,7 +121,7 @@ impl CommandLine<'_> {
     fn memory(&self) -> String {
         let size = self.machine.memory_mib;
         match &self.start {
-            Start::Boot => format!("memory-backend-memfd,id=m0,size={size}M,share=on"),
+            Start::Boot | Start::Blank { data: _ } => format!("memory-backend-memfd,id=m0,size={size}M,share=on"),
             Start::Incoming { base } => {
                 let base = base.to_string_lossy().replace(',', ",,");
                 format!("memory-backend-file,id=m0,size={size}M,mem-path={base},share=off")
@@ -176,6 +181,9 @@ impl CommandLine<'_> {
         words.push(format!("setpoint.nonce={}", self.machine.nonce));
         words.push(format!("setpoint.root={root}"));
         words.push(format!("setpoint.hostname={}", self.machine.app.name));
+        if let Start::Blank { data: _ } = self.start {
+            words.push("setpoint.begin=blank".to_owned());
+        }
         words.join(" ")
     }
 }

@@ -164,19 +164,7 @@ impl Guest for QemuGuest {
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<()> {
-        let Renewal { nonce, entropy, hostname, machine_id, mac } = renewal;
-        // As late as possible: from here it takes a millisecond or two.
-        let now = Timestamp::now().as_nanosecond();
-        let request = proto::RenewRequest {
-            old_nonce: self.nonce.0.clone(),
-            nonce: nonce.0.clone(),
-            unix_nanos: u64::try_from(now).unwrap_or_default(),
-            entropy: entropy.to_vec().into(),
-            hostname: hostname.clone(),
-            machine_id: machine_id.clone(),
-            mac: mac.to_vec().into(),
-        };
-        self.client.renew(request).await.map_err(|error| self.refused(&error))
+        self.client.renew(renew_request(&self.nonce, renewal)).await.map_err(|error| self.refused(&error))
     }
 
     async fn thaw(&self) -> Result<()> {
@@ -202,6 +190,21 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// What makes the guest that was saved as `old` another one, from now on: the clock is that of this moment.
+pub(super) fn renew_request(old: &BootNonce, renewal: &Renewal) -> proto::RenewRequest {
+    let Renewal { nonce, entropy, hostname, machine_id, mac } = renewal;
+    proto::RenewRequest {
+        old_nonce: old.0.clone(),
+        nonce: nonce.0.clone(),
+        unix_nanos: u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default(),
+        entropy: entropy.to_vec().into(),
+        hostname: hostname.clone(),
+        machine_id: machine_id.clone(),
+        mac: mac.to_vec().into(),
+        disk_bytes: 0,
+    }
 }
 
 fn sync_file(file: WorkspaceFile) -> SyncFile {

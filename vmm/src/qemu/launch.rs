@@ -22,7 +22,7 @@ use super::template::Root;
 use super::vm_dir::{VMM_LOG, VmDir};
 use super::watch::{self, Life};
 use super::{QemuDriver, blocking, busy, cgroup, initramfs, kernel, modules};
-use crate::driver::{Result, VmmError};
+use crate::driver::{Launched, Result, VmmError};
 
 /// How long a shim may take to say that it has begun: it makes two sockets and starts one process.
 const BEGIN: Duration = Duration::from_secs(20);
@@ -36,13 +36,13 @@ const COMPLAINT_BYTES: usize = 2048;
 /// What every microVM of this driver boots from.
 #[derive(Debug, Clone)]
 pub(super) struct BootFiles {
-    kernel: Kernel,
-    initramfs: PathBuf,
+    pub kernel: Kernel,
+    pub initramfs: PathBuf,
 }
 
 impl QemuDriver {
     /// Makes sure that `machine` runs with its nonce.
-    pub(super) async fn ensure_running(&self, machine: &Machine) -> Result<()> {
+    pub(super) async fn ensure_running(&self, machine: &Machine) -> Result<Launched> {
         let vm = self.vm(&machine.sandbox);
         if vm.saved()?.is_some() {
             // Left over from a pause or resume that was cut short.
@@ -51,15 +51,27 @@ impl QemuDriver {
         match watch::life(&vm).await? {
             Life::Running(process) if process.nonce == machine.nonce => {
                 self.confine(&vm, machine, &process);
-                return accepted(&vm, &machine.nonce).await;
+                accepted(&vm, &machine.nonce).await?;
+                return Ok(Launched::Already);
             }
             Life::Running(_) => return Err(busy(&machine.sandbox)),
             Life::Absent | Life::Ended(_) => {}
         }
+        // What is missing is found before anything is changed.
         let arguments = self.arguments(machine, self.boot_files().await?, Start::Boot)?;
         vm.create()?;
+        let Some(_lock) = vm.lock_power()? else { return Err(busy(&machine.sandbox)) };
         vm.abandon_saved()?;
-        self.start(&vm, machine, arguments).await
+        match self.begin_warm(&vm, machine).await? {
+            cold @ Launched::Cold(_) => self.start(&vm, machine, arguments).await.map(|()| cold),
+            done @ (Launched::Warm | Launched::Already) => Ok(done),
+        }
+    }
+
+    /// Starts a VMM that is nobody's.
+    pub(super) async fn start_blank(&self, vm: &VmDir, machine: &Machine, start: Start) -> Result<()> {
+        let arguments = self.arguments(machine, self.boot_files().await?, start)?;
+        self.start(vm, machine, arguments).await
     }
 
     /// Starts a VMM that waits for its devices' state, over a base.
@@ -121,9 +133,13 @@ impl QemuDriver {
             Some(Root::Image(image)) => Some(image),
             None => return Err(missing(format!("template {}", machine.template))),
         };
-        if self.disks.size(&machine.disk)?.is_none() {
-            return Err(missing(format!("data disk {}", machine.disk)));
-        }
+        let data = match &start {
+            Start::Blank { data } => data.clone(),
+            Start::Boot | Start::Incoming { base: _ } => match self.disks.size(&machine.disk)? {
+                Some(_) => self.disks.path(&machine.disk),
+                None => return Err(missing(format!("data disk {}", machine.disk))),
+            },
+        };
         let line = CommandLine {
             machine_type: self.config.machine,
             network: self.config.network,
@@ -132,7 +148,7 @@ impl QemuDriver {
             kernel: absolute(&boot.kernel.image),
             initramfs: absolute(&boot.initramfs),
             root: root.as_deref().map(absolute),
-            data: absolute(self.disks.path(&machine.disk)),
+            data: absolute(data),
             start,
         };
         Ok(line.arguments())

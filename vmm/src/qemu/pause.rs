@@ -76,7 +76,11 @@ impl QemuDriver {
     }
 
     /// Stops the VMM and writes everything down, up to `saved.json`.
-    async fn save(&self, work: &Work<'_>, cancel: &tokio_util::sync::CancellationToken) -> Result<SavedRecord> {
+    pub(super) async fn save(
+        &self,
+        work: &Work<'_>,
+        cancel: &tokio_util::sync::CancellationToken,
+    ) -> Result<SavedRecord> {
         let Work { vm, process, snapshot } = work;
         let machine = vm.machine()?.ok_or_else(|| not_running_in(vm))?;
         let mut qmp = Qmp::connect(vm).await?;
@@ -177,8 +181,10 @@ impl QemuDriver {
     pub(super) async fn collect(&self) -> Result<()> {
         let _alone = self.saving.write().await;
         let mut kept = BTreeSet::new();
-        for vm in VmDir::all(&self.config.dir.join("vms"))? {
-            kept.extend(vm.images()?);
+        for directory in ["vms", "warm"] {
+            for vm in VmDir::all(&self.config.dir.join(directory))? {
+                kept.extend(vm.images()?);
+            }
         }
         let store = self.memory.clone();
         let failed = |source| VmmError::Vmm { vmm: "qemu", problem: format!("left saved memory behind: {source}") };
@@ -187,10 +193,10 @@ impl QemuDriver {
 }
 
 /// What is being saved.
-struct Work<'a> {
-    vm: &'a VmDir,
-    process: &'a ProcessRecord,
-    snapshot: &'a SnapshotId,
+pub(super) struct Work<'a> {
+    pub vm: &'a VmDir,
+    pub process: &'a ProcessRecord,
+    pub snapshot: &'a SnapshotId,
 }
 
 /// The file with the devices' state.
@@ -212,7 +218,7 @@ fn keep_devices(vm: &VmDir, snapshot: &SnapshotId) -> Result<Devices> {
 
 /// Says whose memory an error is about, and what to do where the kernel is asked to forbid looking at it.
 pub(super) fn memory_error(vm: &VmDir) -> impl FnOnce(MemoryError) -> VmmError + Send + 'static + use<> {
-    let sandbox = SandboxId(vm.path().file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let sandbox = SandboxId(vm.name());
     move |source| match source {
         MemoryError::Forbidden { pid, source } => VmmError::Unsupported {
             problem: format!("the kernel does not allow to look into process {pid}, the VMM of {sandbox}: {source}"),

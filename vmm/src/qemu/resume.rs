@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -19,7 +20,7 @@ use super::files::io_error;
 use super::guest::{QemuGuest, with_causes};
 use super::pause::{busy_with_power, memory_error};
 use super::qmp::Qmp;
-use super::saved::{OriginRecord, SavedRecord, VERSION, checksum};
+use super::saved::{OriginRecord, SavedRecord, Shape, VERSION, checksum};
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
 use super::{QemuDriver, blocking};
@@ -66,14 +67,25 @@ impl QemuDriver {
 
     /// Everything up to the point from which there is no way back, and the connection to the agent, which stands still yet.
     async fn restore(&self, vm: &VmDir, machine: &Machine, saved: &SavedRecord) -> Result<Arc<dyn Guest>> {
-        self.check(machine, saved)?;
+        self.check(machine, &self.shape(machine), saved)?;
+        self.load(vm, machine, saved, &vm.devices(&saved.snapshot)).await?;
+        let agent = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
+        reach("resume/renew")?;
+        agent.renew(&renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?).await?;
+        reach("resume/commit")?;
+        vm.commit_resumed(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
+        Ok(agent)
+    }
+
+    /// Starts a VMM with what was saved, memory and devices, and lets its processors run.
+    pub(super) async fn load(&self, vm: &VmDir, machine: &Machine, saved: &SavedRecord, devices: &Path) -> Result<()> {
         let store = self.memory.clone();
         let image = store.image(&saved.snapshot).map_err(memory_error(vm))?;
         let base = image.base.clone().map(|base| store.base_path(&base));
         let base = base.ok_or_else(|| damaged(machine, "its memory has no base"))?;
         // Reading and checking goes on while QEMU starts.
         let loading = Loading::start(&store, image);
-        let devices = open_devices(vm, machine, saved)?;
+        let devices = open_devices(devices, machine, saved)?;
         reach("resume/start")?;
         self.start_incoming(vm, machine, &base).await?;
         let mut qmp = Qmp::connect(vm).await?;
@@ -84,27 +96,20 @@ impl QemuDriver {
         blocking(move || load().map_err(failed)).await?;
         reach("resume/devices")?;
         qmp.migrate_in(devices.as_fd(), STATE_FD).await?;
-        // The disk may have been lengthened meanwhile.
+        // The disk may be longer than the one that was saved.
         if let Some(size) = self.disks.size(&machine.disk)? {
             qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await?;
         }
         reach("resume/run")?;
-        qmp.execute("cont", json!({})).await?;
-        drop(qmp);
-        let agent = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
-        reach("resume/renew")?;
-        agent.renew(&renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?).await?;
-        reach("resume/commit")?;
-        vm.commit_resumed(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
-        Ok(agent)
+        qmp.execute("cont", json!({})).await.map(drop)
     }
 
     /// Whether what was saved can go on here at all.
-    fn check(&self, machine: &Machine, saved: &SavedRecord) -> Result<()> {
+    pub(super) fn check(&self, machine: &Machine, shape: &Shape, saved: &SavedRecord) -> Result<()> {
         if saved.version != VERSION {
             return Err(damaged(machine, "it was saved in another form"));
         }
-        match self.shape(machine).difference(&saved.shape) {
+        match shape.difference(&saved.shape) {
             None => Ok(()),
             Some(difference) => Err(VmmError::Unsupported {
                 problem: format!("{} cannot go on from its saved state: {difference}", machine.sandbox),
@@ -121,17 +126,16 @@ async fn thaw(agent: &dyn Guest) -> Result<()> {
 }
 
 /// The devices' state, checked.
-fn open_devices(vm: &VmDir, machine: &Machine, saved: &SavedRecord) -> Result<File> {
-    let path = vm.devices(&saved.snapshot);
-    let content = std::fs::read(&path).map_err(io_error("read", &path))?;
+fn open_devices(path: &Path, machine: &Machine, saved: &SavedRecord) -> Result<File> {
+    let content = std::fs::read(path).map_err(io_error("read", path))?;
     if checksum(&content) != saved.devices {
         return Err(damaged(machine, "the checksum of its devices' state does not match"));
     }
-    File::open(&path).map_err(io_error("open", &path))
+    File::open(path).map_err(io_error("open", path))
 }
 
 /// What makes the guest one of its own: the names follow from the sandbox, so that they stay the same over its boots.
-fn renewal(machine: &Machine) -> io::Result<Renewal> {
+pub(super) fn renewal(machine: &Machine) -> io::Result<Renewal> {
     let mut entropy = [0; ENTROPY];
     io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut entropy)?;
     let digest = sha256_hex(&[b"machine", machine.sandbox.as_str().as_bytes()]);

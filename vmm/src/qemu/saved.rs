@@ -27,8 +27,8 @@ use super::files::{io_error, read_json, remove_if_there, write_json};
 use super::vm_dir::VmDir;
 use crate::driver::Result;
 
-const SAVED: &str = "saved.json";
-const ORIGIN: &str = "origin.json";
+pub(super) const SAVED: &str = "saved.json";
+pub(super) const ORIGIN: &str = "origin.json";
 const ABANDONED: &str = "abandoned.json";
 const LOCK: &str = "power.lock";
 

@@ -66,6 +66,11 @@ impl VmDir {
         entries.map(|entry| Ok(Self { path: entry.map_err(io_error("list", vms))?.path() })).collect()
     }
 
+    /// Its name: the sandbox's, or a warm template's key.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -340,7 +340,7 @@ impl World {
         let Some(mut disk) = self.disk(&machine.disk)? else {
             return Err(self.violation(&lock, &format!("launch of {} without its disk", machine.sandbox))?);
         };
-        if let Some(user) = self.user_of(&disk)? {
+        if let Some(user) = self.user_of(&disk)?.filter(|user| *user != machine.sandbox) {
             let what = format!("launch of {} with disk {}, which {user} uses", machine.sandbox, disk.id);
             return Err(self.violation(&lock, &what)?);
         }

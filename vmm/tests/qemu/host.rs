@@ -78,6 +78,24 @@ impl Host {
         recorded_pid(&self.vm_dir(), role).unwrap()
     }
 
+    /// The same of another sandbox's microVM.
+    pub fn pid_of(&self, machine: &Machine, role: &str) -> Pid {
+        recorded_pid(&self.dir_of(machine), role).unwrap()
+    }
+
+    /// Ends another sandbox's microVM, whatever it does.
+    pub fn end(&self, machine: &Machine) {
+        for role in ["qemu", "shim"] {
+            if let Some(pid) = recorded_pid(&self.dir_of(machine), role).filter(|pid| runs_in(*pid, self.dir.path())) {
+                kill_and_wait(pid);
+            }
+        }
+    }
+
+    fn dir_of(&self, machine: &Machine) -> PathBuf {
+        self.config.dir.join("vms").join(machine.sandbox.as_str())
+    }
+
     /// The control groups that the microVM has.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let Ok(record) = fs::read(self.vm_dir().join("cgroup.json")) else { return Vec::new() };

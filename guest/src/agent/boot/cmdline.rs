@@ -9,6 +9,17 @@ pub struct CommandLine {
     pub root: Root,
     /// The machine's name.
     pub hostname: String,
+    /// How it begins.
+    pub begins: Begins,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// As a sandbox's, with its data disk.
+    AsItself,
+    /// As nobody's, to be saved and restored as many sandboxes': it waits to be told whose.
+    Blank,
 }
 
 /// Where the template is.
@@ -33,7 +44,12 @@ impl CommandLine {
             Some(other) => return Err(format!("setpoint.root={other} is neither minimal nor disk")),
         };
         let hostname = value("setpoint.hostname").filter(|name| !name.is_empty()).unwrap_or("setpoint");
-        Ok(Self { nonce: nonce.to_owned(), root, hostname: hostname.to_owned() })
+        let begins = match value("setpoint.begin") {
+            None => Begins::AsItself,
+            Some("blank") => Begins::Blank,
+            Some(other) => return Err(format!("setpoint.begin={other} is not blank")),
+        };
+        Ok(Self { nonce: nonce.to_owned(), root, hostname: hostname.to_owned(), begins })
     }
 }
 
@@ -46,8 +62,11 @@ mod tests {
     #[test]
     fn the_hosts_words_are_found_among_the_kernels() {
         let line = "console=ttyS0 setpoint.nonce=00ff setpoint.root=disk panic=-1 setpoint.hostname=blog\n";
-        let expected = CommandLine { nonce: "00ff".into(), root: Root::Disk, hostname: "blog".into() };
+        let expected =
+            CommandLine { nonce: "00ff".into(), root: Root::Disk, hostname: "blog".into(), begins: Begins::AsItself };
         assert_eq!(CommandLine::parse(line).unwrap(), expected);
+        let blank = CommandLine::parse("setpoint.nonce=00ff setpoint.begin=blank").unwrap();
+        assert_eq!(blank.begins, Begins::Blank);
     }
 
     #[test]

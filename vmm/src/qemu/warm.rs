@@ -1,0 +1,184 @@
+//! Warm templates: one machine of each kind is booted up to the point where it is nobody's yet, and saved. Every microVM of that kind
+//! then begins as a private copy of its memory, and is told whose it is, instead of booting.
+//!
+//! ```text
+//! warm/<key>/saved.json, <snapshot>.state   as of a paused microVM, whose memory lies with all others'
+//!            placeholder.img                the data disk that it never looked at
+//! ```
+//!
+//! The key is a hash over everything that the saved state depends on, so that a change of any of it makes another one.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use setpoint_guest::client::BlankClient;
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, hex, sha256_hex};
+use setpoint_schema::observed::Machine;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::command::Start;
+use super::files::{io_error, remove_if_there};
+use super::guest::{renew_request, with_causes};
+use super::pause::Work;
+use super::resume::renewal;
+use super::saved::{OriginRecord, SavedRecord, Shape};
+use super::vm_dir::{AGENT_SOCKET, VmDir};
+use super::watch::{self, Life};
+use super::{QemuDriver, busy};
+use crate::driver::{Cold, Launched, Result, VmmError};
+use crate::failpoint::reach;
+
+/// How long a machine may take to boot, under emulation on a busy host.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How long a restored machine may take to become somebody's.
+const BECOME: Duration = Duration::from_secs(20);
+
+/// The data disk of a template. Smaller than any sandbox's, so that nobody takes the one for the other.
+const PLACEHOLDER: &str = "placeholder.img";
+const PLACEHOLDER_BYTES: u64 = 1 << 20;
+
+impl QemuDriver {
+    /// Makes the warm template that `machine` could begin from, unless it is there.
+    pub(super) async fn make_warm(&self, machine: &Machine) -> Result<()> {
+        let _warming = self.warming.lock().await;
+        let vm = self.warm(machine).await?;
+        if vm.saved()?.is_some() {
+            return Ok(());
+        }
+        vm.create()?;
+        let Some(_lock) = vm.lock_power()? else { return Err(busy(&machine.sandbox)) };
+        // Left over from an earlier try that was cut short.
+        watch::kill(&vm).await?;
+        let made = self.boot_and_save(&vm, machine).await;
+        watch::kill(&vm).await?;
+        super::cgroup::release(&vm)?;
+        made
+    }
+
+    async fn boot_and_save(&self, vm: &VmDir, machine: &Machine) -> Result<()> {
+        let blank = Machine {
+            sandbox: SandboxId(vm.name()),
+            nonce: BootNonce(random_id()?),
+            disk: DiskId(PLACEHOLDER.to_owned()),
+            ..machine.clone()
+        };
+        let placeholder = vm.file(PLACEHOLDER);
+        let sparse = File::create(&placeholder).and_then(|file| file.set_len(PLACEHOLDER_BYTES));
+        sparse.map_err(io_error("make", &placeholder))?;
+        self.start_blank(vm, &blank, Start::Blank { data: placeholder }).await?;
+        let client = self.blank(vm, BOOT).await?;
+        if client.nonce() != blank.nonce.as_str() {
+            return Err(astray(vm, "another machine answers"));
+        }
+        drop(client);
+        let Life::Running(process) = watch::life(vm).await? else { return Err(astray(vm, "it has ended")) };
+        let _saving = self.saving.read().await;
+        let work = Work { vm, process: &process, snapshot: &SnapshotId(random_id()?) };
+        reach("warm/save")?;
+        self.save(&work, &CancellationToken::new()).await.map(drop)
+    }
+
+    /// Begins a boot from its warm template; says why not, where that cannot be.
+    pub(super) async fn begin_warm(&self, vm: &VmDir, machine: &Machine) -> Result<Launched> {
+        let warm = self.warm(machine).await?;
+        let Some(saved) = warm.saved()? else { return Ok(Launched::Cold(Cold::NotWarm)) };
+        let _saving = self.saving.read().await;
+        vm.write_origin(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
+        let Err(error) = self.restore_blank(vm, machine, &warm, &saved).await else { return Ok(Launched::Warm) };
+        watch::kill(vm).await?;
+        vm.forget_origin()?;
+        // Whatever is wrong with it: the next one is made anew.
+        warm.forget_saved()?;
+        Ok(Launched::Cold(Cold::Failed(with_causes(&error))))
+    }
+
+    async fn restore_blank(&self, vm: &VmDir, machine: &Machine, warm: &VmDir, saved: &SavedRecord) -> Result<()> {
+        let shape = Shape { disk: PLACEHOLDER.to_owned(), ..self.shape(machine) };
+        self.check(machine, &shape, saved)?;
+        reach("warm/load")?;
+        self.load(vm, machine, saved, &warm.devices(&saved.snapshot)).await?;
+        let client = self.blank(vm, BECOME).await?;
+        if client.nonce() != saved.nonce.as_str() {
+            return Err(astray(vm, "another machine answers"));
+        }
+        let renewal = renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?;
+        let mut request = renew_request(&saved.nonce, &renewal);
+        request.disk_bytes = self.disks.size(&machine.disk)?.unwrap_or_default().as_bytes();
+        reach("warm/become")?;
+        client.become_somebodys(request).await.map_err(|error| astray(vm, &with_causes(&error)))
+    }
+
+    async fn blank(&self, vm: &VmDir, patience: Duration) -> Result<BlankClient> {
+        let stream = vm.connect(AGENT_SOCKET).await.map_err(io_error("connect to", &vm.file(AGENT_SOCKET)))?;
+        match timeout(patience, BlankClient::connect(stream)).await {
+            Ok(client) => client.map_err(|error| astray(vm, &with_causes(&error))),
+            Err(_) => Err(astray(vm, &format!("it did not answer within {} s", patience.as_secs()))),
+        }
+    }
+
+    /// Removes every warm template that none of `machines` could begin from.
+    pub(super) async fn keep_warm_for(&self, machines: &[Machine]) -> Result<()> {
+        let _warming = self.warming.lock().await;
+        let mut kept = BTreeSet::new();
+        for machine in machines {
+            kept.insert(self.warm(machine).await?.name());
+        }
+        let all = VmDir::all(&self.config.dir.join("warm"))?;
+        let unused: Vec<_> = all.into_iter().filter(|vm| !kept.contains(&vm.name())).collect();
+        for vm in &unused {
+            watch::kill(vm).await?;
+            super::cgroup::release(vm)?;
+            vm.remove()?;
+        }
+        if unused.is_empty() { Ok(()) } else { self.collect().await }
+    }
+
+    /// The directory of the warm template that `machine` could begin from, made or not.
+    async fn warm(&self, machine: &Machine) -> Result<VmDir> {
+        let Shape { qemu, machine: options, accel, cpu, vcpus, memory_mib, template, disk: _ } = self.shape(machine);
+        let boot = self.boot_files().await?;
+        let kernel = fs::metadata(&boot.kernel.image).map_err(io_error("inspect", &boot.kernel.image))?;
+        let kernel = format!("{} {} {}", boot.kernel.image.display(), kernel.len(), kernel.mtime());
+        let size = format!("{vcpus} {memory_mib} {:?}", self.config.network);
+        // The initramfs is named after its content, the agent's with it.
+        let initramfs = boot.initramfs.to_string_lossy();
+        let parts = [&qemu, &options, &accel, &cpu, &size, &template, &kernel, initramfs.as_ref()];
+        let key = sha256_hex(&parts.map(str::as_bytes));
+        Ok(VmDir::of(&self.config.dir.join("warm"), &SandboxId(key[..32].to_owned())))
+    }
+}
+
+impl VmDir {
+    /// What the memory of a boot is made from that is about to begin.
+    fn write_origin(&self, origin: &OriginRecord) -> Result<()> {
+        let path = self.file(super::saved::ORIGIN);
+        super::files::write_json(&path, origin).map_err(io_error("write", &path))
+    }
+
+    fn forget_origin(&self) -> Result<()> {
+        let path = self.file(super::saved::ORIGIN);
+        remove_if_there(&path).map_err(io_error("remove", &path))
+    }
+
+    fn forget_saved(&self) -> Result<()> {
+        let path = self.file(super::saved::SAVED);
+        remove_if_there(&path).map_err(io_error("remove", &path))
+    }
+}
+
+fn astray(vm: &VmDir, problem: &str) -> VmmError {
+    VmmError::Vmm { vmm: "qemu", problem: format!("machine in {} cannot be used: {problem}", vm.path().display()) }
+}
+
+/// A name that nothing else has: 32 hex digits.
+fn random_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    let path = std::path::Path::new("/dev/urandom");
+    File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(io_error("read", path))?;
+    Ok(hex(&bytes))
+}
