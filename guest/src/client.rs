@@ -320,7 +320,17 @@ impl Client {
     /// # Errors
     /// The call fails; then nothing stands still, unless the connection broke.
     pub async fn freeze(&self) -> Result<()> {
-        within("freeze", limits::FREEZE, self.agent.clone().freeze(FreezeRequest {})).await.map(drop)
+        let request = FreezeRequest { processes_only: false };
+        within("freeze", limits::FREEZE, self.agent.clone().freeze(request)).await.map(drop)
+    }
+
+    /// Makes the user's processes alone stand still, until [`Self::thaw`].
+    ///
+    /// # Errors
+    /// The call fails; then nothing stands still, unless the connection broke.
+    pub async fn freeze_processes(&self) -> Result<()> {
+        let request = FreezeRequest { processes_only: true };
+        within("freeze", limits::FREEZE, self.agent.clone().freeze(request)).await.map(drop)
     }
 
     /// Makes a restored machine one of its own. Without this having succeeded it must not be thawed.

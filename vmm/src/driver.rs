@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -121,6 +122,19 @@ pub trait Driver: Send + Sync + 'static {
     /// A [`launch`](Self::launch) boots a paused microVM from its disk instead. What was saved stays until something else is.
     async fn resume(&self, machine: &Machine) -> Result<()>;
 
+    /// Keeps memory and disk of one moment of a running boot, which goes on. Keeping what is kept is as good as once.
+    async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken>;
+
+    /// Makes sure that `machine` runs with its nonce, begun where the snapshot was taken, with a copy of its disk and an identity of
+    /// its own. Its disk must not be there, but for what an earlier try of this left.
+    async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()>;
+
+    /// Every snapshot that was kept, with what it takes on the disk.
+    async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>>;
+
+    /// Removes a snapshot. What began from it runs on.
+    async fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<()>;
+
     /// Ends the microVM now, without asking the guest. Its directory stays.
     async fn kill(&self, sandbox: &SandboxId) -> Result<()>;
 
@@ -185,6 +199,30 @@ pub struct Pause<'a> {
     pub agent: &'a dyn Guest,
     /// Cancelled when nobody wants the pause any more. It is looked at until the microVM is paused.
     pub cancel: &'a CancellationToken,
+}
+
+/// What to keep a moment of.
+#[derive(Clone, Copy)]
+pub struct Take<'a> {
+    /// Which microVM.
+    pub sandbox: &'a SandboxId,
+    /// Which boot of it.
+    pub nonce: &'a BootNonce,
+    /// What the snapshot is called: never used before, but by an earlier try of this.
+    pub snapshot: &'a SnapshotId,
+    /// The connection to its agent, which makes its processes stand still.
+    pub agent: &'a dyn Guest,
+}
+
+/// A moment that was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// How long the microVM's processors stood still for it; zero if it was kept before.
+    pub stopped: Duration,
+    /// How much it had written since it began; zero likewise.
+    pub written: ByteSize,
+    /// What its files take on the disk.
+    pub bytes: ByteSize,
 }
 
 /// What became of a pause.
@@ -254,6 +292,9 @@ pub trait Guest: Send + Sync {
     /// Stops the user's processes where they are, and makes the data file system clean and still, until [`Self::thaw`]. Only the
     /// driver asks for this: what stands still answers hardly anything.
     async fn freeze(&self) -> Result<()>;
+
+    /// The same without the file system.
+    async fn freeze_processes(&self) -> Result<()>;
 
     /// Makes a frozen guest that was restored one of its own: the clock first, then the random numbers, then its names. After an
     /// error it must not be thawed.

@@ -25,8 +25,10 @@ mod store;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use process::{GuestRam, Mapped};
+pub(crate) use image::Image;
+pub(crate) use process::{Captured, GuestRam, Mapped};
 pub(crate) use restore::Loading;
+pub(crate) use save::Pages;
 pub(crate) use store::Store;
 
 /// Why a memory could not be kept or brought back.

@@ -9,6 +9,7 @@
 //!       templates/<digest>.img   root images
 //!       kernels/<package>/…      kernels that were fetched
 //!       warm/<key>/…             machines that were booted and saved, for others to begin from
+//!       snapshots/<snapshot>/…   moments that were kept, for others to begin from, with a copy of the disk
 //!       memory/…                 what paused microVMs had in memory (see `crate::memory`)
 //!       cache/initramfs-*.cpio   made from agent, modules and busybox
 //! ```
@@ -19,6 +20,7 @@ mod command;
 mod cpio;
 mod disk;
 pub(crate) mod files;
+mod fork;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -40,11 +42,12 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
-use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest};
 use setpoint_schema::observed::{Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 use tokio::sync::{Mutex, OnceCell, RwLock};
@@ -54,7 +57,7 @@ pub use command::{MachineType, Network};
 pub use kernel::Kernel;
 pub use probe::{Probe, ProbeStatus};
 
-use crate::driver::{Driver, Guest, Launched, Pause, Paused, Result, TemplateSource, VmmError};
+use crate::driver::{Driver, Guest, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
 use crate::memory::Store;
 use cgroup::Hierarchy;
 use command::Start;
@@ -112,6 +115,8 @@ pub struct QemuDriver {
     saving: RwLock<()>,
     /// Making warm templates, one at a time.
     warming: Mutex<()>,
+    /// How long the last restore took until everything was loaded.
+    last_load: std::sync::Mutex<Option<Duration>>,
 }
 
 impl QemuDriver {
@@ -131,6 +136,7 @@ impl QemuDriver {
             memory: Store::new(config.dir.join("memory")),
             saving: RwLock::new(()),
             warming: Mutex::new(()),
+            last_load: std::sync::Mutex::default(),
             config,
         })
     }
@@ -139,6 +145,13 @@ impl QemuDriver {
     #[must_use]
     pub fn accel(&self) -> &ChosenAccel {
         &self.accel
+    }
+
+    /// How long the last restore of this driver took from its beginning until memory and devices were loaded, and the processors
+    /// could run.
+    #[must_use]
+    pub fn last_load(&self) -> Option<Duration> {
+        *self.last_load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a driver of this configuration would find here. Changes nothing.
@@ -209,6 +222,22 @@ impl Driver for QemuDriver {
 
     async fn resume(&self, machine: &Machine) -> Result<()> {
         self.resume_from_files(machine).await
+    }
+
+    async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken> {
+        self.keep_moment(take).await
+    }
+
+    async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+        self.begin_from(machine, snapshot).await
+    }
+
+    async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
+        self.kept_moments()
+    }
+
+    async fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.forget_moment(snapshot).await
     }
 
     async fn kill(&self, sandbox: &SandboxId) -> Result<()> {

@@ -22,11 +22,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TemplateDigest};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
-use crate::driver::{Cold, Driver, Guest, Launched, Pause, Paused, Result, TemplateSource, VmmError};
+use crate::driver::{Cold, Driver, Guest, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
 
 pub use clock::{Clock, TokioClock, WallClock};
 use guest::SimGuest;
@@ -125,6 +125,25 @@ impl Driver for SimDriver {
             self.sim.world.note_fault(sandbox, error)?;
         }
         resumed
+    }
+
+    async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken> {
+        let keep = |world: &World| world.keep_moment(take.sandbox, take.nonce, take.snapshot);
+        let bytes = self.sim.call(Operation::Snapshot, take.sandbox.as_str(), keep).await?;
+        Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes })
+    }
+
+    async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+        let begin = |world: &World| world.begin_from(machine, snapshot);
+        self.sim.call(Operation::LaunchFrom, machine.sandbox.as_str(), begin).await
+    }
+
+    async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
+        self.sim.world.moments()
+    }
+
+    async fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.sim.world.forget_moment(snapshot)
     }
 
     async fn kill(&self, sandbox: &SandboxId) -> Result<()> {

@@ -12,12 +12,13 @@ mod microvm {
     use std::time::{Duration, Instant};
 
     use futures_util::{StreamExt as _, stream};
+    use rustix::process::{Signal, kill_process};
     use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TreeDigest};
     use setpoint_schema::observed::{Machine, VmState};
     use setpoint_schema::quantity::Span;
     use setpoint_schema::runtime::{ProcessSet, Runtime, Web};
     use setpoint_vmm::driver::{
-        Driver, FileKind, Guest, Launched, ManifestEntry, Pause, Paused, RestartScope, Result, WorkspaceFile,
+        Driver, FileKind, Guest, Launched, ManifestEntry, Pause, Paused, RestartScope, Result, Take, WorkspaceFile,
     };
     use tokio::time::timeout;
     use tokio_util::sync::CancellationToken;
@@ -226,6 +227,102 @@ mod microvm {
         let next = Machine { nonce: boot(99).nonce, ..machine.clone() };
         let agent = resume(&host, &next).await;
         assert_eq!(shell(&*agent, "cat mine").await, "mine");
+    }
+
+    #[tokio::test]
+    async fn a_live_fork_and_its_source_both_go_on_and_their_writes_do_not_cross() {
+        let host = Host::with_real_agent().await;
+        host.driver.prewarm(&boot(1)).await.unwrap();
+        let source = launched(&host, &boot(1)).await;
+        count(&*source).await;
+        shell(&*source, "echo shared > both && head -c 20000000 /dev/urandom > /tmp/dirty && sync").await;
+        let sum = shell(&*source, "md5sum < /tmp/dirty").await;
+        let before = counted(&*source).await;
+        let (sandbox, nonce) = (boot(1).sandbox, boot(1).nonce);
+        let take = Take { sandbox: &sandbox, nonce: &nonce, snapshot: &snapshot(5), agent: &*source };
+        let taken = host.driver.take_snapshot(take).await.unwrap();
+        eprintln!("{taken:?}");
+        assert_eq!(host.driver.take_snapshot(take).await.unwrap().bytes, taken.bytes);
+        shell(&*source, "echo source > mine").await;
+
+        let fork =
+            Machine { disk: DiskId("fork-00000001".into()), sandbox: SandboxId("fork-00000001".into()), ..boot(7) };
+        let _ends = Ended(&host, vec![fork.clone()]);
+        let started = Instant::now();
+        host.driver.launch_from(&fork, &snapshot(5)).await.unwrap();
+        eprintln!("launch from: {:?}", started.elapsed());
+        let forked = agent(&host, &fork).await;
+        assert!(counted(&*forked).await >= before);
+        assert_eq!(shell(&*forked, "md5sum < /tmp/dirty").await, sum);
+        shell(&*forked, "test ! -e mine && echo fork > mine && cat both && sync").await;
+        assert_eq!(shell(&*source, "cat mine; md5sum < /tmp/dirty").await, format!("source\n{sum}"));
+        let id = "cat /etc/machine-id 2>/dev/null; head -c 8 /dev/urandom | od -An -tx1";
+        assert_ne!(shell(&*forked, id).await, shell(&*source, id).await);
+        let at = counted(&*source).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(counted(&*source).await > at);
+        assert_eq!(forked.status().await.unwrap().unready(), None);
+
+        // A disk of its own is not overwritten by a second beginning.
+        host.driver.kill(&fork.sandbox).await.unwrap();
+        let again = Machine { nonce: boot(8).nonce, ..fork.clone() };
+        host.driver.launch_from(&again, &snapshot(5)).await.unwrap_err();
+        host.driver.launch(&again).await.unwrap();
+        let forked = agent(&host, &again).await;
+        assert_eq!(shell(&*forked, "cat mine both").await, "fork\nshared");
+        host.driver.remove_snapshot(&snapshot(5)).await.unwrap();
+        assert_eq!(host.driver.list_snapshots().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_is_killed_during_a_pause_loses_nothing_that_was_synced() {
+        let host = Host::with_real_agent().await;
+        host.driver.prewarm(&boot(1)).await.unwrap();
+        let agent = launched(&host, &boot(1)).await;
+        shell(&*agent, "echo synced > kept && sync").await;
+        let qemu = host.pid("qemu");
+        let snapshot = snapshot(1);
+        let (pausing, killing) = (pause(&host, &boot(1), &*agent, &snapshot), async {
+            // As soon as the devices' state is there, the memory is being kept.
+            while !host.vm_dir().join(format!("{snapshot}.state")).exists() {
+                tokio::task::yield_now().await;
+            }
+            kill_process(qemu, Signal::KILL).unwrap();
+        });
+        let (paused, ()) = tokio::join!(pausing, killing);
+        drop(agent);
+        eprintln!("{paused:?}");
+        let state = host.driver.observe(&boot(1).sandbox).await.unwrap();
+        let again = match (&paused, state) {
+            // Killed too late: all of it was kept.
+            (Ok(_), VmState::Paused { .. }) => resume(&host, &boot(2)).await,
+            (Err(_), VmState::Exited { .. }) => launched(&host, &boot(2)).await,
+            (paused, state) => panic!("{paused:?}, {state:?}"),
+        };
+        assert_eq!(shell(&*again, "cat kept").await, "synced");
+    }
+
+    #[tokio::test]
+    async fn damaged_memory_is_not_resumed_but_booted_past_and_the_disk_is_as_it_was() {
+        let host = Host::with_real_agent().await;
+        host.driver.prewarm(&boot(1)).await.unwrap();
+        let agent = launched(&host, &boot(1)).await;
+        shell(&*agent, "echo written > before").await;
+        pause(&host, &boot(1), &*agent, &snapshot(1)).await.unwrap();
+        drop(agent);
+        let pack = host.file(&format!("memory/packs/{}.pack", snapshot(1)));
+        let mut content = std::fs::read(&pack).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        std::fs::write(&pack, content).unwrap();
+        host.driver.resume(&boot(2)).await.unwrap_err();
+        let state = host.driver.observe(&boot(1).sandbox).await.unwrap();
+        assert!(matches!(state, VmState::Paused { fault: Some(_), .. }), "{state:?}");
+        let agent = launched(&host, &boot(3)).await;
+        assert_eq!(shell(&*agent, "cat before").await, "written");
+        assert!(pack.exists(), "what was saved is kept");
+        host.driver.resume(&boot(4)).await.unwrap_err();
+        assert_eq!(shell(&*agent, "cat before").await, "written");
     }
 
     /// Ends the microVMs of sandboxes that the host does not know of.

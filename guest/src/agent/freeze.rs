@@ -55,6 +55,15 @@ pub struct Freezer {
     still: Mutex<Still>,
 }
 
+/// How much stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The user's processes.
+    Processes,
+    /// The data file system too.
+    ProcessesAndDisk,
+}
+
 #[derive(Debug, Default)]
 struct Still {
     processes: bool,
@@ -78,10 +87,10 @@ impl Freezer {
     ///
     /// # Errors
     /// There is no control group; or the kernel refuses, or takes too long.
-    pub async fn freeze(&self) -> io::Result<()> {
+    pub async fn freeze(&self, depth: Depth) -> io::Result<()> {
         let mut still = self.still.lock().await;
         self.gate.shut.send_replace(true);
-        let frozen = self.stop_all(&mut still).await;
+        let frozen = self.stop_all(&mut still, depth).await;
         if frozen.is_err() {
             self.let_go(&mut still)?;
         }
@@ -97,7 +106,7 @@ impl Freezer {
         self.let_go(&mut still)
     }
 
-    async fn stop_all(&self, still: &mut Still) -> io::Result<()> {
+    async fn stop_all(&self, still: &mut Still, depth: Depth) -> io::Result<()> {
         let group = self.processes.clone().ok_or_else(|| {
             io::Error::new(io::ErrorKind::Unsupported, "this machine has no control group to stop processes by")
         })?;
@@ -107,6 +116,7 @@ impl Freezer {
         }
         if let DataDisk::Ext4 { mount, .. } = &self.disk
             && !still.disk
+            && depth == Depth::ProcessesAndDisk
         {
             let mount = mount.clone();
             blocking(move || {

@@ -28,7 +28,7 @@ use crate::proto::{
 };
 
 use super::disk::DataDisk;
-use super::freeze::Freezer;
+use super::freeze::{Depth, Freezer};
 use super::job::{Env, Job, Output};
 use super::local;
 use super::logs;
@@ -216,10 +216,11 @@ impl agent_server::Agent for Service {
         Ok(Response::new(chunks.boxed()))
     }
 
-    async fn freeze(&self, _: Request<FreezeRequest>) -> Answer<FreezeReply> {
+    async fn freeze(&self, request: Request<FreezeRequest>) -> Answer<FreezeReply> {
+        let depth = if request.into_inner().processes_only { Depth::Processes } else { Depth::ProcessesAndDisk };
         // A sync under way comes to its end first.
         let workspace = self.shared.workspace.lock().await;
-        self.shared.freezer.freeze().await.map_err(|error| io_status("freeze the machine", &error))?;
+        self.shared.freezer.freeze(depth).await.map_err(|error| io_status("freeze the machine", &error))?;
         drop(workspace);
         Ok(Response::new(FreezeReply {}))
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::pages::{PAGE, Touched, touch};
+use super::pages::{CHUNK, PAGE, Touched, bytes, ranges, touch};
 use super::{MemoryError, Result, failed};
 
 /// What the mapping of fresh memory is called, after the object that QEMU makes it with.
@@ -43,6 +43,22 @@ pub(crate) struct GuestRam {
     offset: u64,
     bytes: u64,
     written: Written,
+}
+
+/// The written pages of a guest's memory at one moment.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(super) bytes: u64,
+    pub(super) touched: Vec<Touched>,
+    /// Their content, one behind the other.
+    pub(super) content: Vec<u8>,
+}
+
+impl Captured {
+    /// How much was written, in bytes.
+    pub fn written(&self) -> u64 {
+        self.content.len() as u64
+    }
 }
 
 #[derive(Debug)]
@@ -149,6 +165,22 @@ impl GuestRam {
             page += count as u64 / 8;
         }
         Ok(touched)
+    }
+
+    /// Copies the pages that were written since the process began, so that the guest need not stand still any longer.
+    pub fn capture(&self) -> Result<Captured> {
+        let touched = self.touched()?;
+        let length = touched.iter().map(|touched| bytes(touched.pages)).sum();
+        let mut content = vec![0; length];
+        let mut rest = content.as_mut_slice();
+        for Touched { chunk, pages } in &touched {
+            for range in ranges(*pages) {
+                let (part, behind) = rest.split_at_mut(range.len());
+                self.read(u64::from(*chunk) * CHUNK as u64 + range.start as u64, part)?;
+                rest = behind;
+            }
+        }
+        Ok(Captured { bytes: self.bytes, touched, content })
     }
 
     /// Reads from `offset` of the guest's memory on.

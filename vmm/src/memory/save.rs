@@ -9,12 +9,16 @@ use setpoint_schema::id::SnapshotId;
 
 use super::image::{Chunk, Image, hash};
 use super::pages::{CHUNK, Touched, bytes, not_zero, ranges};
-use super::process::GuestRam;
+use super::process::{Captured, GuestRam};
 use super::store::{Fresh, Store, check_id, read_in_place, read_packed, stamp, write_image};
 use super::{MemoryError, Result, failed};
 
 /// Chunks between two looks at whether anybody still wants the result: a few milliseconds' worth.
 const CHUNKS_PER_LOOK: usize = 64;
+
+/// Packs of one image. Beyond them the next pack takes all chunks in, so that neither a restore nor what is kept of old packs grows
+/// with the number of pauses.
+const PACKS: usize = 8;
 
 /// What is written to a pack at once.
 const PACK_WRITE: usize = 1 << 20;
@@ -27,13 +31,13 @@ impl Store {
     pub fn save(
         &self,
         id: &SnapshotId,
-        ram: &GuestRam,
+        pages: Pages<'_>,
         parent: Option<&Image>,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Image> {
         check_id(id)?;
         self.create()?;
-        let source = Source { ram, is_wanted };
+        let source = Source { pages, is_wanted };
         let image = match parent {
             None => self.save_base(id, &source)?,
             Some(parent) => self.save_pack(id, &source, parent)?,
@@ -45,7 +49,7 @@ impl Store {
 
     /// The whole memory as a sparse file in which every page has its place.
     fn save_base(&self, id: &SnapshotId, source: &Source<'_>) -> Result<Image> {
-        let memory = source.ram.bytes();
+        let memory = source.pages.memory();
         let base = Fresh::create(self.base_path(id))?;
         base.file.set_len(memory).map_err(failed("lengthen", base.path()))?;
         let mut chunks = Vec::new();
@@ -80,10 +84,11 @@ impl Store {
         let mut out = BufWriter::with_capacity(PACK_WRITE, &pack.file);
         let (mut chunks, mut fresh) = (Vec::new(), Vec::new());
         let mut position = 0;
+        let refers = parent.packs.len() < PACKS;
         source.each(|touched, content| {
             let data = not_zero(content, touched.pages);
             let made = entry(touched.chunk, touched.pages, data, content, own, position);
-            match parent.find(touched.chunk).filter(|known| known.hash == made.hash) {
+            match parent.find(touched.chunk).filter(|known| refers && known.hash == made.hash) {
                 Some(known) => chunks.push(known.clone()),
                 None => {
                     for range in ranges(data) {
@@ -101,13 +106,53 @@ impl Store {
         pack.sync()?;
         verify(&pack.file, pack.path(), &fresh, read_packed)?;
         pack.publish()?;
-        Ok(without_unused_packs(Image { memory: source.ram.bytes(), base: parent.base.clone(), packs, chunks }))
+        Ok(without_unused_packs(Image { memory: source.pages.memory(), base: parent.base.clone(), packs, chunks }))
+    }
+}
+
+/// Where written pages are read from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pages<'a> {
+    /// The memory of a guest that stands still.
+    Still(&'a GuestRam),
+    /// A copy of it.
+    Captured(&'a Captured),
+}
+
+impl Pages<'_> {
+    fn memory(self) -> u64 {
+        match self {
+            Self::Still(ram) => ram.bytes(),
+            Self::Captured(captured) => captured.bytes,
+        }
+    }
+
+    fn touched(self) -> Result<Vec<Touched>> {
+        match self {
+            Self::Still(ram) => ram.touched(),
+            Self::Captured(captured) => Ok(captured.touched.clone()),
+        }
+    }
+
+    /// Reads the pages of one chunk into their places. Chunks are read in order; `read` bytes were before.
+    fn read(self, touched: Touched, read: usize, content: &mut [u8; CHUNK]) -> Result<()> {
+        let begin = u64::from(touched.chunk) * CHUNK as u64;
+        let mut at = read;
+        for range in ranges(touched.pages) {
+            let length = range.len();
+            match self {
+                Self::Still(ram) => ram.read(begin + range.start as u64, &mut content[range])?,
+                Self::Captured(captured) => content[range].copy_from_slice(&captured.content[at..at + length]),
+            }
+            at += length;
+        }
+        Ok(())
     }
 }
 
 /// The memory that is being kept.
 struct Source<'a> {
-    ram: &'a GuestRam,
+    pages: Pages<'a>,
     is_wanted: &'a dyn Fn() -> bool,
 }
 
@@ -115,14 +160,13 @@ impl Source<'_> {
     /// Reads the written pages of each chunk into their places.
     fn each(&self, mut take: impl FnMut(Touched, &[u8; CHUNK]) -> Result<()>) -> Result<()> {
         let mut content = Box::new([0; CHUNK]);
-        for (count, touched) in self.ram.touched()?.into_iter().enumerate() {
+        let mut read = 0;
+        for (count, touched) in self.pages.touched()?.into_iter().enumerate() {
             if count % CHUNKS_PER_LOOK == 0 && !(self.is_wanted)() {
                 return Err(MemoryError::Cancelled);
             }
-            let begin = u64::from(touched.chunk) * CHUNK as u64;
-            for range in ranges(touched.pages) {
-                self.ram.read(begin + range.start as u64, &mut content[range])?;
-            }
+            self.pages.read(touched, read, &mut content)?;
+            read += bytes(touched.pages);
             take(touched, &content)?;
         }
         Ok(())
@@ -166,4 +210,98 @@ fn without_unused_packs(mut image: Image) -> Image {
     image.chunks.iter_mut().filter(|chunk| chunk.data == 0).for_each(|chunk| (chunk.pack, chunk.position) = (0, 0));
     image.packs = packs;
     image
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use super::super::pages::PAGE;
+    use super::*;
+
+    const MEMORY: u64 = 4 << 20;
+
+    fn id(number: u32) -> SnapshotId {
+        SnapshotId(format!("{number:032x}"))
+    }
+
+    /// The first page of each of these chunks, filled with a number.
+    fn captured(chunks: &[(u32, u8)]) -> Captured {
+        let touched = chunks.iter().map(|(chunk, _)| Touched { chunk: *chunk, pages: 1 }).collect();
+        let content = chunks.iter().flat_map(|(_, fill)| [*fill; PAGE]).collect();
+        Captured { bytes: MEMORY, touched, content }
+    }
+
+    fn save(store: &Store, number: u32, chunks: &[(u32, u8)], parent: Option<&Image>) -> Image {
+        store.save(&id(number), Pages::Captured(&captured(chunks)), parent, &|| true).unwrap()
+    }
+
+    fn packs(dir: &Path) -> usize {
+        fs::read_dir(dir.join("packs")).unwrap().count()
+    }
+
+    #[test]
+    fn a_chunk_that_did_not_change_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        let base = save(&store, 1, &[(0, 1), (5, 1)], None);
+        assert!(base.chunks.is_empty());
+        let first = save(&store, 2, &[(0, 2), (7, 2)], Some(&base));
+        let second = save(&store, 3, &[(0, 2), (7, 3)], Some(&first));
+        let size = |number| fs::metadata(store.pack_path(&id(number))).unwrap().len();
+        assert_eq!((size(2), size(3)), (2 * PAGE as u64, PAGE as u64));
+        assert_eq!(second.packs, [id(2), id(3)]);
+        assert_eq!(store.image(&id(3)).unwrap(), second);
+    }
+
+    #[test]
+    fn pages_that_became_zero_are_kept_and_take_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        let base = save(&store, 1, &[(0, 1)], None);
+        let zeroed = save(&store, 2, &[(0, 0)], Some(&base));
+        assert_eq!(zeroed.chunks.iter().map(|chunk| (chunk.written, chunk.data)).collect::<Vec<_>>(), [(1, 0)]);
+        assert_eq!(fs::metadata(store.pack_path(&id(2))).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn packs_are_merged_and_what_nothing_refers_to_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        let mut image = save(&store, 1, &[(0, 1)], None);
+        let mut chunks = vec![];
+        for number in 2..60 {
+            chunks.push((number, 1));
+            image = save(&store, number, &chunks, Some(&image));
+            store.collect(&BTreeSet::from([id(number)])).unwrap();
+            assert!(image.packs.len() <= PACKS + 1 && packs(dir.path()) == image.packs.len(), "{:?}", image.packs);
+        }
+        assert!(store.base_path(&id(1)).exists());
+        store.collect(&BTreeSet::new()).unwrap();
+        assert!(!store.base_path(&id(1)).exists() && packs(dir.path()) == 0);
+    }
+
+    #[test]
+    fn a_cancelled_save_leaves_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        let error = store.save(&id(1), Pages::Captured(&captured(&[(0, 1)])), None, &|| false).unwrap_err();
+        assert!(matches!(error, MemoryError::Cancelled));
+        assert!(store.image(&id(1)).is_err());
+    }
+
+    #[test]
+    fn a_damaged_base_is_noticed_once_its_file_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        save(&store, 1, &[(3, 1)], None);
+        store.check_base(&id(1)).unwrap();
+        let base = store.base_path(&id(1));
+        let file = File::options().write(true).open(&base).unwrap();
+        file.write_all_at(&[9], 3 * CHUNK as u64 + 17).unwrap();
+        assert!(matches!(Store::new(dir.path().to_owned()).check_base(&id(1)), Err(MemoryError::Damaged { .. })));
+    }
 }

@@ -83,6 +83,22 @@ impl Disks {
         }
     }
 
+    /// Makes a disk as a copy of another file, sparse as that is. What is there under its name is replaced.
+    pub fn copy(&self, disk: &DiskId, from: &Path) -> Result<()> {
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let path = self.path(disk);
+        let temporary = beside(&path, "new");
+        let copy = || {
+            let source = File::open(from)?;
+            let target = File::create(&temporary)?;
+            copy_sparse(&source, &target)?;
+            target.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        copy().map_err(io_error("copy to", &path))
+    }
+
     /// Lengthens a disk that no VMM uses. Its file system grows inside the guest.
     pub fn grow(&self, disk: &DiskId, size: ByteSize) -> Result<()> {
         let path = self.path(disk);
@@ -111,6 +127,36 @@ impl Disks {
         file.sync_all().map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
     }
+}
+
+/// Copies all that is no hole; by reference where the file system can.
+fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+    let length = source.metadata()?.len();
+    if ioctl_ficlone(target, source).is_ok() {
+        return Ok(());
+    }
+    target.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let begin = match seek(source, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(source, SeekFrom::Hole(begin))?;
+        let (mut from, mut to) = (begin, begin);
+        while from < end {
+            let count = usize::try_from(end - from).unwrap_or(usize::MAX);
+            // Both positions move along.
+            if copy_file_range(source, Some(&mut from), target, Some(&mut to), count)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 /// A program of e2fsprogs. Its directory is not on every user's PATH.

@@ -163,6 +163,10 @@ impl Guest for QemuGuest {
         self.client.freeze().await.map_err(|error| self.refused(&error))
     }
 
+    async fn freeze_processes(&self) -> Result<()> {
+        self.client.freeze_processes().await.map_err(|error| self.refused(&error))
+    }
+
     async fn renew(&self, renewal: &Renewal) -> Result<()> {
         self.client.renew(renew_request(&self.nonce, renewal)).await.map_err(|error| self.refused(&error))
     }

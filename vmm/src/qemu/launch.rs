@@ -207,6 +207,6 @@ async fn accepted(vm: &VmDir, nonce: &BootNonce) -> Result<()> {
 }
 
 /// QEMU runs in another directory than the daemon.
-fn absolute(path: impl AsRef<std::path::Path>) -> PathBuf {
+pub(super) fn absolute(path: impl AsRef<std::path::Path>) -> PathBuf {
     std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned())
 }

@@ -29,7 +29,7 @@ use super::watch::{self, Life};
 use super::{QemuDriver, blocking, busy};
 use crate::driver::{Guest, Pause, Paused, Result, VmmError};
 use crate::failpoint::reach;
-use crate::memory::{GuestRam, Mapped, MemoryError};
+use crate::memory::{GuestRam, Mapped, MemoryError, Pages};
 
 impl QemuDriver {
     /// Pauses a boot, or finds that it is paused.
@@ -128,14 +128,14 @@ impl QemuDriver {
             let base = parent.as_ref().and_then(|parent| parent.base.as_ref()).map(|base| store.base_path(base));
             let mapped = base.as_deref().map_or(Mapped::Fresh, Mapped::Base);
             let ram = GuestRam::find(pid, bytes, mapped)?;
-            store.save(&id, &ram, parent.as_ref(), &|| !cancel.is_cancelled())?;
+            store.save(&id, Pages::Still(&ram), parent.as_ref(), &|| !cancel.is_cancelled())?;
             Ok(store.size(&id)?.as_bytes())
         };
         blocking(move || keep().map_err(failed)).await
     }
 
     /// Lets a microVM go on whose pause came to nothing. What fails here is found and mended when its agent is wanted next.
-    async fn go_on(&self, vm: &VmDir, agent: &dyn Guest) {
+    pub(super) async fn go_on(&self, vm: &VmDir, agent: &dyn Guest) {
         let going = async {
             Qmp::connect(vm).await?.execute("cont", json!({})).await?;
             agent.thaw().await
@@ -181,7 +181,7 @@ impl QemuDriver {
     pub(super) async fn collect(&self) -> Result<()> {
         let _alone = self.saving.write().await;
         let mut kept = BTreeSet::new();
-        for directory in ["vms", "warm"] {
+        for directory in ["vms", "warm", "snapshots"] {
             for vm in VmDir::all(&self.config.dir.join(directory))? {
                 kept.extend(vm.images()?);
             }
@@ -200,13 +200,13 @@ pub(super) struct Work<'a> {
 }
 
 /// The file with the devices' state.
-struct Devices {
-    checksum: String,
-    blocks: u64,
+pub(super) struct Devices {
+    pub checksum: String,
+    pub blocks: u64,
 }
 
 /// Makes what QEMU wrote last, and nobody else's to read.
-fn keep_devices(vm: &VmDir, snapshot: &SnapshotId) -> Result<Devices> {
+pub(super) fn keep_devices(vm: &VmDir, snapshot: &SnapshotId) -> Result<Devices> {
     use std::os::unix::fs::MetadataExt as _;
     let path = vm.devices(snapshot);
     let file = File::open(&path).map_err(io_error("open", &path))?;
@@ -228,11 +228,11 @@ pub(super) fn memory_error(vm: &VmDir) -> impl FnOnce(MemoryError) -> VmmError +
     }
 }
 
-fn not_running(sandbox: &SandboxId) -> VmmError {
+pub(super) fn not_running(sandbox: &SandboxId) -> VmmError {
     VmmError::Vmm { vmm: "qemu", problem: format!("does not run that boot of {sandbox}") }
 }
 
-fn not_running_in(vm: &VmDir) -> VmmError {
+pub(super) fn not_running_in(vm: &VmDir) -> VmmError {
     VmmError::Vmm { vmm: "qemu", problem: format!("has no machine in {}", vm.path().display()) }
 }
 

@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use serde_json::json;
 use setpoint_schema::id::sha256_hex;
@@ -79,6 +80,7 @@ impl QemuDriver {
 
     /// Starts a VMM with what was saved, memory and devices, and lets its processors run.
     pub(super) async fn load(&self, vm: &VmDir, machine: &Machine, saved: &SavedRecord, devices: &Path) -> Result<()> {
+        let started = Instant::now();
         let store = self.memory.clone();
         let image = store.image(&saved.snapshot).map_err(memory_error(vm))?;
         let base = image.base.clone().map(|base| store.base_path(&base));
@@ -96,6 +98,7 @@ impl QemuDriver {
         blocking(move || load().map_err(failed)).await?;
         reach("resume/devices")?;
         qmp.migrate_in(devices.as_fd(), STATE_FD).await?;
+        *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.elapsed());
         // The disk may be longer than the one that was saved.
         if let Some(size) = self.disks.size(&machine.disk)? {
             qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await?;

@@ -31,6 +31,7 @@ pub(super) const SAVED: &str = "saved.json";
 pub(super) const ORIGIN: &str = "origin.json";
 const ABANDONED: &str = "abandoned.json";
 const LOCK: &str = "power.lock";
+pub(super) const FROM: &str = "from.json";
 
 /// The form of `saved.json`. Another one is not resumed.
 pub(super) const VERSION: u32 = 1;
@@ -171,6 +172,9 @@ impl VmDir {
     /// From here on the microVM is booted from its disk. A saved state is kept, and never resumed.
     pub(super) fn abandon_saved(&self) -> Result<()> {
         let (saved, abandoned, origin) = (self.file(SAVED), self.file(ABANDONED), self.file(ORIGIN));
+        // From the first boot on the disk is the microVM's own, wherever it came from.
+        let from = self.file(FROM);
+        remove_if_there(&from).map_err(io_error("remove", &from))?;
         match fs::rename(&saved, &abandoned) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("rename", &saved)(error)),
             Ok(()) | Err(_) => {}

@@ -155,7 +155,7 @@ impl QemuDriver {
 
 impl VmDir {
     /// What the memory of a boot is made from that is about to begin.
-    fn write_origin(&self, origin: &OriginRecord) -> Result<()> {
+    pub(super) fn write_origin(&self, origin: &OriginRecord) -> Result<()> {
         let path = self.file(super::saved::ORIGIN);
         super::files::write_json(&path, origin).map_err(io_error("write", &path))
     }

@@ -319,6 +319,10 @@ impl Guest for SimGuest {
         self.call(Operation::Freeze, |_| Ok(())).await
     }
 
+    async fn freeze_processes(&self) -> Result<()> {
+        self.call(Operation::Freeze, |_| Ok(())).await
+    }
+
     async fn renew(&self, _renewal: &Renewal) -> Result<()> {
         self.call(Operation::Renew, |_| Ok(())).await
     }

@@ -7,8 +7,9 @@ use setpoint_schema::observed::{Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use super::clock::{after, until};
+use super::files;
 use super::sim_error;
-use super::world::{Vm, World};
+use super::world::{Disk, Vm, World};
 use crate::driver::{Result, VmmError};
 
 /// What a scripted microVM's memory takes on the disk.
@@ -60,7 +61,91 @@ impl Vm {
     }
 }
 
+/// A microVM and its disk at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Moment {
+    snapshot: SnapshotId,
+    taken_at: Timestamp,
+    vm: Vm,
+    disk: Disk,
+}
+
 impl World {
+    /// Keeps a moment of a running boot.
+    pub(super) fn keep_moment(
+        &self,
+        sandbox: &SandboxId,
+        nonce: &BootNonce,
+        snapshot: &SnapshotId,
+    ) -> Result<ByteSize> {
+        let lock = self.lock()?;
+        let now = self.now();
+        let path = self.moment_path(snapshot);
+        if files::read_json::<Moment>(&path)?.is_some() {
+            return Ok(BYTES);
+        }
+        let Some(vm) = self.vm(sandbox)?.filter(|vm| vm.runs(nonce, now)) else {
+            return Err(self.violation(&lock, &format!("snapshot of {sandbox}, of which that boot does not run"))?);
+        };
+        let disk = self.disk(&vm.machine.disk)?.ok_or_else(|| sim_error(format!("{sandbox} lost its disk")))?;
+        let moment = Moment { snapshot: snapshot.clone(), taken_at: now, vm, disk };
+        // A world that is older than snapshots has no directory for them.
+        std::fs::create_dir_all(self.snapshots_dir()).map_err(files::failed("create", &self.snapshots_dir()))?;
+        lock.write(&path, &self.next_path(), &files::to_json(&moment))?;
+        Ok(BYTES)
+    }
+
+    /// Begins a microVM where a moment was kept.
+    pub(super) fn begin_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+        let lock = self.lock()?;
+        let now = self.now();
+        if self.vm(&machine.sandbox)?.is_some_and(|vm| vm.runs(&machine.nonce, now)) {
+            return Ok(());
+        }
+        let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? else {
+            return Err(
+                self.violation(&lock, &format!("launch of {} from {snapshot}, which is not there", machine.sandbox))?
+            );
+        };
+        if self.disk(&machine.disk)?.is_some() {
+            return Err(self.violation(&lock, &format!("launch of {} over a disk of its own", machine.sandbox))?);
+        }
+        let Moment { snapshot: _, taken_at, vm, disk } = moment;
+        let counter = Counter { value: vm.counter_at(taken_at), since: now };
+        let mut processes = vm.processes.clone();
+        processes.iter_mut().for_each(|processes| processes.put_off(until(now, taken_at)));
+        self.put_disk(&lock, &Disk { id: machine.disk.clone(), user: Some(machine.sandbox.clone()), ..disk })?;
+        let begun = Vm {
+            machine: machine.clone(),
+            launches: 1,
+            booted_at: now,
+            agent_at: now,
+            silent_from: None,
+            end: None,
+            processes,
+            rest: None,
+            counter,
+            ..vm
+        };
+        self.put_vm(&lock, &begun)
+    }
+
+    /// Every moment that was kept.
+    pub(super) fn moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
+        let moments: Vec<Moment> = files::read_all(&self.snapshots_dir())?;
+        Ok(moments.into_iter().map(|moment| (moment.snapshot, BYTES)).collect())
+    }
+
+    /// Removes a moment.
+    pub(super) fn forget_moment(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.lock()?.remove(&self.moment_path(snapshot))
+    }
+
+    fn moment_path(&self, snapshot: &SnapshotId) -> std::path::PathBuf {
+        self.snapshots_dir().join(format!("{snapshot}.json"))
+    }
+
     /// Puts a boot to rest, or finds that it rests.
     pub(super) fn pause(&self, sandbox: &SandboxId, nonce: &BootNonce, snapshot: &SnapshotId) -> Result<ByteSize> {
         let lock = self.lock()?;

@@ -148,6 +148,8 @@ pub enum Operation {
     Shutdown,
     Pause,
     Resume,
+    Snapshot,
+    LaunchFrom,
     Freeze,
     Renew,
     Thaw,
@@ -195,6 +197,8 @@ impl Script {
             | Operation::Exec
             | Operation::OpenPort
             | Operation::Shutdown
+            | Operation::Snapshot
+            | Operation::LaunchFrom
             | Operation::Freeze
             | Operation::Renew
             | Operation::Thaw => Span::default(),

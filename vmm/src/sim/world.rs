@@ -4,6 +4,7 @@
 //! world/vms/<sandbox>.json        a microVM: its machine, its boots, when and how it ends, what its agent knows
 //! world/disks/<disk>.json         a data disk: its size, and what git put onto it
 //! world/templates/<digest>.json   a template that has been made
+//! world/snapshots/<id>.json       a moment that was kept: a microVM and its disk
 //! world/violations.log            what a correct daemon never does, a line each
 //! ```
 //!
@@ -457,7 +458,7 @@ impl World {
         if let Some(lock) = Lock::acquire(&path)? {
             return Ok(lock);
         }
-        for dir in [self.vms_dir(), self.disks_dir(), self.templates_dir()] {
+        for dir in [self.vms_dir(), self.disks_dir(), self.templates_dir(), self.snapshots_dir()] {
             std::fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         }
         // Last, so that nobody writes into directories that are still being made.
@@ -500,6 +501,10 @@ impl World {
         self.world_dir().join("vms")
     }
 
+    pub(super) fn snapshots_dir(&self) -> PathBuf {
+        self.world_dir().join("snapshots")
+    }
+
     fn disks_dir(&self) -> PathBuf {
         self.world_dir().join("disks")
     }
@@ -525,7 +530,7 @@ impl World {
     }
 
     /// Where a file stands while it is written.
-    fn next_path(&self) -> PathBuf {
+    pub(super) fn next_path(&self) -> PathBuf {
         self.world_dir().join("next")
     }
 }

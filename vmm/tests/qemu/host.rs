@@ -73,6 +73,16 @@ impl Host {
         self.config.dir.join("vms").join(self.machine.sandbox.as_str())
     }
 
+    /// The kernel that its microVMs boot.
+    pub fn kernel(&self) -> &Path {
+        self.config.kernel.as_deref().unwrap()
+    }
+
+    /// A file of the driver's directory.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.config.dir.join(path)
+    }
+
     /// The process that `process.json` names, as `qemu` or `shim`.
     pub fn pid(&self, role: &str) -> Pid {
         recorded_pid(&self.vm_dir(), role).unwrap()

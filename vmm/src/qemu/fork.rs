@@ -1,0 +1,304 @@
+//! Keeping a moment of a running microVM, which goes on, and beginning others from it.
+//!
+//! ```text
+//! freeze processes ─▶ stop ─▶ devices ─▶ begin to copy the disk ─▶ written pages into memory ─▶ go on, thaw ─▶ files
+//! ```
+//!
+//! The disk is copied by QEMU while the microVM runs on: what it is about to overwrite is copied first, so that the copy is of the
+//! moment at which it began. So the processors stand still only as long as copying the written pages takes.
+//!
+//! ```text
+//! snapshots/<snapshot>/saved.json, <snapshot>.state   as of a paused microVM
+//!                      disk.img                       its disk
+//! vms/<sandbox>/from.json                             it is to begin from a snapshot and has not: its disk is no more than a copy
+//! ```
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use setpoint_schema::id::{SandboxId, SnapshotId};
+use setpoint_schema::observed::Machine;
+use setpoint_schema::quantity::ByteSize;
+use tokio::time::sleep;
+
+use super::files::{io_error, read_json, remove_if_there, write_json};
+use super::guest::QemuGuest;
+use super::launch::absolute;
+use super::pause::{busy_with_power, keep_devices, memory_error, not_running, not_running_in};
+use super::process::ProcessRecord;
+use super::qmp::Qmp;
+use super::resume::renewal;
+use super::saved::{FROM, OriginRecord, SavedRecord, Shape, VERSION, devices_name};
+use super::vm_dir::VmDir;
+use super::watch::{self, Life};
+use super::{QemuDriver, blocking, busy};
+use crate::driver::{Guest as _, Result, Take, Taken, VmmError};
+use crate::failpoint::reach;
+use crate::memory::{Captured, GuestRam, Mapped, MemoryError, Pages};
+
+const SNAPSHOTS: &str = "snapshots";
+const DISK: &str = "disk.img";
+
+/// QEMU's name for the copying of the disk.
+const JOB: &str = "snapshot";
+
+/// Between two looks at how far the disk is copied. QEMU's monitor has room for one, so that nobody stays to wait for the event.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// `from.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct FromRecord {
+    snapshot: SnapshotId,
+}
+
+/// What one moment was.
+struct Moment {
+    captured: Captured,
+    parent: Option<crate::memory::Image>,
+    stopped: Duration,
+    at: Timestamp,
+}
+
+impl QemuDriver {
+    fn moment(&self, snapshot: &SnapshotId) -> VmDir {
+        VmDir::of(&self.config.dir.join(SNAPSHOTS), &SandboxId(snapshot.0.clone()))
+    }
+
+    /// Keeps a moment of a running boot.
+    pub(super) async fn keep_moment(&self, take: Take<'_>) -> Result<Taken> {
+        let Take { sandbox, nonce, snapshot, agent } = take;
+        let (vm, kept) = (self.vm(sandbox), self.moment(snapshot));
+        if let Some(saved) = kept.saved()? {
+            let bytes = ByteSize::bytes(saved.bytes);
+            return Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes });
+        }
+        let process = match watch::life(&vm).await? {
+            Life::Running(process) if process.nonce == *nonce => process,
+            Life::Running(_) => return Err(busy(sandbox)),
+            Life::Absent | Life::Ended(_) => return Err(not_running(sandbox)),
+        };
+        let _lock = vm.lock_power()?.ok_or_else(|| busy_with_power(sandbox))?;
+        if vm.saved()?.is_some() {
+            return Err(not_running(sandbox));
+        }
+        let machine = vm.machine()?.ok_or_else(|| not_running_in(&vm))?;
+        let _saving = self.saving.read().await;
+        kept.create()?;
+        let disk = self.empty_copy(&kept, &machine)?;
+        reach("snapshot/freeze")?;
+        let moment = async {
+            agent.freeze_processes().await?;
+            self.stop_and_capture(&vm, &process, &machine, &kept, snapshot).await
+        };
+        let moment = moment.await;
+        // Whether or not that went well.
+        self.go_on(&vm, agent).await;
+        let moment = moment?;
+        reach("snapshot/memory")?;
+        let saved = self.keep_files(&vm, &kept, &machine, &process, snapshot, moment, &disk).await?;
+        Ok(saved)
+    }
+
+    /// The file that the disk is copied into, as long as the disk.
+    fn empty_copy(&self, kept: &VmDir, machine: &Machine) -> Result<std::path::PathBuf> {
+        let path = kept.file(DISK);
+        let length = self.disks.size(&machine.disk)?.unwrap_or_default().as_bytes();
+        let mut options = File::options();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        options.open(&path).and_then(|file| file.set_len(length)).map_err(io_error("make", &path))?;
+        Ok(absolute(path))
+    }
+
+    /// What must happen while nothing moves; the microVM is stopped on return, or as it was.
+    async fn stop_and_capture(
+        &self,
+        vm: &VmDir,
+        process: &ProcessRecord,
+        machine: &Machine,
+        kept: &VmDir,
+        snapshot: &SnapshotId,
+    ) -> Result<Moment> {
+        // All that can be looked up before is.
+        let parent = vm.origin(&process.nonce)?.map(|origin| self.memory.image(&origin));
+        let parent = parent.transpose().map_err(memory_error(vm))?;
+        let base = parent.as_ref().and_then(|parent| parent.base.as_ref()).map(|base| self.memory.base_path(base));
+        let mapped = base.as_deref().map_or(Mapped::Fresh, Mapped::Base);
+        let ram = GuestRam::find(process.qemu.pid, machine.memory_mib << 20, mapped).map_err(memory_error(vm))?;
+        let devices = absolute(kept.file(&devices_name(snapshot)));
+        let backup = json!({
+            "job-id": JOB, "device": "data", "target": absolute(kept.file(DISK)), "format": "raw", "mode": "existing",
+            "sync": "full", "auto-dismiss": false,
+        });
+        // A copy that an earlier try left behind would be in the way.
+        end_copying(vm).await?;
+        let mut qmp = Qmp::connect(vm).await?;
+        reach("snapshot/stop")?;
+        let started = Instant::now();
+        let at = Timestamp::now();
+        qmp.execute("stop", json!({})).await?;
+        // Not `live`, or QEMU lets go of its disks and cannot go on.
+        qmp.execute("xen-save-devices-state", json!({ "filename": devices, "live": false })).await?;
+        qmp.execute("drive-backup", backup).await?;
+        let captured = blocking(move || Ok(ram.capture())).await?.map_err(memory_error(vm))?;
+        qmp.execute("cont", json!({})).await?;
+        Ok(Moment { captured, parent, stopped: started.elapsed(), at })
+    }
+
+    /// Puts a moment on the disk, while the microVM runs on.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one record")]
+    async fn keep_files(
+        &self,
+        vm: &VmDir,
+        kept: &VmDir,
+        machine: &Machine,
+        process: &ProcessRecord,
+        snapshot: &SnapshotId,
+        moment: Moment,
+        disk: &Path,
+    ) -> Result<Taken> {
+        let Moment { captured, parent, stopped, at } = moment;
+        let written = ByteSize::bytes(captured.written());
+        let devices = keep_devices(kept, snapshot)?;
+        let (store, id, failed) = (self.memory.clone(), snapshot.clone(), memory_error(vm));
+        let keep = move || -> std::result::Result<u64, MemoryError> {
+            store.save(&id, Pages::Captured(&captured), parent.as_ref(), &|| true)?;
+            Ok(store.size(&id)?.as_bytes())
+        };
+        let memory = blocking(move || keep().map_err(failed)).await?;
+        copied(vm).await?;
+        let file = File::open(disk).map_err(io_error("open", disk))?;
+        file.sync_all().map_err(io_error("sync", disk))?;
+        let blocks = file.metadata().map_err(io_error("inspect", disk))?.blocks() * 512;
+        reach("snapshot/record")?;
+        let bytes = memory + devices.blocks + blocks;
+        kept.write_saved(&SavedRecord {
+            version: VERSION,
+            nonce: process.nonce.clone(),
+            snapshot: snapshot.clone(),
+            at,
+            shape: self.shape(machine),
+            devices: devices.checksum,
+            bytes,
+            fault: None,
+        })?;
+        Ok(Taken { stopped, written, bytes: ByteSize::bytes(bytes) })
+    }
+
+    /// Begins a microVM from a kept moment.
+    pub(super) async fn begin_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+        let (vm, kept) = (self.vm(&machine.sandbox), self.moment(snapshot));
+        vm.create()?;
+        let _lock = vm.lock_power()?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
+        let from = vm.file(FROM);
+        let begun: Option<FromRecord> = read_json(&from).map_err(io_error("read", &from))?;
+        match watch::life(&vm).await? {
+            Life::Running(process) if process.nonce == machine.nonce && begun.is_none() => {
+                // Done already; only the last word may be missing.
+                return QemuGuest::connect(&vm, &machine.sandbox, &machine.nonce).await?.thaw().await;
+            }
+            Life::Running(_) if begun.is_none() => return Err(busy(&machine.sandbox)),
+            Life::Running(_) | Life::Absent | Life::Ended(_) => {}
+        }
+        // Left over from an earlier try that was cut short.
+        watch::kill(&vm).await?;
+        let saved = kept.saved()?.ok_or_else(|| {
+            let problem = format!("has no snapshot {snapshot} for {} to begin from", machine.sandbox);
+            VmmError::Vmm { vmm: "qemu", problem }
+        })?;
+        let has_disk = self.disks.size(&machine.disk)?.is_some();
+        if has_disk && begun.is_none_or(|from| from.snapshot != *snapshot) {
+            let problem = format!("would lose the disk {}, which {} has already", machine.disk, machine.sandbox);
+            return Err(VmmError::Vmm { vmm: "qemu", problem });
+        }
+        let _saving = self.saving.read().await;
+        write_json(&from, &FromRecord { snapshot: snapshot.clone() }).map_err(io_error("write", &from))?;
+        let restored = self.restore_moment(&vm, machine, &kept, &saved).await;
+        if restored.is_err() {
+            watch::kill(&vm).await?;
+        }
+        restored
+    }
+
+    async fn restore_moment(&self, vm: &VmDir, machine: &Machine, kept: &VmDir, saved: &SavedRecord) -> Result<()> {
+        let shape = Shape { disk: saved.shape.disk.clone(), ..self.shape(machine) };
+        self.check(machine, &shape, saved)?;
+        let (disks, disk, copy) = (self.disks.clone(), machine.disk.clone(), kept.file(DISK));
+        blocking(move || disks.copy(&disk, &copy)).await?;
+        vm.write_origin(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
+        self.load(vm, machine, saved, &kept.devices(&saved.snapshot)).await?;
+        let agent: Arc<QemuGuest> = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
+        reach("fork/renew")?;
+        agent.renew(&renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?).await?;
+        reach("fork/commit")?;
+        let from = vm.file(FROM);
+        remove_if_there(&from).map_err(io_error("remove", &from))?;
+        agent.thaw().await
+    }
+
+    /// Every kept moment.
+    pub(super) fn kept_moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
+        let mut moments = Vec::new();
+        for kept in VmDir::all(&self.config.dir.join(SNAPSHOTS))? {
+            moments.extend(kept.saved()?.map(|saved| (saved.snapshot, ByteSize::bytes(saved.bytes))));
+        }
+        moments.sort();
+        Ok(moments)
+    }
+
+    /// Removes a kept moment.
+    pub(super) async fn forget_moment(&self, snapshot: &SnapshotId) -> Result<()> {
+        let kept = self.moment(snapshot);
+        if !fs::exists(kept.path()).map_err(io_error("inspect", kept.path()))? {
+            return Ok(());
+        }
+        kept.remove()?;
+        self.collect().await
+    }
+}
+
+/// Waits until QEMU has copied the whole disk.
+async fn copied(vm: &VmDir) -> Result<()> {
+    let failed = |problem: &str| VmmError::Vmm { vmm: "qemu", problem: format!("did not copy the disk: {problem}") };
+    match concluded(vm).await? {
+        Some(Value::String(error)) => Err(failed(&error)),
+        Some(_) => Ok(()),
+        None => Err(failed("it has forgotten about it")),
+    }
+}
+
+/// Ends the copying of an earlier snapshot that was cut short.
+async fn end_copying(vm: &VmDir) -> Result<()> {
+    let mut qmp = Qmp::connect(vm).await?;
+    let Some(job) = copying(&mut qmp).await? else { return Ok(()) };
+    if job["status"] != "concluded" {
+        qmp.execute("block-job-cancel", json!({ "device": JOB, "force": true })).await?;
+    }
+    drop(qmp);
+    concluded(vm).await.map(drop)
+}
+
+/// The error of the copying, if it had one, once it has come to its end; nothing if there is no such work.
+async fn concluded(vm: &VmDir) -> Result<Option<Value>> {
+    loop {
+        let mut qmp = Qmp::connect(vm).await?;
+        let Some(mut job) = copying(&mut qmp).await? else { return Ok(None) };
+        if job["status"] == "concluded" {
+            qmp.execute("job-dismiss", json!({ "id": JOB })).await?;
+            return Ok(Some(job["error"].take()));
+        }
+        drop(qmp);
+        sleep(LOOK).await;
+    }
+}
+
+/// The copying as QEMU describes it.
+async fn copying(qmp: &mut Qmp) -> Result<Option<Value>> {
+    let jobs = qmp.execute("query-jobs", json!({})).await?;
+    Ok(jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB).cloned())
+}
