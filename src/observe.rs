@@ -11,6 +11,7 @@
 //!        └──absent, exited──▶ wait for a nudge
 //! ```
 
+mod pace;
 mod watcher;
 
 use std::collections::{BTreeSet, HashMap};
@@ -63,6 +64,8 @@ struct Shared {
     /// Held only to look up or change the map, never across an await.
     watchers: Mutex<HashMap<SandboxId, Watcher>>,
     news: Arc<News>,
+    /// What the ticks on which questions end are counted from.
+    origin: Instant,
 }
 
 /// Which views have changed, for the one who takes them in.
@@ -97,7 +100,7 @@ impl Observer {
     /// The same by another clock, for tests that pause time.
     #[must_use]
     pub fn with_clock(driver: Arc<dyn Driver>, clock: Arc<dyn Clock>) -> Self {
-        let shared = Shared { driver, clock, watchers: Mutex::default(), news: Arc::default() };
+        let shared = Shared { driver, clock, watchers: Mutex::default(), news: Arc::default(), origin: Instant::now() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -222,8 +225,9 @@ impl Observer {
             nudge: Arc::clone(&nudge),
             unresponsive: Arc::clone(&unresponsive),
             news: Arc::clone(&self.shared.news),
+            origin: self.shared.origin,
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(task.run()));
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { task.run().await }));
         Watcher { view, since: Instant::now(), nudge, unresponsive, _task: task }
     }
 

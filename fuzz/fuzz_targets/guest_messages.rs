@@ -125,7 +125,7 @@ async fn play(mut stream: UnixStream, depth: u8, bytes: Vec<u8>) {
 async fn ask_everything(agent: &dyn Guest) {
     if let Ok(status) = agent.status().await {
         assert_bounded(&status);
-        if let Ok(status) = agent.status_change(&status, Span::millis(1)).await {
+        if let Ok(Some(status)) = agent.status_change(&status, Span::millis(1)).await {
             assert_bounded(&status);
         }
     }

@@ -1,6 +1,5 @@
 //! The task that watches one sandbox; [`super`] shows its states.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,14 +11,11 @@ use setpoint_schema::quantity::Span;
 use setpoint_vmm::driver::{Driver, Guest};
 use setpoint_vmm::sim::Clock;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use super::pace::Pace;
 use super::{News, View};
 
-/// A status is asked for this often after news, so that a silent guest is told from an unchanged one. Each time that nothing is new
-/// the wait doubles, as far as the guest's own limit lets silence be noticed in time.
-const HEARTBEAT: Span = Span::secs(3);
-/// A guest whose limit is hours is asked this often all the same: its connection should not be forgotten on the way.
-const LONGEST_HEARTBEAT: Span = Span::secs(60);
 /// An answer that takes this much longer than asked for is silence: a loaded host under emulation stalls for seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A driver that has not answered after this long is asked again.
@@ -36,6 +32,8 @@ pub(super) struct Task {
     /// How long the agent may be silent, in milliseconds.
     pub unresponsive: Arc<AtomicU64>,
     pub news: Arc<News>,
+    /// What the ticks of all sandboxes are counted from.
+    pub origin: Instant,
 }
 
 /// Before anything was asked.
@@ -45,7 +43,7 @@ pub(super) fn unknown() -> View {
 
 impl Task {
     /// Runs until it is dropped.
-    pub async fn run(self) {
+    pub async fn run(&self) {
         loop {
             match tokio::time::timeout(OBSERVE, self.driver.observe(&self.sandbox)).await {
                 Ok(Ok(VmState::Running { nonce, since })) => self.follow_running(nonce, since).await,
@@ -102,48 +100,45 @@ impl Task {
 
     /// Follows the status of one connection until it fails or falls silent.
     async fn follow_status(&self, agent: &Arc<dyn Guest>, nonce: &BootNonce, vm: &VmState) {
-        let mut answer = tokio::time::timeout(PATIENCE, agent.status()).await;
-        let mut last_answer = None;
-        let (mut known, mut heartbeat) = (None, HEARTBEAT);
-        while let Ok(Ok(status)) = answer {
-            if status.nonce != *nonce {
-                tracing::warn!(sandbox = %self.sandbox, "agent answers with another boot's nonce");
-                return;
-            }
-            last_answer = Some(self.clock.now());
-            if known.as_ref() == Some(&status) {
-                heartbeat = self.slower(heartbeat);
-            } else {
-                heartbeat = HEARTBEAT;
-                self.answered(status.clone(), agent, vm);
-            }
-            answer =
-                tokio::time::timeout(heartbeat.as_duration() + PATIENCE, agent.status_change(&status, heartbeat)).await;
-            known = Some(status);
+        let Ok(Ok(mut known)) = tokio::time::timeout(PATIENCE, agent.status()).await else { return };
+        let mut pace = Pace::new(self.origin, &self.sandbox);
+        if !self.takes_in(&known, nonce, agent, vm) {
+            return;
         }
-        if let Some(since) = last_answer {
-            self.publish(View { vm: Some(vm.clone()), guest: GuestState::Silent { since }, agent: None });
-        }
+        let since = loop {
+            let last_answer = self.clock.now();
+            let wait = pace.next_wait();
+            let question = agent.status_change(&known, wait);
+            match tokio::time::timeout(wait.as_duration() + PATIENCE, question).await {
+                Ok(Ok(None)) => pace.slow_down(self.longest_wait()),
+                Ok(Ok(Some(status))) => {
+                    known = status;
+                    pace.quicken();
+                    if !self.takes_in(&known, nonce, agent, vm) {
+                        return;
+                    }
+                }
+                Ok(Err(_)) | Err(_) => break last_answer,
+            }
+        };
+        self.publish(View { vm: Some(vm.clone()), guest: GuestState::Silent { since }, agent: None });
     }
 
-    /// The wait after one in which nothing was new. It differs a little from sandbox to sandbox, so that thousands that began
-    /// together do not go on together.
-    fn slower(&self, heartbeat: Span) -> Span {
+    /// How long an answer may be waited for at most, so that silence is noticed in time.
+    fn longest_wait(&self) -> Span {
         let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
-        let limit = self.unresponsive.load(Ordering::Relaxed).saturating_sub(patience);
-        let shorter = limit.min(LONGEST_HEARTBEAT.as_millis()) / 100 * (100 - self.own_number() % 20);
-        Span::millis((heartbeat.as_millis() * 2).min(shorter).max(HEARTBEAT.as_millis()))
+        Span::millis(self.unresponsive.load(Ordering::Relaxed).saturating_sub(patience))
     }
 
-    fn own_number(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.sandbox.hash(&mut hasher);
-        hasher.finish()
-    }
-
-    fn answered(&self, status: GuestStatus, agent: &Arc<dyn Guest>, vm: &VmState) {
-        let view = View { vm: Some(vm.clone()), guest: GuestState::Answering(status), agent: Some(Arc::clone(agent)) };
-        self.publish(view);
+    /// Publishes a status, if it is of this boot.
+    fn takes_in(&self, status: &Arc<GuestStatus>, nonce: &BootNonce, agent: &Arc<dyn Guest>, vm: &VmState) -> bool {
+        if status.nonce != *nonce {
+            tracing::warn!(sandbox = %self.sandbox, "agent answers with another boot's nonce");
+            return false;
+        }
+        let guest = GuestState::Answering(Arc::clone(status));
+        self.publish(View { vm: Some(vm.clone()), guest, agent: Some(Arc::clone(agent)) });
+        true
     }
 
     /// Publishes a view, and tells the reconciler if it says anything new.

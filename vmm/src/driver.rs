@@ -257,10 +257,10 @@ pub trait Guest: Send + Sync {
     fn nonce(&self) -> &BootNonce;
 
     /// The guest's status now.
-    async fn status(&self) -> Result<GuestStatus>;
+    async fn status(&self) -> Result<Arc<GuestStatus>>;
 
-    /// The guest's status as soon as it differs from `known`, or after `wait` in any case.
-    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<GuestStatus>;
+    /// The guest's status as soon as it differs from `known`, or nothing after `wait` if the guest then answers that it does not.
+    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<Option<Arc<GuestStatus>>>;
 
     /// What git put into the workspace, as far as the guest has recorded it.
     async fn manifest(&self) -> Result<Manifest>;

@@ -101,12 +101,12 @@ async fn an_app_is_served_from_inside_and_shuts_down_cleanly() {
     assert_eq!(state, VmState::Exited { reason: ExitReason::Shutdown });
 }
 
-async fn ready(guest: &dyn Guest) -> GuestStatus {
+async fn ready(guest: &dyn Guest) -> Arc<GuestStatus> {
     let wait = async {
         let mut status = guest.status().await.unwrap();
         while let Some(reason) = status.unready() {
             eprintln!("{reason}");
-            status = guest.status_change(&status, Span::secs(5)).await.unwrap();
+            status = guest.status_change(&status, Span::secs(5)).await.unwrap().unwrap_or(status);
         }
         status
     };

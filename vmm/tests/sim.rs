@@ -90,10 +90,10 @@ async fn sync(guest: &Arc<dyn Guest>, tree: &str, changed: Vec<WorkspaceFile>, r
 }
 
 /// The status as soon as it is as `expected`.
-async fn status_when(guest: &Arc<dyn Guest>, expected: impl Fn(&GuestStatus) -> bool) -> GuestStatus {
+async fn status_when(guest: &Arc<dyn Guest>, expected: impl Fn(&GuestStatus) -> bool) -> Arc<GuestStatus> {
     let mut status = guest.status().await.unwrap();
     while !expected(&status) {
-        status = guest.status_change(&status, Span::secs(60)).await.unwrap();
+        status = guest.status_change(&status, Span::secs(60)).await.unwrap().unwrap_or(status);
     }
     status
 }

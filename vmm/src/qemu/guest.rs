@@ -35,7 +35,7 @@ pub(super) struct QemuGuest {
     nonce: BootNonce,
     client: Client,
     /// The last status and the agent's number for it, by which the agent knows what the caller knows.
-    last: Mutex<Option<(GuestStatus, u64)>>,
+    last: Mutex<Option<(Arc<GuestStatus>, u64)>>,
 }
 
 impl QemuGuest {
@@ -66,17 +66,17 @@ impl QemuGuest {
         VmmError::Guest { sandbox: self.sandbox.clone(), problem }
     }
 
-    fn take_in(&self, reply: proto::StatusReply) -> Result<GuestStatus> {
+    fn take_in(&self, reply: proto::StatusReply) -> Result<Arc<GuestStatus>> {
         let sequence = reply.sequence;
-        let status = status(reply, &self.nonce).map_err(|problem| self.problem(problem))?;
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((status.clone(), sequence));
+        let status = Arc::new(status(reply, &self.nonce).map_err(|problem| self.problem(problem))?);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(&status), sequence));
         Ok(status)
     }
 
     /// The agent's number of a status that it sent last.
     fn sequence_of(&self, known: &GuestStatus) -> Option<u64> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.as_ref().filter(|(status, _)| status == known).map(|(_, sequence)| *sequence)
+        last.as_ref().filter(|(status, _)| **status == *known).map(|(_, sequence)| *sequence)
     }
 }
 
@@ -86,23 +86,29 @@ impl Guest for QemuGuest {
         &self.nonce
     }
 
-    async fn status(&self) -> Result<GuestStatus> {
+    async fn status(&self) -> Result<Arc<GuestStatus>> {
         self.take_in(self.client.status().await.map_err(|error| self.refused(&error))?)
     }
 
-    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<GuestStatus> {
+    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<Option<Arc<GuestStatus>>> {
         let sequence = match self.sequence_of(known) {
             Some(sequence) => sequence,
             None => {
                 let now = self.status().await?;
-                if now != *known {
-                    return Ok(now);
+                if *now != *known {
+                    return Ok(Some(now));
                 }
                 self.sequence_of(&now).unwrap_or_default()
             }
         };
         let reply = self.client.status_change(sequence, wait.as_duration()).await;
-        self.take_in(reply.map_err(|error| self.refused(&error))?)
+        let reply = reply.map_err(|error| self.refused(&error))?;
+        // The number is the agent's own word that nothing has changed, so the rest of a quiet guest's answer is not read.
+        if reply.sequence == sequence {
+            return Ok(None);
+        }
+        let now = self.take_in(reply)?;
+        Ok((*now != *known).then_some(now))
     }
 
     async fn manifest(&self) -> Result<Manifest> {

@@ -12,6 +12,7 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime::ProcessSet;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::after;
@@ -72,16 +73,17 @@ pub(super) struct SimGuest {
     sim: Arc<Sim>,
     sandbox: SandboxId,
     nonce: BootNonce,
-    calm: Mutex<Option<Calm>>,
+    calm: Mutex<Option<Arc<Calm>>>,
 }
 
 /// What the last status followed from: as long as that stands, so does the status, and nothing has to be read for it.
-#[derive(Clone)]
 struct Calm {
     disk: DiskId,
     stamps: (Stamp, Stamp),
     /// When something changes by itself.
     until: Option<Timestamp>,
+    /// Subscribed to before anything was looked at.
+    stirs: watch::Receiver<()>,
 }
 
 impl SimGuest {
@@ -172,25 +174,46 @@ impl SimGuest {
         let now = self.sim.world.now();
         let until = calm.until.map(|at| Instant::now() + super::clock::until(at, now));
         let end = until.map_or(deadline, |until| until.min(deadline));
-        self.sim.world.stirred(&self.sandbox, end, || self.is_calm(&calm)).await;
+        // Either way it is time to look again.
+        drop(tokio::time::timeout_at(end, calm.stirs.clone().changed()).await);
         Ok(Instant::now() >= deadline && self.is_calm(&calm))
     }
 
     /// The status, and what it follows from.
     fn look(&self, vm: &Vm, now: Timestamp) -> Result<GuestStatus> {
-        // The stamps first: what is replaced between the two is another content the next time.
+        // Subscribing and the stamps first: what is replaced between the two is another content the next time.
+        let stirs = self.sim.world.stirs(&self.sandbox);
         let disk = vm.machine.disk.clone();
         let stamps =
             self.sim.world.stamps(&self.sandbox, &disk)?.filter(|(vm, disk)| vm.is_settled() && disk.is_settled());
         // The microVM was read before the stamps, and may have been replaced since.
         let is_newest = stamps.is_some() && self.sim.world.vm(&self.sandbox)?.as_ref() == Some(vm);
         let status = self.status_of(vm, now)?;
-        let calm = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now) });
-        *self.calm() = calm.filter(|_| is_newest);
+        let calm = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now), stirs });
+        *self.calm() = calm.filter(|_| is_newest).map(Arc::new);
         Ok(status)
     }
 
-    fn calm(&self) -> MutexGuard<'_, Option<Calm>> {
+    /// The status as soon as it differs from `known`: the microVM is looked at whenever something about it changes.
+    async fn watched_change(&self, known: &GuestStatus, deadline: Instant) -> Result<Option<Arc<GuestStatus>>> {
+        let changed = |vm: Option<&Vm>, now| {
+            *self.calm() = None;
+            let vm = self.alive(vm, now)?;
+            // A silent agent does not tell of changes.
+            let status = if vm.answers(now) { Some(self.told(vm, self.look(vm, now)?)?) } else { None };
+            Ok(status.filter(|status| status != known))
+        };
+        match self.sim.world.watch(&self.sandbox, Some(deadline), changed).await? {
+            Some(status) => Ok(Some(Arc::new(status))),
+            None => {
+                let now = |vm| self.told(&vm, self.status_of(&vm, self.sim.world.now())?);
+                let status = self.call(Operation::Status, now).await?;
+                Ok((status != *known).then(|| Arc::new(status)))
+            }
+        }
+    }
+
+    fn calm(&self) -> MutexGuard<'_, Option<Arc<Calm>>> {
         self.calm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -205,29 +228,17 @@ impl Guest for SimGuest {
         &self.nonce
     }
 
-    async fn status(&self) -> Result<GuestStatus> {
-        self.call(Operation::Status, |vm| self.status_of(&vm, self.sim.world.now())).await
+    async fn status(&self) -> Result<Arc<GuestStatus>> {
+        self.call(Operation::Status, |vm| self.status_of(&vm, self.sim.world.now()).map(Arc::new)).await
     }
 
-    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<GuestStatus> {
+    async fn status_change(&self, known: &GuestStatus, wait: Span) -> Result<Option<Arc<GuestStatus>>> {
         let deadline = Instant::now() + wait.as_duration();
         if self.is_calm_until(deadline).await? {
-            return Ok(known.clone());
+            return Ok(None);
         }
-        let changed = |vm: Option<&Vm>, now| {
-            *self.calm() = None;
-            let vm = self.alive(vm, now)?;
-            // A silent agent does not tell of changes.
-            let status = if vm.answers(now) { Some(self.told(vm, self.look(vm, now)?)?) } else { None };
-            Ok(status.filter(|status| status != known))
-        };
-        match self.sim.world.watch(&self.sandbox, Some(deadline), changed).await? {
-            Some(status) => Ok(status),
-            None => {
-                let now = |vm| self.told(&vm, self.status_of(&vm, self.sim.world.now())?);
-                self.call(Operation::Status, now).await
-            }
-        }
+        // Boxed, since it is seldom needed: nearly all of many guests are calm.
+        Box::pin(self.watched_change(known, deadline)).await
     }
 
     async fn manifest(&self) -> Result<Manifest> {

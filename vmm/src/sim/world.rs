@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::{Clock, WallClock, after, until};
@@ -312,14 +313,9 @@ impl World {
         Ok(vm.zip(Stamp::of(&self.disk_path(disk))?))
     }
 
-    /// Resolves after a change of the microVM, or when `deadline` is over.
-    pub(super) async fn stirred(&self, sandbox: &SandboxId, deadline: Instant, calm: impl FnOnce() -> bool) {
-        // Subscribing comes before looking, so that no change falls between the two.
-        let mut changes = self.wakes.subscribe(sandbox, &self.vms_dir());
-        if calm() {
-            // Either way it is time to look again.
-            drop(tokio::time::timeout_at(deadline, changes.changed()).await);
-        }
+    /// Hears of every change of the microVM from now on.
+    pub(super) fn stirs(&self, sandbox: &SandboxId) -> watch::Receiver<()> {
+        self.wakes.subscribe(sandbox, &self.vms_dir())
     }
 
     /// Starts a boot, unless it runs already.
@@ -433,23 +429,38 @@ impl World {
         mut look: impl FnMut(Option<&Vm>, Timestamp) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
         // Subscribing comes before looking, so that no change falls between the two.
-        let mut changes = self.wakes.subscribe(sandbox, &self.vms_dir());
+        let mut changes = self.stirs(sandbox);
         loop {
-            let vm = self.vm(sandbox)?;
-            let now = self.now();
-            if let Some(found) = look(vm.as_ref(), now)? {
-                return Ok(Some(found));
-            }
+            // What is read is dropped before the wait, which thousands of tasks are in at once.
+            let next = match self.look_once(sandbox, &mut look)? {
+                Looked::Found(found) => return Ok(Some(found)),
+                Looked::Waits { next_change } => next_change,
+            };
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(None);
             }
-            let next = vm.and_then(|vm| vm.next_change(now)).map(|at| Instant::now() + until(at, now));
             match next.into_iter().chain(deadline).min() {
                 // Either way it is time to look again.
                 Some(next) => drop(tokio::time::timeout_at(next, changes.changed()).await),
                 None => drop(changes.changed().await),
             }
         }
+    }
+
+    fn look_once<T>(
+        &self,
+        sandbox: &SandboxId,
+        look: &mut impl FnMut(Option<&Vm>, Timestamp) -> Result<Option<T>>,
+    ) -> Result<Looked<T>> {
+        let vm = self.vm(sandbox)?;
+        let now = self.now();
+        Ok(match look(vm.as_ref(), now)? {
+            Some(found) => Looked::Found(found),
+            None => {
+                let next_change = vm.and_then(|vm| vm.next_change(now));
+                Looked::Waits { next_change: next_change.map(|at| Instant::now() + until(at, now)) }
+            }
+        })
     }
 
     /// Holds every other writer off; the first one makes the directories.
@@ -533,6 +544,15 @@ impl World {
     pub(super) fn next_path(&self) -> PathBuf {
         self.world_dir().join("next")
     }
+}
+
+/// What a look at a microVM came to.
+enum Looked<T> {
+    Found(T),
+    /// Not that. When it changes by itself, if it does.
+    Waits {
+        next_change: Option<Instant>,
+    },
 }
 
 /// The next boot of a sandbox, with its fate.
