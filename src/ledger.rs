@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord};
+use setpoint_schema::shared::SharedMap;
 use setpoint_state::{Apps, Batch, Disks, NewEvent, Sandboxes, StateError, Store, View};
 use tokio::sync::watch;
 
@@ -217,6 +219,12 @@ impl Ledger {
     #[must_use]
     pub fn apps(&self) -> BTreeMap<AppKey, Arc<AppRecord>> {
         self.mirror.rows().apps.clone()
+    }
+
+    /// Lets the rows in memory have their declarations and specs in common with these, where they say the same. What is read from
+    /// the store is a value of its own, and after a restart every app's would be in memory three times.
+    pub fn share(&self, declared: &SharedMap<AppKey, Arc<DesiredApp>>) {
+        self.mirror.share(declared);
     }
 
     /// Records events, and the rows that `change` makes of those that are known by then: all of it, or nothing.

@@ -37,7 +37,7 @@ pub struct World {
     /// How many sandboxes and disks in use each app has.
     uses: BTreeMap<AppKey, usize>,
     /// Rows that an action on its way is about to write: until they are there, nothing else counts what the action takes.
-    expected: BTreeMap<SandboxId, SandboxRecord>,
+    expected: BTreeMap<SandboxId, Arc<SandboxRecord>>,
     unrecorded: Vec<Machine>,
     has_looked: bool,
 }
@@ -125,7 +125,7 @@ impl World {
     /// Counts a sandbox that an action on its way is about to record.
     pub fn expect(&mut self, record: &SandboxRecord) {
         if !self.observed.sandboxes.contains_key(&record.id) {
-            self.expected.insert(record.id.clone(), record.clone());
+            self.expected.insert(record.id.clone(), Arc::new(record.clone()));
             self.look_at(&record.id);
         }
     }
@@ -148,7 +148,7 @@ impl World {
     }
 
     fn look_at(&mut self, id: &SandboxId) {
-        let record = self.ledger.sandbox(id).map(|record| SandboxRecord::clone(&record));
+        let record = self.ledger.sandbox(id);
         if let Some(record) = &record {
             self.expected.remove(id);
             let applied = record.applied.as_ref().map(|applied| applied.spec.app.timeouts.unresponsive);
@@ -165,7 +165,7 @@ impl World {
             }
             (None, Some(expected)) => {
                 let (vm, guest) = (VmState::Absent, GuestState::Absent);
-                Some(ObservedSandbox { record: expected.clone(), vm, guest })
+                Some(ObservedSandbox { record: Arc::clone(expected), vm, guest })
             }
             (None, None) => {
                 self.unasked.remove(id);
@@ -226,7 +226,7 @@ enum Answer {
 }
 
 /// A row and what was answered about it; for want of an answer it stands as it is recorded.
-fn observed(record: SandboxRecord, view: View, now: Timestamp) -> (ObservedSandbox, Answer) {
+fn observed(record: Arc<SandboxRecord>, view: View, now: Timestamp) -> (ObservedSandbox, Answer) {
     let View { vm, guest, agent: _ } = view;
     match vm {
         Some(vm) => (ObservedSandbox { record, vm, guest }, Answer::Given),
@@ -244,7 +244,7 @@ pub async fn assemble(observer: &Observer, inventory: Inventory, unrecorded: &[M
     let views = sandboxes.iter().map(|record| observer.view_after(&record.id, FIRST_ANSWER));
     let views = futures_util::future::join_all(views).await;
     let sandboxes = sandboxes.into_iter().zip(views).map(|(record, view)| {
-        let (sandbox, _) = observed(record, view, observer.now());
+        let (sandbox, _) = observed(Arc::new(record), view, observer.now());
         (sandbox.record.id.clone(), Arc::new(sandbox))
     });
     Observed {

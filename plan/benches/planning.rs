@@ -178,7 +178,7 @@ impl World {
         let id = self.observed.sandboxes.keys().nth(which).unwrap().clone();
         let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(&id).unwrap());
         let GuestState::Answering(status) = &mut sandbox.guest else { panic!("every guest answers") };
-        let web = status.web.as_mut().unwrap();
+        let web = Arc::make_mut(status).web.as_mut().unwrap();
         web.process = match web.process {
             ProcessState::Running { restarts } => ProcessState::Running { restarts: restarts + 1 },
             _ => panic!("every process runs"),
@@ -198,7 +198,7 @@ fn app(n: usize, template: usize) -> DesiredApp {
     let spec = AppSpec { runtime: Some(runtime), env, ..AppSpec::default() };
     let (template, files) = (TemplateDigest(format!("t{template}")), TreeDigest(format!("{n:064}")));
     DesiredApp {
-        metadata: AppMetadata { key: key(n), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
+        metadata: AppMetadata { key: key(n), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec { app: spec, template, files }.into(),
         path: format!("apps/app-{n}/app.yaml").parse().unwrap(),
     }

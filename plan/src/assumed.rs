@@ -67,14 +67,16 @@ fn nonce(app: &DesiredApp) -> BootNonce {
 
 fn sandbox(app: &DesiredApp, revision: &CommitId) -> ObservedSandbox {
     let (vm, guest) = match app.spec.app.power {
-        Power::Running => (VmState::Running { nonce: nonce(app), since: NOW }, GuestState::Answering(healthy(app))),
+        Power::Running => {
+            (VmState::Running { nonce: nonce(app), since: NOW }, GuestState::Answering(Arc::new(healthy(app))))
+        }
         Power::Paused => {
             let vm = VmState::Paused { nonce: nonce(app), since: NOW, bytes: ByteSize::default(), fault: None };
             (vm, GuestState::Absent)
         }
         Power::Stopped => (VmState::Exited { reason: ExitReason::Shutdown }, GuestState::Absent),
     };
-    ObservedSandbox { record: record(app, revision), vm, guest }
+    ObservedSandbox { record: Arc::new(record(app, revision)), vm, guest }
 }
 
 fn record(app: &DesiredApp, revision: &CommitId) -> SandboxRecord {

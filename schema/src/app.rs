@@ -14,6 +14,7 @@ use crate::disruption::{ClassByValue, Disruption};
 use crate::env::EnvValue;
 use crate::id::{SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
+use crate::notes::Notes;
 use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
 use crate::window::Windows;
@@ -195,9 +196,9 @@ pub struct AppMetadata {
     /// The identity that survives a rename, where one is declared.
     pub uid: Option<Uid>,
     /// Free labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Notes,
     /// Free annotations.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Notes,
 }
 
 /// All that one sandbox is made from: the app's spec with nothing left to look up.

@@ -270,8 +270,8 @@ fn app_metadata(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<AppMetadata> {
     let team = cx.optional(node, "team", check::anything).unwrap_or_else(Team::default_team);
     Some(AppMetadata {
         uid: cx.optional(node, "uid", check::anything),
-        labels: cx.optional(node, "labels", check::notes).unwrap_or_default(),
-        annotations: cx.optional(node, "annotations", check::notes).unwrap_or_default(),
+        labels: cx.optional(node, "labels", check::notes).unwrap_or_default().into(),
+        annotations: cx.optional(node, "annotations", check::notes).unwrap_or_default().into(),
         key: AppKey::new(team, name?),
     })
 }

@@ -14,6 +14,7 @@ pub mod id;
 pub mod json_schema;
 pub mod name;
 pub mod node;
+pub mod notes;
 pub mod observed;
 pub mod project;
 pub mod quantity;

@@ -261,7 +261,7 @@ pub struct Observed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedSandbox {
     /// The inventory row.
-    pub record: SandboxRecord,
+    pub record: Arc<SandboxRecord>,
     /// What the driver answered.
     pub vm: VmState,
     /// What the agent answered.
@@ -334,7 +334,7 @@ pub enum GuestState {
         since: Timestamp,
     },
     /// It answers.
-    Answering(GuestStatus),
+    Answering(Arc<GuestStatus>),
 }
 
 /// One answer of the agent. Everything in it comes from a guest: text is bounded, none of it is trusted.

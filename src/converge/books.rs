@@ -60,6 +60,9 @@ impl Books {
         if self.taken_in.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, followed)) {
             return Ok(());
         }
+        if self.taken_in.is_none() {
+            self.ledger.share(&followed.desired.apps);
+        }
         let (before, newest) = (self.taken_in.clone(), Arc::clone(followed));
         // In one turn, so that what others write of an app meanwhile is not lost.
         let renew = move |known: &BTreeMap<AppKey, Arc<AppRecord>>| {

@@ -8,9 +8,11 @@ use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
+use setpoint_schema::shared::SharedMap;
 use tokio::sync::Notify;
 
 use super::Inventory;
@@ -120,6 +122,25 @@ impl Mirror {
         let mut rows = self.rows();
         records.into_iter().for_each(|record| rows.put_app(record));
         self.changed.notify_one();
+    }
+
+    /// Puts equal declarations and specs in the place of those of the rows. That changes no row, so nobody is told.
+    pub fn share(&self, declared: &SharedMap<AppKey, Arc<DesiredApp>>) {
+        let mut rows = self.rows();
+        let Rows { sandboxes, disks: _, apps, users: _, changes: _ } = &mut *rows;
+        for record in apps.values_mut() {
+            if let Some(app) = declared.get(&record.key).filter(|app| **app == record.last_good.app) {
+                Arc::make_mut(record).last_good.app = Arc::clone(app);
+            }
+        }
+        for record in sandboxes.values_mut() {
+            let Some(app) = declared.get(&record.app) else { continue };
+            if record.applied.as_ref().is_some_and(|applied| applied.spec == app.spec)
+                && let Some(applied) = &mut Arc::make_mut(record).applied
+            {
+                applied.spec = app.spec.clone();
+            }
+        }
     }
 
     pub fn remove_apps(&self, keys: &[AppKey]) {

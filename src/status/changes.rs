@@ -46,7 +46,7 @@ pub(super) enum Sums {
 #[derive(Default)]
 pub struct Tracker {
     newest: Option<Arc<Pass>>,
-    sandboxes: BTreeMap<AppKey, BTreeSet<SandboxId>>,
+    sandboxes: BTreeMap<AppKey, Vec<SandboxId>>,
 }
 
 impl Tracker {
@@ -90,13 +90,16 @@ impl Tracker {
         if let Some(old) = old
             && let Some(ids) = self.sandboxes.get_mut(old)
         {
-            ids.remove(id);
+            ids.retain(|known| known != id);
             if ids.is_empty() {
                 self.sandboxes.remove(old);
             }
         }
         if let Some(new) = new {
-            self.sandboxes.entry(new.clone()).or_default().insert(id.clone());
+            let ids = self.sandboxes.entry(new.clone()).or_default();
+            if let Err(place) = ids.binary_search(id) {
+                ids.insert(place, id.clone());
+            }
         }
     }
 }
@@ -173,7 +176,7 @@ impl Changes {
 pub struct View<'a> {
     /// The pass.
     pub pass: &'a Pass,
-    sandboxes: &'a BTreeMap<AppKey, BTreeSet<SandboxId>>,
+    sandboxes: &'a BTreeMap<AppKey, Vec<SandboxId>>,
     actions: BTreeMap<&'a AppKey, &'a Arc<Action>>,
     held: BTreeMap<&'a AppKey, &'a Hold>,
 }

@@ -38,7 +38,7 @@ impl<'a> Walk<'a> {
     fn new(observed: &'a Observed) -> Self {
         let sandboxes = || observed.sandboxes.iter();
         let mut walk = Self {
-            records: sandboxes().map(|(id, sandbox)| (id, &sandbox.record)).collect(),
+            records: sandboxes().map(|(id, sandbox)| (id, &*sandbox.record)).collect(),
             running: BTreeSet::new(),
             ended: BTreeSet::new(),
             paused: BTreeSet::new(),

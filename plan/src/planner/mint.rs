@@ -111,7 +111,7 @@ fn take_in<K: Ord + Sync, V: PartialEq + Send + Sync>(
 /// A spec stands for itself by its digest, which is made once.
 fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
     let ObservedSandbox { record, vm, guest } = sandbox;
-    let SandboxRecord { id, app, uid, host, disk, machine, applied, intent, created_at } = record;
+    let SandboxRecord { id, app, uid, host, disk, machine, applied, intent, created_at } = &**record;
     let applied =
         applied.as_ref().map(|applied| (applied.spec.digest(), applied.generation, &applied.revision, applied.at));
     scribe.hash(&((id, app, uid, host, disk, machine, applied, intent, created_at), vm, guest))

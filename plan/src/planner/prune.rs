@@ -58,7 +58,9 @@ fn delete(world: &World<'_>, about: &About<'_, '_>, reason: Reason) -> Verdict {
     let (key, sandboxes) = (about.key, about.sandboxes);
     let leaving = sandboxes.iter().filter(|sandbox| sandbox.record.intent == Intent::Keep);
     let mut steps: Vec<_> = leaving
-        .map(|sandbox| Step::Record(Box::new(SandboxRecord { intent: Intent::Delete, ..sandbox.record.clone() })))
+        .map(|sandbox| {
+            Step::Record(Box::new(SandboxRecord { intent: Intent::Delete, ..SandboxRecord::clone(&sandbox.record) }))
+        })
         .collect();
     steps.extend(clear(world, key, sandboxes.iter().map(|sandbox| &**sandbox)));
     // An app without a sandbox has nothing to remove, so none is ever asked for.

@@ -217,7 +217,7 @@ fn a_dead_microvm_is_healed_with_a_new_nonce() {
 #[test]
 fn an_older_boot_than_the_recorded_one_is_ended_first() {
     let mut world = World::running([app("blog")]);
-    world.sandbox("blog").record.machine.nonce = BootNonce("recorded".into());
+    std::sync::Arc::make_mut(&mut world.sandbox("blog").record).machine.nonce = BootNonce("recorded".into());
     let action = world.action("blog");
     assert_eq!((action.kind, &action.reasons[..]), (ActionKind::Reboot, &[Reason::Unfinished][..]));
     assert!(names(&action).contains(&"stop"));
@@ -376,7 +376,7 @@ fn a_rename_by_uid_moves_the_sandbox_and_destroys_nothing() {
     assert_eq!(action.reasons, [Reason::Renamed(key("blog"))]);
     world.settle();
     let after = world.sandbox("site").record.clone();
-    assert_eq!((after.id, after.machine.nonce), (before.id, before.machine.nonce));
+    assert_eq!((&after.id, &after.machine.nonce), (&before.id, &before.machine.nonce));
     assert!(world.plan().is_empty());
 }
 

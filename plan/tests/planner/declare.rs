@@ -22,7 +22,7 @@ pub fn app(name: &str) -> DesiredApp {
     let runtime = Runtime { web: Some(web), ..Runtime::default() };
     let spec = AppSpec { runtime: Some(runtime), ..AppSpec::default() };
     DesiredApp {
-        metadata: AppMetadata { key: key(name), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
+        metadata: AppMetadata { key: key(name), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec { app: spec, template: TemplateDigest("t1".into()), files: TreeDigest("f1".into()) }.into(),
         path: format!("apps/{name}/app.yaml").parse().unwrap(),
     }

@@ -223,7 +223,7 @@ impl World {
 
     pub fn status(&mut self, app: &str) -> &mut GuestStatus {
         match &mut self.sandbox(app).guest {
-            GuestState::Answering(status) => status,
+            GuestState::Answering(status) => Arc::make_mut(status),
             other => panic!("{app} does not answer: {other:?}"),
         }
     }
@@ -288,14 +288,17 @@ impl World {
                     let (nonce, since) = (record.machine.nonce.clone(), self.now);
                     let vm = VmState::Running { nonce, since };
                     let guest = GuestState::Connecting { since };
-                    let adopted = ObservedSandbox { record: (**record).clone(), vm, guest };
+                    let adopted = ObservedSandbox { record: (**record).clone().into(), vm, guest };
                     self.observed.sandboxes.insert(id, Arc::new(adopted));
                     return;
                 }
-                let new =
-                    ObservedSandbox { record: (**record).clone(), vm: VmState::Absent, guest: GuestState::Absent };
+                let new = ObservedSandbox {
+                    record: (**record).clone().into(),
+                    vm: VmState::Absent,
+                    guest: GuestState::Absent,
+                };
                 match self.observed.sandboxes.get_mut(&id) {
-                    Some(known) => Arc::make_mut(known).record = (**record).clone(),
+                    Some(known) => Arc::make_mut(known).record = (**record).clone().into(),
                     None => drop(self.observed.sandboxes.insert(id, Arc::new(new))),
                 }
             }
@@ -395,7 +398,7 @@ impl World {
             workers: Vec::new(),
             disk: self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default(),
         };
-        sandbox.guest = GuestState::Answering(status);
+        sandbox.guest = GuestState::Answering(Arc::new(status));
     }
 
     /// Agents that were still booting have come up by the next pass.
@@ -412,7 +415,7 @@ impl World {
 
     fn guest(&mut self, sandbox: &SandboxId) -> &mut GuestStatus {
         match &mut Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap()).guest {
-            GuestState::Answering(status) => status,
+            GuestState::Answering(status) => Arc::make_mut(status),
             other => panic!("{sandbox} does not answer: {other:?}"),
         }
     }

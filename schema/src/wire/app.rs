@@ -1,6 +1,5 @@
 //! The JSON form of an app: its state, its conditions and its processes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -11,6 +10,7 @@ use super::blocker::Blocker;
 use crate::app::Power;
 use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
+use crate::notes::Notes;
 use crate::observed::{self, BuildState, Health, PowerOverride, ProcessState, Suspension, WebStatus, WorkerStatus};
 use crate::quantity::ByteSize;
 
@@ -70,7 +70,7 @@ pub struct App {
     /// The microVM's declared size.
     pub resources: Resources,
     /// The declared labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Notes,
 }
 
 /// A host name that an app asks for and does not have.

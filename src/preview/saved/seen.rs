@@ -98,7 +98,7 @@ fn answer_of(guest: &GuestState) -> String {
         GuestState::Connecting { since: _ } => "not answering yet".to_owned(),
         GuestState::Silent { since: _ } => "silent".to_owned(),
         GuestState::Answering(status) => {
-            let GuestStatus { nonce, tree, processes, build: _, web: _, workers: _, disk } = status;
+            let GuestStatus { nonce, tree, processes, build: _, web: _, workers: _, disk } = &**status;
             let health = if status.unready().is_none() { "well" } else { "not well" };
             format!("answering and {health} ({})", digest(&(nonce, tree, processes, disk)))
         }

@@ -153,8 +153,8 @@ fn five_hundred_large_records_leave_no_file_beside_the_log() {
 }
 
 fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
-    let annotations = BTreeMap::from([("note".to_owned(), annotation.to_owned())]);
-    let metadata = AppMetadata { key: key.clone(), uid: None, labels: BTreeMap::new(), annotations };
+    let annotations = [("note".to_owned(), annotation.to_owned())].into();
+    let metadata = AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations };
     let digest = |text: &str| text.to_owned();
     let spec =
         SandboxSpec { app: AppSpec::default(), template: TemplateDigest(digest("t")), files: TreeDigest(digest("f")) };
