@@ -33,7 +33,7 @@ use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceConfig, SourceError};
 use crate::systemd::Manager;
 use crate::task::joined;
-use crate::{drivers, host};
+use crate::{allocator, drivers, host};
 
 use reload::Live;
 
@@ -157,13 +157,14 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let serving = tokio::spawn(servers.run(shutdown.clone()));
     let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
     let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
+    let tidying = tokio::spawn(allocator::tidy(reconciler.passes(), shutdown.clone()));
     let live = Live { config: in_force, tuning: reconciler.tuning(), manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.
     shutdown.cancel();
     manager.stopping();
-    for task in [following, serving, administering, reporting, reloading] {
+    for task in [following, serving, administering, reporting, tidying, reloading] {
         joined(task.await);
     }
     Ok(outcome?)

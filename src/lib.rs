@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod agent;
+mod allocator;
 pub mod api;
 pub mod cli;
 pub mod config;

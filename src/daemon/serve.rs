@@ -83,6 +83,8 @@ impl Servers {
         let ingress_listener = Listener::from(ingress_listener).counted(hands.metrics.ingress_traffic());
         let ingress = ingress::serve(ingress_listener, routes.subscribe(), answers, shutdown.clone());
         let publisher = Publisher::new(identity, &earlier, snapshots, routes, hands.ledger, hands.metrics);
+        // Ten thousand of them are not kept for as long as the daemon runs.
+        drop(earlier);
         tokio::join!(api, ingress, publisher.run(passes, shutdown));
     }
 }

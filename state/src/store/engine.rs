@@ -22,8 +22,9 @@ pub(crate) const DIRECTORY: &str = "store";
 
 /// A page holds up to 17 values of 64 kB before it is split, and a page must stay below a quarter of a segment.
 const SEGMENT_BYTES: usize = 8 << 20;
-/// The whole state is some megabytes; the default of a gigabyte is not ours to take.
-const CACHE_BYTES: u64 = 64 << 20;
+/// What is read again and again is kept in memory by whoever reads it, and the rest is in the system's page cache. So this holds
+/// what is being written; the default of a gigabyte is not ours to take.
+const CACHE_BYTES: u64 = 8 << 20;
 /// How long an engine that this process has just closed may take to let go of its file.
 const LINGER: Duration = Duration::from_secs(5);
 
