@@ -135,7 +135,7 @@ mod tests {
         let app = AppSpec { power: declared, ..AppSpec::default() };
         let spec = SandboxSpec { app, template: TemplateDigest("t".into()), files: TreeDigest("f".into()) };
         let metadata =
-            AppMetadata { key: key.clone(), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() };
+            AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations: [].into() };
         let app = DesiredApp { metadata, spec: spec.into(), path: "apps/blog/app.yaml".parse().unwrap() };
         AppRecord {
             key,

@@ -58,7 +58,7 @@ fn happen(observed: &mut Observed) {
         match n % 39 {
             0 => sandbox.vm = VmState::Exited { reason: ExitReason::Reset },
             13 => sandbox.guest = GuestState::Silent { since: assumed::NOW },
-            26 => sandbox.record.applied = None,
+            26 => Arc::make_mut(&mut sandbox.record).applied = None,
             _ => {}
         }
     }

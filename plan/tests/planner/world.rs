@@ -332,7 +332,7 @@ impl World {
                 let (spec, revision) = (spec.clone(), revision.clone());
                 let applied = Applied { spec, generation: *generation, revision, at: self.now };
                 let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-                sandbox.record.applied = Some(applied);
+                Arc::make_mut(&mut sandbox.record).applied = Some(applied);
             }
             Step::Forget(sandbox) => {
                 let gone = self.observed.sandboxes.remove(sandbox);
