@@ -259,7 +259,7 @@ fn target(path: &str) -> Option<(AppKey, Verb)> {
     if parts.next().is_some() {
         return None;
     }
-    Some((AppKey::new(Team::new(team.to_owned()).ok()?, AppName::new(name.to_owned()).ok()?), verb))
+    Some((AppKey::new(Team::new(team).ok()?, AppName::new(name).ok()?), verb))
 }
 
 fn unknown(app: &AppKey) -> Response<Body> {

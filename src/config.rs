@@ -112,6 +112,8 @@ pub struct Vmm {
     pub qemu: Option<PathBuf>,
     /// The static busybox of the built-in template; absent means the distribution's.
     pub busybox: Option<PathBuf>,
+    /// Whether one machine of each kind is booted once and saved, so that further ones begin as copies of it.
+    pub warm_templates: bool,
 }
 
 /// Which driver runs microVMs.

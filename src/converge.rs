@@ -19,6 +19,7 @@ mod jobs;
 mod revisions;
 pub mod step;
 mod turns;
+pub mod warm;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use setpoint_schema::observed::Limits;
 use setpoint_state::{StateError, Store};
-use setpoint_vmm::driver::VmmError;
+use setpoint_vmm::driver::{Driver, VmmError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::admin::{Admin, AdminSocket};
 use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
+use crate::converge::warm::Warmer;
 use crate::converge::{Mandate, Pass, Reconciler};
 use crate::desired::{Cache, Loader};
 use crate::http::{TlsError, UnixSocketError};
@@ -122,8 +123,21 @@ impl Parts {
         let loader = Loader::with_cache(renderer, Cache::of(&config.state.dir));
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind, metrics.clone()).await?;
         let limits = host::limits(&config.limits, &config.state.dir);
-        Ok(Self { hands: Hands { driver, observer, ledger, source, metrics }, follower, limits })
+        let warmer = warmer(config, &driver, &ledger).await;
+        Ok(Self { hands: Hands { driver, observer, ledger, source, metrics, warmer }, follower, limits })
     }
+}
+
+/// Has warm templates made where that is configured, and lets go of those that no present microVM could begin from.
+async fn warmer(config: &Config, driver: &Arc<dyn Driver>, ledger: &Ledger) -> Warmer {
+    let machines: Vec<_> = match config.vmm.warm_templates {
+        true => ledger.sandboxes().values().map(|record| record.machine.clone()).collect(),
+        false => Vec::new(),
+    };
+    if let Err(error) = driver.keep_warm(&machines).await {
+        tracing::warn!(error = %chain(&error), "unused warm templates could not be removed");
+    }
+    if config.vmm.warm_templates { Warmer::on(Arc::clone(driver)) } else { Warmer::off() }
 }
 
 /// Runs the daemon until `shutdown`; its microVMs go on.

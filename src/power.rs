@@ -134,8 +134,7 @@ mod tests {
         let key: AppKey = "blog".parse().unwrap();
         let app = AppSpec { power: declared, ..AppSpec::default() };
         let spec = SandboxSpec { app, template: TemplateDigest("t".into()), files: TreeDigest("f".into()) };
-        let metadata =
-            AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations: [].into() };
+        let metadata = AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations: [].into() };
         let app = DesiredApp { metadata, spec: spec.into(), path: "apps/blog/app.yaml".parse().unwrap() };
         AppRecord {
             key,

@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint::config::Converge;
 use setpoint::converge::follow::{Follower, Rewind};
 use setpoint::converge::step::Hands;
+use setpoint::converge::warm::Warmer;
 use setpoint::converge::{Pass, Reconciler};
 use setpoint::desired::Loader;
 use setpoint::ledger::Ledger;
@@ -218,7 +219,7 @@ impl Running {
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused, metrics.clone())
             .await
             .unwrap();
-        let hands = Hands { driver, observer: observer.clone(), ledger, source, metrics };
+        let hands = Hands { driver, observer: observer.clone(), ledger, source, metrics, warmer: Warmer::off() };
         let reconciler = Reconciler::new(hands, Converge::default(), limits(), follower.followed());
         let (passes, shutdown) = (reconciler.passes(), CancellationToken::new());
         let task = tokio::spawn(reconciler.run(shutdown.clone()));

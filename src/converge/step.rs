@@ -15,11 +15,12 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, DiskState, Machine, SandboxRecord, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
-use setpoint_vmm::driver::{Driver, Guest, Pause, Paused, RestartScope, VmmError};
+use setpoint_vmm::driver::{Cold, Driver, Guest, Launched, Pause, Paused, RestartScope, VmmError};
 use tokio_util::sync::CancellationToken;
 
 use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
+use crate::converge::warm::Warmer;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
@@ -39,6 +40,8 @@ pub struct Hands {
     pub source: Arc<Repository>,
     /// Counts.
     pub metrics: Metrics,
+    /// Has warm templates made.
+    pub warmer: Warmer,
 }
 
 /// Why a step failed; the cause is the source.
@@ -181,8 +184,19 @@ impl Hands {
     }
 
     async fn launch(&self, machine: &Machine) -> Result<(), StepError> {
-        self.driver.launch(machine).await?;
+        let launched = self.driver.launch(machine).await;
         self.observer.nudge(&machine.sandbox);
+        let sandbox = &machine.sandbox;
+        match launched? {
+            Launched::Already => {}
+            Launched::Warm => tracing::debug!(%sandbox, "began from a warm template"),
+            Launched::Cold(why) => {
+                if let Cold::Failed(reason) = why {
+                    tracing::warn!(%sandbox, reason, "a warm template could not be used, so it boots");
+                }
+                self.warmer.want(machine);
+            }
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The tree of one revision, read from as many threads as want to.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use setpoint_schema::id::{BlobId, CommitId};
 
@@ -28,12 +28,10 @@ impl<'a> Snapshot<'a> {
     /// Reads with the handle that the snapshot was made with, or with one of its own while another thread has that. Nobody looks
     /// whether another repository stands there by now: what it does not have is an error, and a snapshot is read blob by blob.
     fn reading<T>(&self, read: impl Fn(&git2::Repository) -> Result<T, SourceError>) -> Result<T, SourceError> {
-        match self.repository.opened.try_lock() {
-            Ok(opened) => match &*opened {
-                Some(opened) => return read(&opened.git),
-                None => {}
-            },
-            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
+        if let Ok(opened) = self.repository.opened.try_lock()
+            && let Some(opened) = &*opened
+        {
+            return read(&opened.git);
         }
         let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = spare().pop();

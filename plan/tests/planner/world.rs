@@ -368,7 +368,7 @@ impl World {
         let VmState::Running { nonce, .. } = &known.vm else { panic!("nothing runs that could be paused") };
         assert_eq!(nonce, boot);
         let GuestState::Answering(status) = &known.guest else { panic!("a guest is paused that cannot be quiesced") };
-        self.saved.insert(sandbox.clone(), status.clone());
+        self.saved.insert(sandbox.clone(), GuestStatus::clone(status));
         known.vm = VmState::Paused { nonce: boot.clone(), since: self.now, bytes: ByteSize::mib(1), fault: None };
         known.guest = GuestState::Absent;
     }
@@ -385,7 +385,7 @@ impl World {
         let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
         let VmState::Running { nonce, .. } = &sandbox.vm else { panic!("nothing runs that could answer") };
         if let Some(saved) = self.saved.remove(&sandbox.record.id) {
-            sandbox.guest = GuestState::Answering(GuestStatus { nonce: nonce.clone(), ..saved });
+            sandbox.guest = GuestState::Answering(Arc::new(GuestStatus { nonce: nonce.clone(), ..saved }));
             return;
         }
         let disk = &sandbox.record.disk;

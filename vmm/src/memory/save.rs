@@ -51,7 +51,7 @@ impl Store {
     fn save_base(&self, id: &SnapshotId, source: &Source<'_>) -> Result<Image> {
         let memory = source.pages.memory();
         let base = Fresh::create(self.base_path(id))?;
-        base.file.set_len(memory).map_err(failed("lengthen", base.path()))?;
+        base.file.set_len(memory).map_err(failed("lengthen", base.unfinished()))?;
         let mut chunks = Vec::new();
         source.each(|touched, content| {
             let data = not_zero(content, touched.pages);
@@ -61,14 +61,14 @@ impl Store {
             let position = u64::from(touched.chunk) * CHUNK as u64;
             for range in ranges(data) {
                 let at = position + range.start as u64;
-                base.file.write_all_at(&content[range], at).map_err(failed("write", base.path()))?;
+                base.file.write_all_at(&content[range], at).map_err(failed("write", base.unfinished()))?;
             }
             chunks.push(entry(touched.chunk, data, data, content, 0, position));
             Ok(())
         })?;
         base.sync()?;
-        verify(&base.file, base.path(), &chunks, read_in_place)?;
-        let stamp = stamp(&base.file).map_err(failed("inspect", base.path()))?;
+        verify(&base.file, base.unfinished(), &chunks, read_in_place)?;
+        let stamp = stamp(&base.file).map_err(failed("inspect", base.unfinished()))?;
         write_image(self.sums_path(id), &Image { memory, base: None, packs: Vec::new(), chunks })?;
         base.publish()?;
         self.found_sound(id, stamp);
@@ -92,7 +92,7 @@ impl Store {
                 Some(known) => chunks.push(known.clone()),
                 None => {
                     for range in ranges(data) {
-                        out.write_all(&content[range]).map_err(failed("write", pack.path()))?;
+                        out.write_all(&content[range]).map_err(failed("write", pack.unfinished()))?;
                     }
                     position += bytes(data) as u64;
                     fresh.push(made.clone());
@@ -101,10 +101,10 @@ impl Store {
             }
             Ok(())
         })?;
-        out.flush().map_err(failed("write", pack.path()))?;
+        out.flush().map_err(failed("write", pack.unfinished()))?;
         drop(out);
         pack.sync()?;
-        verify(&pack.file, pack.path(), &fresh, read_packed)?;
+        verify(&pack.file, pack.unfinished(), &fresh, read_packed)?;
         pack.publish()?;
         Ok(without_unused_packs(Image { memory: source.pages.memory(), base: parent.base.clone(), packs, chunks }))
     }

@@ -179,7 +179,8 @@ impl Fresh {
         Ok(Self { file, path, unfinished })
     }
 
-    pub fn path(&self) -> &Path {
+    /// Where it is as long as it is not whole.
+    pub fn unfinished(&self) -> &Path {
         &self.unfinished
     }
 
@@ -198,7 +199,7 @@ impl Fresh {
 pub(super) fn write_image(path: PathBuf, image: &Image) -> Result<()> {
     let encoded = image.encode();
     let mut fresh = Fresh::create(path)?;
-    fresh.file.write_all(&encoded).map_err(failed("write", fresh.path()))?;
+    fresh.file.write_all(&encoded).map_err(failed("write", fresh.unfinished()))?;
     fresh.sync()?;
     fresh.publish()
 }
