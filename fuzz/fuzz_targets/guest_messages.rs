@@ -141,6 +141,8 @@ async fn ask_everything(agent: &dyn Guest) {
         }
     }
     drop(agent.grow_disk().await);
+    drop(agent.freeze().await);
+    drop(agent.thaw().await);
     drop(agent.shutdown().await);
 }
 
@@ -215,6 +217,18 @@ impl Agent for Hostile {
 
     async fn port(&self, _: Request<Streaming<proto::PortPart>>) -> Result<Response<Self::PortStream>, Status> {
         self.many()
+    }
+
+    async fn freeze(&self, _: Request<proto::FreezeRequest>) -> Result<Response<proto::FreezeReply>, Status> {
+        self.one()
+    }
+
+    async fn renew(&self, _: Request<proto::RenewRequest>) -> Result<Response<proto::RenewReply>, Status> {
+        self.one()
+    }
+
+    async fn thaw(&self, _: Request<proto::ThawRequest>) -> Result<Response<proto::ThawReply>, Status> {
+        self.one()
     }
 
     async fn shutdown(&self, _: Request<proto::ShutdownRequest>) -> Result<Response<proto::ShutdownReply>, Status> {
