@@ -171,7 +171,7 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let serving = tokio::spawn(servers.run(shutdown.clone()));
     let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
     let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
-    let tidying = tokio::spawn(allocator::tidy(reconciler.passes(), shutdown.clone()));
+    let tidying = tokio::spawn(allocator::tidy(hands.ledger.clone(), reconciler.passes(), shutdown.clone()));
     let live = Live { config: in_force, tuning: reconciler.tuning(), manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;

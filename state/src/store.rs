@@ -137,6 +137,14 @@ impl Store {
         Ok(())
     }
 
+    /// Lets go of what reading the whole state has left in memory. To be called when nobody waits: it takes as long as reading it.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`] when the state does not read.
+    pub fn shrink_cache(&self) -> Result<()> {
+        self.inner.view.engine.shrink_cache()
+    }
+
     /// Grows with every event and revision that this handle or a clone of it has written, once a read finds it.
     #[must_use]
     pub fn history_version(&self) -> u64 {

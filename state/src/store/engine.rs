@@ -84,6 +84,12 @@ impl Engine {
         guarded(&self.dir, || self.db().get(key)).map(|value| value.map(|bytes| bytes.to_vec()))
     }
 
+    /// Lets go of what is cached beyond the cache's size. sled evicts only after many accesses, which reading everything once is
+    /// not: without this, an engine that was only opened and read keeps all of it in memory. Reading key by key is as many.
+    pub(crate) fn shrink_cache(&self) -> Result<()> {
+        guarded(&self.dir, || self.db().iter().keys().try_for_each(|key| self.db().get(key?).map(drop)))
+    }
+
     /// Everything, in order of keys.
     pub(crate) fn everything(&self) -> Result<Vec<Row>> {
         guarded(&self.dir, || self.db().iter().map(owned).collect())

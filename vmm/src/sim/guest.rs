@@ -12,12 +12,12 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime::ProcessSet;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::after;
 use super::files::Stamp;
 use super::script::{Fate, Operation, Phase, Script};
+use super::wakes::Stirs;
 use super::world::{Disk, End, File, Vm};
 use super::{ANSWER_TIMEOUT, Sim, web};
 use crate::driver::{
@@ -83,7 +83,7 @@ struct Calm {
     /// When something changes by itself.
     until: Option<Timestamp>,
     /// Subscribed to before anything was looked at.
-    stirs: watch::Receiver<()>,
+    stirs: Stirs,
 }
 
 impl SimGuest {

@@ -8,13 +8,14 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use setpoint_schema::id::SandboxId;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// Room for the events of some hundred files in one read.
@@ -29,7 +30,7 @@ pub(super) struct Wakes {
 
 impl Wakes {
     /// Hears of every change of `sandbox` from now on, by whomever it is made in a file in `dir`.
-    pub(super) fn subscribe(&self, sandbox: &SandboxId, dir: &Path) -> watch::Receiver<()> {
+    pub(super) fn subscribe(&self, sandbox: &SandboxId, dir: &Path) -> Stirs {
         self.ensure_watcher(dir);
         self.waiting.subscribe(sandbox)
     }
@@ -61,28 +62,73 @@ impl Drop for Wakes {
     }
 }
 
-/// The channel of each sandbox that somebody waits for.
+/// Hears of the changes of one sandbox, those included that nobody was waiting for.
+#[derive(Clone)]
+pub(super) struct Stirs {
+    bell: Arc<Bell>,
+    heard: u64,
+}
+
+/// Rings for one sandbox. There are as many as sandboxes, so it is small: a channel of tokio's takes ten times as much.
 #[derive(Default)]
-struct Waiting(Mutex<HashMap<String, watch::Sender<()>>>);
+struct Bell {
+    rings: AtomicU64,
+    rung: Notify,
+}
+
+impl Bell {
+    fn ring(&self) {
+        self.rings.fetch_add(1, Ordering::Release);
+        self.rung.notify_waiters();
+    }
+}
+
+impl Stirs {
+    /// Resolves after a change since the last one that was heard of here.
+    pub async fn changed(&mut self) {
+        loop {
+            // Whoever waits hears what rings from here on, before it is polled.
+            let rung = self.bell.rung.notified();
+            let rings = self.bell.rings.load(Ordering::Acquire);
+            if rings != self.heard {
+                self.heard = rings;
+                return;
+            }
+            rung.await;
+        }
+    }
+}
+
+/// The bell of each sandbox that somebody waits for.
+#[derive(Default)]
+struct Waiting(Mutex<HashMap<String, Arc<Bell>>>);
 
 impl Waiting {
-    fn subscribe(&self, sandbox: &SandboxId) -> watch::Receiver<()> {
-        self.lock().entry(sandbox.0.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+    fn subscribe(&self, sandbox: &SandboxId) -> Stirs {
+        let mut waiting = self.lock();
+        let bell = match waiting.get(sandbox.as_str()) {
+            Some(bell) => Arc::clone(bell),
+            None => Arc::clone(waiting.entry(sandbox.0.clone()).or_default()),
+        };
+        Stirs { heard: bell.rings.load(Ordering::Acquire), bell }
     }
 
     fn wake(&self, sandbox: &str) {
         let mut waiting = self.lock();
-        let Some(sender) = waiting.get(sandbox) else { return };
-        if sender.send(()).is_err() {
+        let Some(bell) = waiting.get(sandbox) else { return };
+        if is_heard(bell) {
+            bell.ring();
+        } else {
             waiting.remove(sandbox);
         }
     }
 
     fn wake_all(&self) {
-        self.lock().retain(|_, sender| sender.send(()).is_ok());
+        self.lock().retain(|_, bell| is_heard(bell));
+        self.lock().values().for_each(|bell| bell.ring());
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Bell>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,6 +163,11 @@ async fn forward(fd: AsyncFd<OwnedFd>, waiting: Arc<Waiting>) {
         }
     }
     waiting.wake_all();
+}
+
+/// Whether anybody but the map has it.
+fn is_heard(bell: &Arc<Bell>) -> bool {
+    Arc::strong_count(bell) > 1
 }
 
 enum Watch {

@@ -20,13 +20,12 @@ use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::{Clock, WallClock, after, until};
 use super::files::{self, Lock, Stamp, absent_is_none, failed};
 use super::script::{self, Phase, Script};
-use super::wakes::Wakes;
+use super::wakes::{Stirs, Wakes};
 use super::{REREAD_AFTER, sim_error};
 use crate::driver::{FileKind, Result, TemplateSource};
 
@@ -314,7 +313,7 @@ impl World {
     }
 
     /// Hears of every change of the microVM from now on.
-    pub(super) fn stirs(&self, sandbox: &SandboxId) -> watch::Receiver<()> {
+    pub(super) fn stirs(&self, sandbox: &SandboxId) -> Stirs {
         self.wakes.subscribe(sandbox, &self.vms_dir())
     }
 
@@ -442,7 +441,7 @@ impl World {
             match next.into_iter().chain(deadline).min() {
                 // Either way it is time to look again.
                 Some(next) => drop(tokio::time::timeout_at(next, changes.changed()).await),
-                None => drop(changes.changed().await),
+                None => changes.changed().await,
             }
         }
     }
