@@ -27,6 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use jiff::Timestamp;
+
 use batch::Batch;
 pub use batch::VALUE_LIMIT;
 use commit::Request;
@@ -126,7 +128,9 @@ impl Store {
         let Batch { mut writes, events } = batch;
         let is_history = !events.is_empty();
         self.submit(|sequence| {
-            for (at, event) in events {
+            // Here nobody else can come in between, so that times follow each other as identities do.
+            let at = Timestamp::now();
+            for event in events {
                 writes.extend(sequence.event(at, event)?.1);
             }
             Ok(((), writes))

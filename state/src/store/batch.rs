@@ -1,7 +1,5 @@
 //! Writes that are carried out all together or not at all.
 
-use jiff::Timestamp;
-
 use crate::envelope::{decode, encode};
 use crate::error::{Result, StateError};
 use crate::record::NewEvent;
@@ -15,7 +13,7 @@ pub const VALUE_LIMIT: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(crate) writes: Vec<Write>,
-    pub(crate) events: Vec<(Timestamp, NewEvent)>,
+    pub(crate) events: Vec<NewEvent>,
 }
 
 impl Batch {
@@ -40,9 +38,9 @@ impl Batch {
         self
     }
 
-    /// Records an event. It gets its identity when the batch is carried out.
+    /// Records an event. It gets its identity and its time when the batch is carried out.
     pub fn event(&mut self, event: NewEvent) -> &mut Self {
-        self.events.push((Timestamp::now(), event));
+        self.events.push(event);
         self
     }
 }

@@ -51,7 +51,9 @@ impl Store {
     /// # Errors
     /// See [`Store::commit`].
     pub fn append_event(&self, event: NewEvent) -> Result<EventRecord> {
-        self.append_event_at(Timestamp::now(), event)
+        let record = self.submit(|sequence| sequence.event(Timestamp::now(), event))?;
+        self.history_changed();
+        Ok(record)
     }
 
     /// Records an event as of a time.

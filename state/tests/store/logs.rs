@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_schema::id::CommitId;
 use setpoint_schema::quantity::Span;
 use setpoint_state::{
-    EVENT_TEXT_LIMIT, EventKind, JournalEvent, NewEvent, Options, Outcome, PlanAction, PlanRecord, PlanRef,
+    Batch, EVENT_TEXT_LIMIT, EventKind, JournalEvent, NewEvent, Options, Outcome, PlanAction, PlanRecord, PlanRef,
     RevisionOutcome, RevisionRecord, SourceMarker, Store,
 };
 
@@ -27,6 +27,29 @@ fn event_ids_grow_across_restarts_and_a_clock_that_goes_back() {
         assert_eq!(appended.at, at, "the time is told as it was");
         last = Some(appended.id);
     }
+}
+
+#[test]
+fn the_times_of_events_follow_each_other_as_their_ids_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), options()).unwrap();
+    // Whoever prepares an event first may record it last.
+    let mut prepared = Batch::new();
+    prepared.event(event("prepared"));
+    let between = store.append_event(event("between")).unwrap();
+    store.commit(prepared).unwrap();
+    let several = |writer: usize| {
+        for _ in 0..20 {
+            let mut batch = Batch::new();
+            batch.event(event(&writer.to_string())).event(event(&writer.to_string()));
+            store.commit(batch).unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..6).for_each(|writer| drop(scope.spawn(move || several(writer)))));
+    let events = store.events_after(None, 1000).unwrap();
+    assert_eq!(events[0], between);
+    assert!(events.is_sorted_by(|a, b| a.id < b.id));
+    assert!(events.is_sorted_by(|a, b| a.at <= b.at), "{events:#?}");
 }
 
 #[test]
