@@ -22,7 +22,7 @@ pub(super) fn apply(world: &World<'_>, ranks: &Ranks<'_>, verdicts: &mut Verdict
     for (key, verdict) in verdicts.iter_mut() {
         let Verdict::Act(action) = verdict else { continue };
         if let Some(memory) = reader.memory(key) {
-            action.blocked.extend(backoff(world, memory));
+            action.blocked.extend(backoff(world, memory, action));
             action.blocked.extend(flapping(world, memory, action));
             action.blocked.extend(repeats::block(memory, action, world.now));
         }
@@ -98,7 +98,11 @@ fn is_well(sandbox: &ObservedSandbox) -> bool {
     runs && answers
 }
 
-fn backoff(world: &World<'_>, memory: &AppRecord) -> Option<Block> {
+fn backoff(world: &World<'_>, memory: &AppRecord, action: &Action) -> Option<Block> {
+    // What failed before a removal began is not what is to be done now.
+    if action.kind == ActionKind::Delete && !world.is_leaving(&action.app) {
+        return None;
+    }
     let retry = &memory.retry;
     let until = retry.not_before.filter(|until| *until > world.now)?;
     Some(Block::Backoff { until, reason: retry.last_error.clone().unwrap_or_default() })

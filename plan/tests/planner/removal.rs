@@ -176,3 +176,16 @@ fn an_undeclared_unrecorded_microvm_is_adopted_and_then_removed() {
     world.settle();
     assert!(world.observed.sandboxes.is_empty());
 }
+
+#[test]
+fn a_removal_does_not_wait_for_failures_of_what_it_removes_but_for_its_own() {
+    let mut world = World::running([app("blog")]);
+    world.declare([app("blog").memory(512)]);
+    world.pass(Fault::Fails(1));
+    world.now = world.now.checked_sub(SignedDuration::from_secs(30)).unwrap();
+    assert!(matches!(world.action("blog").blocked[..], [Block::Backoff { .. }]));
+    world.declare([]);
+    assert_eq!(world.action("blog").blocked, []);
+    world.pass(Fault::Fails(1));
+    assert!(matches!(world.action("blog").blocked[..], [Block::Backoff { .. }]));
+}
