@@ -88,6 +88,10 @@ impl Reporter {
         routes: &Routes,
         now: Timestamp,
     ) -> Report {
+        if self.previous.is_none() {
+            // What comes later under the name of one that is gone is another app.
+            self.announced.keep(|key| view.shown(key).is_some());
+        }
         let missing = Self::missing(routes);
         let timed_out = self.timeouts.iter().filter(|(_, at)| **at < now).map(|(key, _)| key);
         let lacking = missing.keys().copied().chain(&self.unrouted);
@@ -180,7 +184,9 @@ impl Reporter {
     ) -> wire::App {
         let key = &facts.declared.metadata.key;
         let row = self.shown(key).map(Arc::clone);
-        let earlier = Earlier { app: row.as_ref().map(|row| row.value()), known: self.announced.of(key) };
+        let created = facts.sandbox.map(|sandbox| sandbox.record.created_at);
+        let earlier = Earlier { app: row.as_ref().map(|row| row.value()), known: self.announced.of(key), created };
+        let facts = &AppFacts { before: earlier.readiness(), ..*facts };
         let spec = &facts.declared.spec.app;
         let phase = facts.phase();
         let applied = facts.sandbox.and_then(|sandbox| sandbox.record.applied.as_ref());

@@ -10,7 +10,7 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::ObservedSandbox;
 use setpoint_schema::shared::{Difference, SharedMap};
 
-use super::facts::{AppFacts, Busy};
+use super::facts::{AppFacts, Before, Busy};
 use crate::converge::Pass;
 use crate::ingress::same_hosts;
 
@@ -68,9 +68,12 @@ impl Tracker {
         }
         changes.apps.extend(settled.keys().cloned());
         let same_naming = |before: &Pass| before.followed.project.hosts == pass.followed.project.hosts;
-        match before.filter(|before| same_naming(before)) {
-            Some(before) => changes.compare(&before, pass, self, &settled),
-            None => changes.everything(pass, self),
+        if let Some(before) = &before {
+            // Also where everything is another anyway: what is gone is seen by comparing alone.
+            changes.compare(before, pass, self, &settled);
+        }
+        if !before.is_some_and(|before| same_naming(&before)) {
+            changes.everything(pass, self);
         }
         changes
     }
@@ -130,7 +133,7 @@ impl Changes {
         }
         self.apps.extend(before.busy.symmetric_difference(&after.busy).cloned());
         self.compare_plans(&before.plan, &after.plan);
-        let same_templates = old.templates == new.templates && old.apps.is_same(&new.apps);
+        let same_templates = old.templates == new.templates && old.kept == new.kept && old.apps.is_same(&new.apps);
         let same_limits = before.observed.limits == after.observed.limits;
         if !same_templates || !same_limits || !self.sandboxes.is_empty() {
             self.sums = Sums::Changed;
@@ -224,6 +227,7 @@ impl<'a> View<'a> {
             action: self.actions.get(key).map(|action| &***action),
             held: self.held.get(key).copied(),
             busy: self.busy(key),
+            before: Before::Unready,
             attempted: followed.attempted.as_ref(),
         })
     }

@@ -5,7 +5,7 @@ use setpoint_plan::model::{Block, Hold};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire::{self, Blocker, BlockerReason, Condition, ConditionKind, ConditionStatus, Phase};
 
-use super::facts::{AppFacts, Busy};
+use super::facts::{AppFacts, Before, Busy};
 use super::news::Known;
 
 /// What was said of an app before: by the pass before, or, right after a start, by the events of earlier daemons.
@@ -13,14 +13,34 @@ use super::news::Known;
 pub(super) struct Earlier<'a> {
     pub app: Option<&'a wire::App>,
     pub known: Option<&'a Known>,
+    /// When its sandbox was made, if it has one.
+    pub created: Option<Timestamp>,
 }
 
 impl Earlier<'_> {
+    /// Whether it was ready.
+    pub fn readiness(&self) -> Before {
+        let was_ready = match self.app {
+            Some(app) => app.ready,
+            None => self.known.is_some_and(|known| known.since(ConditionKind::Ready, ConditionStatus::True).is_some()),
+        };
+        if was_ready { Before::Ready } else { Before::Unready }
+    }
+
     /// Since when a condition has this status, if it had it before.
     fn since(&self, kind: ConditionKind, status: ConditionStatus) -> Option<Timestamp> {
         let conditions = self.app.into_iter().flat_map(|app| &app.conditions);
         let said = conditions.filter(|condition| condition.kind == kind).find(|condition| condition.status == status);
-        said.map(|condition| condition.since).or_else(|| self.known?.since(kind, status))
+        said.map(|condition| condition.since).or_else(|| match status {
+            ConditionStatus::False => self.known?.since(kind, status).or_else(|| self.never(kind)),
+            ConditionStatus::True | ConditionStatus::Unknown => self.known?.since(kind, status),
+        })
+    }
+
+    /// Since when an app has been there of whose condition no event tells, so that it has never held.
+    fn never(&self, kind: ConditionKind) -> Option<Timestamp> {
+        let first = self.known?.first_without(kind)?;
+        Some(self.created.map_or(first, |created| created.min(first)))
     }
 
     fn blocker(&self, reason: BlockerReason, on: Option<&AppKey>) -> Option<Timestamp> {

@@ -8,6 +8,7 @@ use setpoint_schema::runtime;
 use setpoint_schema::wire::{self, Phase};
 
 /// Everything that a pass knows of one app.
+#[derive(Clone, Copy)]
 pub(super) struct AppFacts<'a> {
     /// As it is declared, or was last.
     pub declared: &'a DesiredApp,
@@ -18,6 +19,8 @@ pub(super) struct AppFacts<'a> {
     pub action: Option<&'a Action>,
     pub held: Option<&'a Hold>,
     pub busy: Busy,
+    /// How it was said to be last.
+    pub before: Before,
     /// The newest revision that was tried.
     pub attempted: Option<&'a CommitId>,
 }
@@ -27,6 +30,13 @@ pub(super) struct AppFacts<'a> {
 pub(super) enum Busy {
     Yes,
     No,
+}
+
+/// Whether an app was ready when that was looked at last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    Ready,
+    Unready,
 }
 
 impl<'a> AppFacts<'a> {
@@ -85,9 +95,18 @@ impl<'a> AppFacts<'a> {
         }
     }
 
-    /// This generation is carried out, and the agent of the running boot says that all is up.
+    /// This generation is carried out, and the agent of the running boot says that all is up. Work makes an app ready with its
+    /// end: until then nobody has been told that it was done.
     pub fn is_ready(&self) -> bool {
-        self.is_carried_out() && self.guest().is_some_and(|guest| guest.unready_for(&self.declared.spec).is_none())
+        let may_be = match (self.busy, self.before) {
+            (Busy::No, _) | (Busy::Yes, Before::Ready) => true,
+            (Busy::Yes, Before::Unready) => false,
+        };
+        may_be && self.is_carried_out() && self.guest().is_some_and(|guest| self.is_well(guest))
+    }
+
+    fn is_well(&self, guest: &GuestStatus) -> bool {
+        guest.unready_for(&self.declared.spec).is_none()
     }
 
     fn is_carried_out(&self) -> bool {
@@ -121,6 +140,7 @@ impl<'a> AppFacts<'a> {
             },
             (Some(_), Some(guest)) => match guest.unready_for(&self.declared.spec) {
                 Some(reason) => ("NotHealthy", reason),
+                None if self.is_carried_out() => ("NotFinished", "its last step is being finished".to_owned()),
                 None => ("NotApplied", "the newest declaration is not carried out yet".to_owned()),
             },
         }

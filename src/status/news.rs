@@ -22,7 +22,10 @@ pub(super) struct Known {
     ready: Option<State>,
     stalled: Option<State>,
     blocked: Option<State>,
+    reconciling: Option<State>,
     unconfirmed: bool,
+    /// When an earlier daemon told of it for the first time.
+    first: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,7 @@ impl Known {
         let state = match kind {
             ConditionKind::Ready => self.ready,
             ConditionKind::Stalled => self.stalled,
-            // Work comes and goes without events.
-            ConditionKind::Reconciling => None,
+            ConditionKind::Reconciling => self.reconciling,
         };
         let holds = match status {
             ConditionStatus::True => true,
@@ -46,6 +48,17 @@ impl Known {
             ConditionStatus::Unknown => return None,
         };
         state.filter(|state| state.holds == holds).map(|state| state.since)
+    }
+
+    /// When an earlier daemon told of the app for the first time, if none ever told of this condition.
+    pub fn first_without(&self, kind: ConditionKind) -> Option<Timestamp> {
+        let told = match kind {
+            ConditionKind::Ready => self.ready,
+            ConditionKind::Stalled => self.stalled,
+            // Work comes with the app.
+            ConditionKind::Reconciling => return None,
+        };
+        self.first.filter(|_| told.is_none())
     }
 
     /// Whether it was ready when an earlier daemon looked last, and this one has not seen for itself.
@@ -61,7 +74,13 @@ impl Announced {
         for event in events {
             let Some(app) = &event.app else { continue };
             let known = announced.apps.entry(app.clone()).or_default();
+            known.first.get_or_insert(event.at);
             let state = |holds| Some(State { holds, since: event.at });
+            known.reconciling = match work(event.kind) {
+                Work::Goes => known.reconciling.filter(|state| state.holds).or(state(true)),
+                Work::Ends => state(false),
+                Work::Stands => known.reconciling,
+            };
             match event.kind {
                 EventKind::Ready => known.ready = state(true),
                 EventKind::Unready => known.ready = state(false),
@@ -105,6 +124,11 @@ impl Announced {
         self.apps.get(app)
     }
 
+    /// Nothing is said any more of apps that are gone, by a daemon that has not seen them go.
+    pub fn keep(&mut self, is_there: impl Fn(&AppKey) -> bool) {
+        self.apps.retain(|app, _| is_there(app));
+    }
+
     /// Nothing is said any more of an app that is gone.
     pub fn forget(&mut self, app: &AppKey) {
         self.apps.remove(app);
@@ -127,11 +151,54 @@ impl Announced {
 
     /// What is new about an app. While it is worked on, nothing is: what comes of the work is told after the work's own event.
     pub fn app(&mut self, key: &AppKey, app: &wire::App, busy: Busy) -> Vec<NewEvent> {
+        let known = self.apps.entry(key.clone()).or_default();
+        known.reconciling = condition(app, ConditionKind::Reconciling)
+            .map(|condition| State { holds: condition.status == ConditionStatus::True, since: condition.since });
         if busy == Busy::Yes {
             return Vec::new();
         }
-        let known = self.apps.entry(key.clone()).or_default();
         [readiness(key, known, app), stall(key, known, app), block(key, known, app)].into_iter().flatten().collect()
+    }
+}
+
+/// What an event says of whether there is work on its app.
+enum Work {
+    Goes,
+    Ends,
+    Stands,
+}
+
+fn work(kind: EventKind) -> Work {
+    match kind {
+        EventKind::Exited | EventKind::Failed | EventKind::Blocked => Work::Goes,
+        EventKind::Created
+        | EventKind::Updated
+        | EventKind::Rebooted
+        | EventKind::Replaced
+        | EventKind::Stopped
+        | EventKind::Paused
+        | EventKind::Woken
+        | EventKind::Healed
+        | EventKind::Adopted => Work::Ends,
+        EventKind::Deleted
+        | EventKind::Unblocked
+        | EventKind::Ready
+        | EventKind::Unready
+        | EventKind::Stalled
+        | EventKind::Resumed
+        | EventKind::SuspendedHere
+        | EventKind::ResumedHere
+        | EventKind::PausedHere
+        | EventKind::WokenHere
+        | EventKind::SourceError
+        | EventKind::SourceRecovered
+        | EventKind::RevisionAttempted
+        | EventKind::RevisionApplied
+        | EventKind::RevisionStalled
+        | EventKind::RevisionFailed
+        | EventKind::DiskRetained
+        | EventKind::DiskExpired
+        | EventKind::StateRebuilt => Work::Stands,
     }
 }
 
