@@ -309,7 +309,8 @@ impl Reconciler {
                 () = shutdown.cancelled() => Woken::Pass,
                 () = tokio::time::sleep_until(rested), if is_news => Woken::Pass,
                 ended = self.jobs.ended(), if !self.jobs.is_empty() => Woken::Ended(ended),
-                _ = self.followed.changed() => Woken::Revision,
+                // Once nobody follows any more there is nothing to wait for, rather than news without end.
+                Ok(()) = self.followed.changed() => Woken::Revision,
                 () = self.hands.observer.changed(), if !is_news => Woken::News,
                 () = self.hands.ledger.changed(), if !is_news => Woken::News,
                 () = sleep_until(deadline, self.hands.observer.now()), if !is_news => Woken::News,
