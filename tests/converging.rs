@@ -9,11 +9,13 @@ mod declare;
 #[path = "support/host.rs"]
 mod host;
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Output;
 
+use jiff::{SignedDuration, Timestamp};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::observed::ExitReason;
 use setpoint_vmm::sim::world::Vm;
@@ -166,6 +168,181 @@ fn a_removal_that_fails_stays_in_the_inventory_and_is_tried_again() {
     assert_eq!(failures(&host), 2);
     host.wait_converged();
     assert_eq!(host.world().vms().unwrap().len(), 1);
+}
+
+#[test]
+fn a_removal_that_was_not_confirmed_is_retried_from_the_inventory_after_a_restart() {
+    let mut host = Host::sim();
+    host.configure(ROOMY);
+    host.world().set_script("[[fault]]\napp = \"old\"\noperation = \"remove\"\n").unwrap();
+    declare(&host, &[App::new("old"), App::new("other")]);
+    host.start();
+    host.wait_converged();
+    host.remove("apps/old");
+    host.commit("remove");
+    host.wait_event("old", "delete failed at remove-vm");
+    host.kill_daemon();
+    let inventory = said(&host.run(&["state", "show"]));
+    let inventory: serde_json::Value = serde_json::from_str(&inventory).unwrap();
+    assert!(inventory.to_string().contains("\"intent\":\"delete\""), "{inventory:#}");
+    host.world().set_script("").unwrap();
+    host.start();
+    host.wait_event("old", "deleted: delete");
+    host.wait_converged();
+    assert_eq!((host.world().vms().unwrap().len(), host.world().disks().unwrap().len()), (1, 1));
+}
+
+#[test]
+fn conditions_keep_their_times_over_restarts() {
+    let mut host = Host::sim();
+    host.configure(ROOMY);
+    host.world().set_script("[[fate]]\napp = \"sick\"\nunhealthy = \"503\"\n").unwrap();
+    declare(&host, &[App::new("well"), App::new("sick"), App::new("broken")]);
+    host.start();
+    let phases = |host: &Host, apps: [(&str, &str); 3]| {
+        let is_so = |(app, phase): (&str, &str)| {
+            host.app(app)["phase"] == phase && host.app(app)["conditions"][0]["status"] != "Unknown"
+        };
+        apps.into_iter().all(is_so).then_some(())
+    };
+    host.wait_for("the apps", |host| phases(host, [("well", "ready"), ("sick", "unready"), ("broken", "ready")]));
+    host.write(
+        "apps/broken/app.yaml",
+        "apiVersion: setpoint/v1\nkind: App\nmetadata: {name: broken}\nspec: {memory: 1Gi}\n",
+    );
+    host.commit("break");
+    let settled = |host: &Host| phases(host, [("well", "ready"), ("sick", "unready"), ("broken", "stalled")]);
+    host.wait_for("the mistake", settled);
+    let before = ["well", "sick", "broken"].map(|app| dated(&host, app));
+    assert_eq!(before[2]["Stalled"].0, "True");
+    for way in ["term", "kill"] {
+        match way {
+            "term" => assert_eq!(host.stop_daemon(), Some(0)),
+            _ => host.kill_daemon(),
+        }
+        host.start();
+        host.wait_for("the apps again", settled);
+        let started: Timestamp = host.api("/v1/status")["startedAt"].as_str().unwrap().parse().unwrap();
+        let after = ["well", "sick", "broken"].map(|app| dated(&host, app));
+        for (before, after) in before.iter().zip(&after) {
+            for (kind, (status, since)) in before {
+                let (status_now, since_now) = &after[kind];
+                assert_eq!(status_now, status, "{kind} after {way}");
+                // A status is told of a moment before it is written down.
+                let moved = since_now.duration_since(*since).abs();
+                assert!(
+                    moved < SignedDuration::from_secs(1) && *since_now < started,
+                    "{kind} after {way}: {before:?} {after:?}"
+                );
+            }
+        }
+    }
+    let news: Vec<_> = host.events_of("sick").into_iter().filter(|event| event.starts_with("unready")).collect();
+    assert_eq!(news.len(), 0, "what was not ready before is no news: {news:?}");
+}
+
+/// The conditions of an app: status and since when.
+fn dated(host: &Host, app: &str) -> BTreeMap<String, (String, Timestamp)> {
+    let conditions = host.app(app)["conditions"].clone();
+    let text = |condition: &serde_json::Value, field: &str| condition[field].as_str().unwrap().to_owned();
+    let dated = conditions.as_array().unwrap().iter().map(|condition| {
+        (text(condition, "type"), (text(condition, "status"), text(condition, "since").parse().unwrap()))
+    });
+    dated.collect()
+}
+
+#[test]
+fn an_app_is_ready_after_it_was_created_and_events_tell_it_in_this_order() {
+    let apps: Vec<_> = (0..12).map(|number| App::new(format!("app-{number}"))).collect();
+    let host = running(&apps);
+    for App { name, .. } in &apps {
+        host.wait_event(name, "as declared and healthy");
+    }
+    let events = host.api("/v1/events?limit=1000");
+    let events = events["items"].as_array().unwrap();
+    let time = |value: &serde_json::Value| value.as_str().unwrap().parse::<Timestamp>().unwrap();
+    let told = |app: &str, kind: &str| {
+        let place = events.iter().position(|event| event["app"] == app && event["kind"] == kind);
+        let place = place.unwrap_or_else(|| panic!("{app} was never {kind}"));
+        (place, time(&events[place]["at"]))
+    };
+    for App { name, .. } in &apps {
+        let (created, ready) = (told(name, "created"), told(name, "ready"));
+        let since = dated(&host, name)["Ready"].1;
+        assert!(created.0 < ready.0, "{name}");
+        assert!(time(&host.sandbox_of(name)["createdAt"]) <= created.1, "{name}");
+        assert!(created.1 <= since && since <= ready.1, "{name}: {created:?} {since} {ready:?}");
+    }
+}
+
+#[test]
+fn a_revision_ends_as_stalled_failed_superseded_or_applied_and_every_view_says_so() {
+    let mut host = Host::sim();
+    host.configure(ROOMY);
+    let script = "[[fault]]\napp = \"bad\"\noperation = \"launch\"\n[[fate]]\napp = \"stuck\"\nboot = 1\nsilent_after = \"0ms\"\n";
+    host.world().set_script(script).unwrap();
+    App::new("good").write(&host);
+    host.write("apps/odd/app.yaml", "apiVersion: setpoint/v1\nkind: App\nmetadata: {name: odd}\nspec: {memory: 1Gi}\n");
+    let stalled = host.commit("a mistake");
+    host.start();
+    let message = wait_ended(&host, &stalled, "stalled");
+    assert!(message.contains("apps/odd/app.yaml:4") && message.contains("memory"), "{message}");
+    assert!(host.api("/v1/status")["source"]["lastApplied"].is_null());
+
+    host.remove("apps/odd");
+    App::new("bad").write(&host);
+    let failed = host.commit("what does not start");
+    let message = wait_ended(&host, &failed, "failed");
+    assert!(message.starts_with("bad: create failed at launch: "), "{message}");
+
+    host.remove("apps/bad");
+    App::new("stuck").write(&host);
+    let superseded = host.commit("what never answers");
+    host.wait_for("the boot that is stuck", |host| (!host.sandbox_of("stuck")["vm"]["nonce"].is_null()).then_some(()));
+    App { memory: "192Mi".into(), ..App::new("stuck") }.write(&host);
+    let applied = host.commit("a way out");
+    wait_ended(&host, &applied, "applied");
+    let message = wait_ended(&host, &superseded, "superseded");
+    assert_eq!(message, format!("{} took its place", &applied[..10]));
+
+    let expected = [(&applied, "applied"), (&superseded, "superseded"), (&failed, "failed"), (&stalled, "stalled")];
+    for args in [["get", "revisions"].as_slice(), &["history"]] {
+        let shown = said(&host.run(args));
+        let lines: Vec<_> = shown.lines().skip(1).collect();
+        for (line, (commit, state)) in lines.iter().zip(expected) {
+            assert!(line.contains(&commit[..10]) && line.contains(state), "{shown}");
+        }
+    }
+    let events = paged(&host);
+    let kinds: Vec<_> =
+        events.iter().filter_map(|event| event["kind"].as_str()).filter(|kind| kind.starts_with("revision")).collect();
+    let ends: Vec<_> = kinds.iter().filter(|kind| **kind != "revisionAttempted").copied().collect();
+    assert_eq!(ends, ["revisionStalled", "revisionFailed", "revisionApplied"]);
+    assert_eq!(kinds.len() - ends.len(), 4, "each was tried once: {kinds:?}");
+    let times: Vec<Timestamp> = events.iter().map(|event| event["at"].as_str().unwrap().parse().unwrap()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+/// Waits until a revision has this state; its message.
+fn wait_ended(host: &Host, commit: &str, state: &str) -> String {
+    host.wait_for(&format!("{commit} to be {state}"), |host| {
+        let revisions = host.api("/v1/revisions");
+        let revision = revisions["items"].as_array()?.iter().find(|revision| revision["commit"] == commit)?;
+        (revision["state"] == state).then(|| revision["message"].as_str().unwrap_or_default().to_owned())
+    })
+}
+
+/// Every event, read page by page.
+fn paged(host: &Host) -> Vec<serde_json::Value> {
+    let (mut events, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = host.api(&format!("/v1/events?limit=3{cursor}"));
+        events.extend(page["items"].as_array().unwrap().iter().cloned());
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return events,
+        }
+    }
 }
 
 #[test]

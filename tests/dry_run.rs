@@ -245,6 +245,26 @@ fn a_failed_step_is_waited_out() {
 }
 
 #[test]
+fn a_dry_run_forgets_the_failures_of_an_app_that_is_declared_anew_as_the_daemon_will() {
+    let host = Host::sim();
+    host.write_app("blog", "", "first");
+    host.write_app("shop", "", "first");
+    host.commit("declare");
+    host.world().set_script("[[fault]]\noperation = \"launch\"\n").unwrap();
+    assert_eq!(host.reconcile().status.code(), Some(1));
+    let blocked = |host: &Host| {
+        let plan = plan(host);
+        let actions = plan["actions"].as_array().unwrap().iter();
+        let reasons = actions.map(|action| (action["app"].clone(), action["blocked"][0]["reason"].clone()));
+        reasons.collect::<Vec<_>>()
+    };
+    assert_eq!(blocked(&host), [("blog".into(), "backoff".into()), ("shop".into(), "backoff".into())]);
+    host.write_app("blog", "env: {COLOR: blue}", "first");
+    host.commit("another try");
+    assert_eq!(blocked(&host), [("blog".into(), Value::Null), ("shop".into(), "backoff".into())]);
+}
+
+#[test]
 fn what_is_held_says_by_what() {
     let host = converged(|host| {
         host.write_app("blog", "", "first");

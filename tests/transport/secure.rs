@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
 
 use axum::body::Body;
 use hyper::Response;
@@ -179,14 +178,16 @@ fn tls_is_checked_by_the_client_and_a_renewed_certificate_is_taken_up() {
     succeeds(&host, &["get", "apps", "--ca", ca.to_str().unwrap()], &[]);
 
     fs::write(&key, "half of a pair that is being replaced").unwrap();
-    std::thread::sleep(Duration::from_millis(1100));
-    assert!(trusting(&ca).status.success(), "the certificate before serves on");
+    // Connections are what makes the daemon look at the files.
+    host.wait_for("half a pair to be refused", |host| {
+        assert!(trusting(&ca).status.success(), "the certificate before serves on");
+        host.log().contains("renewed TLS certificate cannot be used: the one before serves on").then_some(())
+    });
     next.issue(&["localhost"], &cert, &key);
     let renewed = ["get", "apps", "--server", &format!("https://localhost:{port}"), "--ca", next_ca.to_str().unwrap()];
     succeeds(&host, &renewed, &[]);
     let told = said(&trusting(&next_ca));
     assert!(told.contains("name the daemon with --server https://NAME"), "{told}");
-    assert!(host.log().contains("renewed TLS certificate cannot be used: the one before serves on"));
 }
 
 /// What `openssl req -x509` makes unless told otherwise.

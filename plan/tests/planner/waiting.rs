@@ -2,6 +2,7 @@
 
 use jiff::SignedDuration;
 use setpoint_plan::model::{ActionKind, Block, Hold, Plan};
+use setpoint_plan::planner::{Bounds, Entropy};
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::observed::{ExitReason, Intent, Suspension};
@@ -145,4 +146,30 @@ fn a_reboot_that_a_crash_cut_short_is_finished_after_the_window() {
         world.settle();
         assert_eq!(world.sandbox("blog").record.machine.memory_mib, 512);
     }
+}
+
+#[test]
+fn what_is_beyond_a_plan_that_was_shown_is_blocked_as_unplanned() {
+    let mut world = World::running([app("old")]);
+    world.declare([app("old"), app("new")]);
+    let bounds = Bounds::of(&world.plan());
+    // Meanwhile something else has come, and something else is to be done for an app than was shown.
+    world.declare([app("old"), app("new"), app("newer")]);
+    world.kill("old", ExitReason::Reset);
+    let kept = |bounds: &Bounds, world: &World| {
+        let plan = bounds.keep(world.plan(), Entropy([0; 16]));
+        let blocked = plan.actions.iter().map(|action| (action.app.name.to_string(), action.blocked.clone()));
+        blocked.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let blocked = kept(&bounds, &world);
+    assert_eq!(blocked["new"], []);
+    assert_eq!(blocked["newer"], [Block::Unplanned]);
+    assert_eq!(blocked["old"], [Block::Unplanned]);
+    // The same app, but a greater disturbance.
+    let mut world = World::running([app("blog")]);
+    world.declare([app("blog").files("f2")]);
+    let bounds = Bounds::of(&world.plan());
+    assert_eq!(kept(&bounds, &world)["blog"], []);
+    world.declare([app("blog").files("f2").memory(512)]);
+    assert_eq!(kept(&bounds, &world)["blog"], [Block::Unplanned]);
 }

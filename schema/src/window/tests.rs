@@ -165,3 +165,87 @@ proptest! {
         }
     }
 }
+
+/// Whether changes may be carried out, as somebody finds out who lays each window onto the calendar.
+fn may_by_the_calendar(windows: &Windows, at: Timestamp) -> bool {
+    let is_within = |window: &Window| {
+        let shown = jiff::tz::TimeZoneDatabase::bundled().get(&window.timezone.0).unwrap().to_datetime(at);
+        let laid_onto = |day: Date| {
+            const WEEK: [Day; 7] = [Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri, Day::Sat, Day::Sun];
+            let weekday = WEEK[usize::try_from(day.weekday().to_monday_zero_offset()).unwrap()];
+            let last = if window.to > window.from { day } else { day.tomorrow().unwrap() };
+            let (from, to) = (window.from, window.to);
+            let span = day.at(from.hour, from.minute, 0, 0)..last.at(to.hour, to.minute, 0, 0);
+            (window.days.is_empty() || window.days.contains(&weekday)) && span.contains(&shown)
+        };
+        laid_onto(shown.date()) || laid_onto(shown.date().yesterday().unwrap())
+    };
+    let (allow, deny): (Vec<_>, Vec<_>) = windows.0.iter().partition(|window| window.kind == WindowKind::Allow);
+    (allow.is_empty() || allow.into_iter().any(is_within)) && !deny.into_iter().any(is_within)
+}
+
+const ZONES: [&str; 8] = [
+    "UTC",
+    "Europe/Berlin",
+    "America/New_York",
+    "America/St_Johns",
+    // Where clocks change by half an hour, by two hours, and for one month of the year.
+    "Australia/Lord_Howe",
+    "Antarctica/Troll",
+    "Africa/Casablanca",
+    "Asia/Kathmandu",
+];
+
+/// To the minute, and mostly at night, when clocks are changed.
+fn window_to_the_minute() -> impl Strategy<Value = Window> {
+    let time = || {
+        let hour = prop_oneof![3 => 0..4_i8, 1 => 0..24_i8];
+        (hour, 0..60_i8).prop_map(|(hour, minute)| TimeOfDay { hour, minute })
+    };
+    let zone = prop::sample::select(ZONES.to_vec());
+    (window(), time(), time(), zone).prop_map(|(window, from, to, zone)| Window {
+        from,
+        to,
+        timezone: zone.parse().unwrap(),
+        ..window
+    })
+}
+
+/// Any second of a year, or one around a change of clocks.
+fn moment() -> impl Strategy<Value = Timestamp> {
+    let year = time("2026-01-01T00:00:00Z");
+    let anywhere = (0..365 * 86_400_i64).prop_map(move |seconds| year + SignedDuration::from_secs(seconds));
+    let around = (prop::sample::select(ZONES.to_vec()), 0..4_usize, -200_000..200_000_i64);
+    let around = around.prop_map(move |(zone, change, seconds)| {
+        let zone: ZoneName = zone.parse().unwrap();
+        let change = zone.zone().following(year).nth(change).map_or(year, |change| change.timestamp());
+        change + SignedDuration::from_secs(seconds)
+    });
+    prop_oneof![1 => anywhere, 2 => around]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Nothing of what is tested is asked: neither whether a window is open, nor when anything may change.
+    #[test]
+    fn windows_are_what_a_look_at_the_calendar_finds_every_minute(
+        windows in prop::collection::vec(window_to_the_minute(), 0..4).prop_map(Windows),
+        now in moment(),
+    ) {
+        let minute = now.as_second().div_euclid(60) * 60;
+        let minutes = (1..=FORESEEABLE_DAYS * 1440).map(|later| Timestamp::from_second(minute + 60 * later).unwrap());
+        let is_open = may_by_the_calendar(&windows, now);
+        let turn = { minutes }.find(|at| may_by_the_calendar(&windows, *at) != is_open);
+        match windows.at(now) {
+            Opening::Open => {
+                prop_assert!(is_open);
+                prop_assert_eq!(windows.closes(now), turn);
+            }
+            Opening::Closed { until } => {
+                prop_assert!(!is_open);
+                prop_assert_eq!(until, turn);
+            }
+        }
+    }
+}
