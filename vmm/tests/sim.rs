@@ -247,7 +247,7 @@ async fn the_workspace_survives_a_reboot_and_the_processes_do_not() {
 
     bench.launch(&machines[1]).await;
     let status = bench.guest(&machines[1]).await.status().await.unwrap();
-    assert_eq!((status.tree, status.processes), (Some(TreeDigest("t1".to_owned())), None));
+    assert_eq!((&status.tree, &status.processes), (&Some(TreeDigest("t1".to_owned())), &None));
     assert!(guest.status().await.is_err(), "the earlier boot does not answer any more");
 }
 
@@ -315,7 +315,7 @@ async fn scripted_fates_come_true() {
 
     let guest = bench.guest(&sick).await;
     guest.apply(&web(), true, RestartScope::All).await.unwrap();
-    let health = |status: GuestStatus| status.web.unwrap().health;
+    let health = |status: Arc<GuestStatus>| status.web.clone().unwrap().health;
     assert_eq!(health(guest.status().await.unwrap()), Health::Unhealthy("503".to_owned()));
     let (_, took) = timed(status_when(&guest, |status| status.unready().is_none())).await;
     assert_eq!(took.as_secs(), 4);

@@ -13,8 +13,7 @@ use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
 use setpoint_schema::id::{CommitId, Generation, SandboxId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::{AppKey, HostName};
 use setpoint_schema::observed::{
-    AppRecord, DiskState, ExitReason, GuestStatus, Health, LastGood, Observed, PowerCause, PowerOverride, Retry,
-    Suspension, VmState,
+    AppRecord, DiskState, ExitReason, Health, LastGood, Observed, PowerCause, PowerOverride, Retry, Suspension, VmState,
 };
 use setpoint_schema::project::Project;
 use setpoint_schema::quantity::{ByteSize, Span};
@@ -115,7 +114,7 @@ fn declared(which: usize, how: u8) -> DesiredApp {
         _ => app.runtime = Some(web(4000)),
     }
     DesiredApp {
-        metadata: AppMetadata { key: key(which), uid: None, labels: BTreeMap::new(), annotations: BTreeMap::new() },
+        metadata: AppMetadata { key: key(which), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec { app, template: TemplateDigest(format!("t{}", how % 2)), files }.into(),
         path: format!("apps/{}/app.yaml", NAMES[which]).parse().unwrap(),
     }
@@ -232,7 +231,7 @@ impl Life {
         let first = self.observed.sandboxes.values().find(|sandbox| sandbox.record.app == *app).cloned();
         if let Some(mut second) = first {
             let id = SandboxId(format!("{app} another"));
-            Arc::make_mut(&mut second).record.id = id.clone();
+            Arc::make_mut(&mut Arc::make_mut(&mut second).record).id = id.clone();
             self.observed.sandboxes.insert(id, second);
         }
     }
@@ -251,11 +250,11 @@ impl Life {
                     sandbox.vm = VmState::Absent;
                     *guest = GuestState::Absent;
                 }
-                (4, GuestState::Answering(GuestStatus { web: Some(web), .. })) => {
-                    web.health = Health::Unhealthy("503".to_owned());
+                (5, GuestState::Answering(status)) => Arc::make_mut(status).tree = None,
+                (_, GuestState::Answering(status)) => {
+                    let health = if how == 4 { Health::Unhealthy("503".to_owned()) } else { Health::Healthy };
+                    Arc::make_mut(status).web.iter_mut().for_each(|web| web.health = health.clone());
                 }
-                (5, GuestState::Answering(status)) => status.tree = None,
-                (_, GuestState::Answering(GuestStatus { web: Some(web), .. })) => web.health = Health::Healthy,
                 (_, _) => {}
             }
         }
