@@ -155,7 +155,7 @@ impl Changes {
     fn compare_plans(&mut self, before: &Plan, after: &Plan) {
         let (old, new) = (actions(before), actions(after));
         let same = |action: &Arc<Action>, other: Option<&&Arc<Action>>| {
-            other.is_some_and(|other| Arc::ptr_eq(action, other) || action == *other)
+            other.is_some_and(|other| Arc::ptr_eq(action, other) || looks_the_same(action, other))
         };
         let gone = old.iter().filter(|(key, _)| !new.contains_key(*key));
         let changed = new.iter().filter(|(key, action)| !same(action, old.get(*key)));
@@ -236,6 +236,13 @@ impl<'a> View<'a> {
 fn shown<'a>(pass: &'a Pass, has_sandbox: bool, key: &AppKey) -> Option<&'a DesiredApp> {
     let remembered = || pass.observed.apps.get(key).filter(|_| has_sandbox).map(|record| &*record.last_good.app);
     pass.followed.desired.apps.get(key).map(|app| &**app).or_else(remembered)
+}
+
+/// Whether two actions of one app are shown alike. The ids and times in them are made anew with every plan, so a thousand apps that
+/// wait their turn would otherwise be described anew with every pass.
+fn looks_the_same(action: &Action, other: &Action) -> bool {
+    let Action { app: _, sandbox: _, kind, reasons: _, changes: _, steps: _, blocked } = action;
+    *kind == other.kind && *blocked == other.blocked
 }
 
 fn actions(plan: &Plan) -> BTreeMap<&AppKey, &Arc<Action>> {
