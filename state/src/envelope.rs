@@ -102,8 +102,13 @@ pub(crate) fn encode_version(version: u8, key: &[u8], value: &impl Serialize) ->
 
 /// Reads a value of table `T`, brought to its current version.
 pub(crate) fn decode<T: Table>(key: &[u8], bytes: &[u8]) -> Result<T::Value, Corrupt> {
-    let (version, _) = check(key, bytes)?;
-    let body = &bytes[HEADER..];
+    check(key, bytes)?;
+    decode_unchecked::<T>(bytes)
+}
+
+/// The same of bytes that were just made, or checked before.
+pub(crate) fn decode_unchecked<T: Table>(bytes: &[u8]) -> Result<T::Value, Corrupt> {
+    let (Some(version), Some(body)) = (bytes.first().copied(), bytes.get(HEADER..)) else { return Err(Corrupt::Short) };
     let done = match version.checked_sub(1).map(usize::from) {
         Some(done) if done <= T::UPGRADES.len() => done,
         Some(_) | None => return Err(Corrupt::TooNew { found: version }),

@@ -24,6 +24,7 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -160,18 +161,36 @@ impl Store {
     }
 
     /// Makes a request in sequence, queues it, and waits until it is durable.
-    pub(crate) fn submit<R>(&self, make: impl FnOnce(&mut Sequence) -> Result<(R, Vec<Write>)>) -> Result<R> {
-        self.check_room()?;
-        let (result, answer) = {
+    pub(crate) fn submit<R: Send + 'static>(
+        &self,
+        make: impl FnOnce(&mut Sequence) -> Result<(R, Vec<Write>)>,
+    ) -> Result<R> {
+        let (done, answer) = sync_channel(1);
+        // A writer that has given up waiting needs no answer.
+        self.submit_then(make, move |result| drop(done.send(result)));
+        answer.recv().map_err(|_| self.writer_ended())?
+    }
+
+    /// Makes a request in sequence and queues it. `then` is called with its result once that is durable, by the one thread that
+    /// writes; or at once, if it cannot be made. It is dropped uncalled if that thread has ended.
+    pub(crate) fn submit_then<R: Send + 'static>(
+        &self,
+        make: impl FnOnce(&mut Sequence) -> Result<(R, Vec<Write>)>,
+        then: impl FnOnce(Result<R>) + Send + 'static,
+    ) {
+        let queued = self.check_room().and_then(|()| {
             let mut sequence = self.sequence();
             let (result, writes) = make(&mut sequence)?;
-            let (request, answer) = Request::new(writes);
-            let queue = sequence.queue.as_ref().expect("the queue is open while there is a store");
-            queue.send(request).map_err(|_| self.writer_ended())?;
-            (result, answer)
+            Ok((result, writes, sequence))
+        });
+        let (result, writes, sequence) = match queued {
+            Ok(made) => made,
+            Err(error) => return then(Err(error)),
         };
-        answer.recv().map_err(|_| self.writer_ended())??;
-        Ok(result)
+        let request = Request::new(writes, move |written| then(written.map(|()| result)));
+        let queue = sequence.queue.as_ref().expect("the queue is open while there is a store");
+        // Without a writer the request is dropped, which its maker notices.
+        drop(queue.send(request));
     }
 
     pub(crate) fn check_room(&self) -> Result<()> {
@@ -191,7 +210,9 @@ impl Store {
         self.inner.sequence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer_ended(&self) -> StateError {
+    /// What became of a write that was never answered.
+    #[must_use]
+    pub fn writer_ended(&self) -> StateError {
         StateError::damaged(&self.inner.view.dir, "its writer has ended")
     }
 }

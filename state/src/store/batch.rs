@@ -1,6 +1,6 @@
 //! Writes that are carried out all together or not at all.
 
-use crate::envelope::{decode, encode};
+use crate::envelope::{decode_unchecked, encode};
 use crate::error::{Result, StateError};
 use crate::record::NewEvent;
 use crate::store::engine::Write;
@@ -53,7 +53,7 @@ pub(crate) fn put<T: Table>(key: &T::Key, value: &T::Value) -> Result<Write> {
         return Err(StateError::TooLarge { what: describe::<T>(key), size: bytes.len(), limit: VALUE_LIMIT });
     }
     // A value whose JSON is not read back would be damage the next time that it is looked at.
-    decode::<T>(&full, &bytes)
+    decode_unchecked::<T>(&bytes)
         .map_err(|why| StateError::Unreadable { what: describe::<T>(key), why: why.to_string() })?;
     Ok((full, Some(bytes)))
 }

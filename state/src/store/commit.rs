@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::envelope::{Checksum, stored_checksum};
@@ -22,17 +22,16 @@ use crate::store::summary::Summary;
 /// The most writes of one commit; it bounds how long one writer can wait for others.
 const GROUP: usize = 512;
 
-/// Writes that belong together, and who waits for them.
+/// Writes that belong together, and what is called when they are durable or have failed.
 pub(crate) struct Request {
     writes: Vec<Write>,
-    done: SyncSender<Result<()>>,
+    done: Box<dyn FnOnce(Result<()>) + Send>,
 }
 
 impl Request {
-    /// A request, and where its answer arrives.
-    pub(crate) fn new(writes: Vec<Write>) -> (Self, Receiver<Result<()>>) {
-        let (done, answer) = sync_channel(1);
-        (Self { writes, done }, answer)
+    /// A request; `done` must not block.
+    pub(crate) fn new(writes: Vec<Write>, done: impl FnOnce(Result<()>) + Send + 'static) -> Self {
+        Self { writes, done: Box::new(done) }
     }
 }
 
@@ -70,8 +69,7 @@ impl Committer {
             let (writes, waiting): (Vec<_>, Vec<_>) = group.into_iter().map(|r| (r.writes, r.done)).unzip();
             let result = self.commit(writes.into_iter().flatten());
             for done in waiting {
-                // A writer that has given up waiting needs no answer.
-                let _ = done.send(result.clone());
+                done(result.clone());
             }
         }
     }

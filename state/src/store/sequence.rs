@@ -19,6 +19,9 @@ use crate::store::options::Options;
 use crate::store::view::View;
 use crate::table::{Events, Journal, JournalBases, Key, Only, Plans, Revisions, Table, prefix};
 
+/// The journal gives up this part of its cap at a time.
+const TRIMMED_AT_ONCE: u64 = 64;
+
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -85,7 +88,9 @@ impl Sequence {
         self.journal_head = entry.1.as_deref().and_then(|bytes| stored_checksum(bytes).ok()).unwrap_or_default();
         self.journal_chain.push_back(self.journal_head);
         let mut writes = vec![entry];
-        let (_, trimmed) = self.journal.append(self.options.journal);
+        // One at a time, each would be another removal and another base beside what is written anyway.
+        let slack = self.options.journal as u64 / TRIMMED_AT_ONCE;
+        let (_, trimmed) = self.journal.append_with_slack(self.options.journal, slack);
         let mut last_trimmed = None;
         for number in trimmed {
             writes.push(remove::<Journal>(&number));
@@ -128,9 +133,15 @@ impl Numbers {
 
     /// Takes the next number; returns it and those that are over the cap now.
     pub(crate) fn append(&mut self, cap: usize) -> (u64, std::ops::Range<u64>) {
+        self.append_with_slack(cap, 0)
+    }
+
+    /// The same, where nothing is given up until as many as `slack` more than the cap are there.
+    fn append_with_slack(&mut self, cap: usize, slack: u64) -> (u64, std::ops::Range<u64>) {
         let number = self.next;
         self.next += 1;
         let kept_from = self.next.saturating_sub(cap.max(1) as u64).max(self.first);
+        let kept_from = if kept_from - self.first > slack { kept_from } else { self.first };
         let trimmed = self.first..kept_from;
         self.first = kept_from;
         (number, trimmed)
@@ -167,5 +178,12 @@ mod tests {
         assert_eq!(numbers.append(2), (3, 1..2));
         assert_eq!(numbers.append(1), (4, 2..4), "a lowered cap trims the rest");
         assert_eq!(numbers.last(), Some(4));
+    }
+
+    #[test]
+    fn a_log_with_slack_gives_up_several_at_once_and_never_any_below_its_cap() {
+        let mut numbers = Numbers { first: 1, next: 1 };
+        let trimmed: Vec<_> = (0..8).map(|_| numbers.append_with_slack(3, 2).1).collect();
+        assert_eq!(trimmed, [1..1, 1..1, 1..1, 1..1, 1..1, 1..4, 4..4, 4..4]);
     }
 }

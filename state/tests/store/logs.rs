@@ -226,3 +226,20 @@ fn plan(id: &str) -> PlanRecord {
         total_actions: 0,
     }
 }
+
+#[test]
+fn a_step_that_is_done_and_the_next_one_are_one_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), options()).unwrap();
+    let first = store.journal_begin(&app("blog"), &PlanRef("p".to_owned()), 0, "record").unwrap();
+    let commits = store.stats().unwrap().generation;
+    let (then, answer) = std::sync::mpsc::channel();
+    store.journal_turn_then(first.clone(), "launch", move |entry| then.send(entry).unwrap());
+    let second = answer.recv().unwrap().unwrap();
+    assert_eq!((second.step.as_str(), second.step_index, &second.app), ("launch", 1, &first.app));
+    assert_eq!(store.stats().unwrap().generation, commits + 1);
+    assert_eq!(store.unfinished().unwrap(), std::slice::from_ref(&second));
+    let told: Vec<_> = store.journal(2).unwrap().into_iter().map(|(_, record)| record.event).collect();
+    let ended = JournalEvent::Ended { begun: first.seq, outcome: Outcome::Done };
+    assert_eq!(told, [ended, JournalEvent::Begun(second)]);
+}
