@@ -175,7 +175,8 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Converge {
-    /// How many apps are worked on at once.
+    /// How many microVMs are started, changed or ended at once. Beside more than one, as many new apps again may be
+    /// prepared and finished.
     pub concurrency: usize,
     /// How often everything is looked at again though nothing seems to have happened.
     pub interval: Span,

@@ -16,6 +16,7 @@ pub mod execute;
 pub mod files;
 pub mod follow;
 mod jobs;
+pub mod places;
 mod revisions;
 pub mod step;
 mod turns;
@@ -53,7 +54,7 @@ use crate::systemd::Manager;
 use crate::world::World;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
-const BREATH: Duration = Duration::from_millis(20);
+const BREATH: Duration = Duration::from_millis(5);
 /// A pass is followed by a rest this many times as long, so that a large world cannot keep a processor busy with looking at it.
 const REST: u32 = 3;
 
@@ -156,7 +157,7 @@ impl Reconciler {
         Self {
             books: Books::new(hands.ledger.clone()),
             world: World::new(hands.observer.clone(), hands.ledger.clone(), limits),
-            jobs: Jobs::new(hands.clone()),
+            jobs: Jobs::new(hands.clone(), pace.concurrency),
             hands,
             tuning: watch::Sender::new(Tuning { pace: pace.clone(), limits }),
             manager: Manager::default(),
@@ -279,9 +280,7 @@ impl Reconciler {
 
     /// Starts what is ready, each in its turn, as much as may run at once.
     async fn begin_ready(&mut self) -> Result<(), StateError> {
-        while self.jobs.len() < self.pace.concurrency
-            && let Some((plan, action, attempt, followed)) = self.ready.next(&self.jobs, self.pace.concurrency)
-        {
+        while let Some((plan, action, attempt, followed)) = self.ready.next(&self.jobs, self.pace.concurrency) {
             self.books.note_begin(&action, self.hands.observer.now()).await?;
             let leads_to = followed.desired.apps.get(&action.app).map(|app| app.spec.digest().clone());
             if let Some(record) = recorded_first(&action) {
@@ -345,6 +344,7 @@ impl Reconciler {
         self.world.set_limits(limits);
         // The next plan may give the room to others.
         self.ready = Ready::default();
+        self.jobs.set_concurrency(pace.concurrency);
         if pace.interval != self.pace.interval {
             *timers = Timers::new(&pace, &self.manager);
         }

@@ -1,5 +1,5 @@
-//! The store as async code uses it. Writes run on a blocking thread, since one returns only when it is durable; the inventory is
-//! read from a mirror in memory.
+//! The store as async code uses it. Writes run on a blocking thread, since one returns only when it is durable, and those of the
+//! journal are waited for without one; the inventory is read from a mirror in memory.
 //!
 //! The store stays the truth: a row is changed in the mirror after its write is durable, and before the write's caller goes on.
 //! Two writes of one row never run at once, so that the mirror sees them in the order of the store.
@@ -15,8 +15,11 @@ use setpoint_schema::id::{DiskId, SandboxId};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord};
 use setpoint_schema::shared::SharedMap;
-use setpoint_state::{Apps, Batch, Disks, NewEvent, Sandboxes, StateError, Store, View};
-use tokio::sync::watch;
+use setpoint_state::{
+    Apps, Batch, Disks, JournalEntry, NewEvent, Outcome as StepEnd, PlanRef, Sandboxes, StateError, Store, View,
+};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{oneshot, watch};
 
 use crate::desired::Remembered;
 use crate::task::blocking;
@@ -106,6 +109,46 @@ impl Ledger {
             done
         })
         .await
+    }
+
+    /// Records that a step is about to act. It may once this returns.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn journal_begin(&self, app: &AppKey, plan: &PlanRef, index: u32, step: &str) -> Result<JournalEntry> {
+        let (then, entry) = oneshot::channel();
+        self.store.journal_begin_then(app, plan, index, step, move |entry| drop(then.send(entry)));
+        self.written(entry).await
+    }
+
+    /// Records that a step is done and that the next one of the same action is about to act, as one write.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn journal_turn(&self, done: JournalEntry, step: &str) -> Result<JournalEntry> {
+        let (then, entry) = oneshot::channel();
+        self.store.journal_turn_then(done, step, move |entry| drop(then.send(entry)));
+        self.written(entry).await
+    }
+
+    /// Records how a step has ended.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn journal_end(&self, entry: JournalEntry, outcome: StepEnd) -> Result<()> {
+        let (then, ended) = oneshot::channel();
+        self.store.journal_end_then(entry, outcome, move |ended| drop(then.send(ended)));
+        self.written(ended).await
+    }
+
+    /// What the store's writer says of a write. No thread blocks meanwhile: steps are journalled much too often for that.
+    async fn written<T: Send + 'static>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+        let answer = match Handle::current().runtime_flavor() {
+            // A test's clock that stands still jumps on as soon as nothing runs here, but not while a thread may block.
+            RuntimeFlavor::CurrentThread => blocking(move || answer.blocking_recv()).await,
+            _ => answer.await,
+        };
+        answer.unwrap_or_else(|_| Err(self.store.writer_ended()))
     }
 
     /// Moves after every change of what the store remembers of events and revisions.

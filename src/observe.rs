@@ -177,6 +177,9 @@ impl Observer {
         nonce: &BootNonce,
         timeout: Duration,
     ) -> Result<Arc<dyn Guest>, String> {
+        if let Some(agent) = self.view(sandbox).answering(nonce) {
+            return Ok(agent);
+        }
         self.nudge(sandbox);
         let answer = self.await_answer(sandbox, nonce);
         let late = |_| Err(format!("the agent did not answer within {} s", timeout.as_secs()));

@@ -184,6 +184,21 @@ fn repeated(pass: &Pass, done: u32) -> Option<(String, Timestamp)> {
     })
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_place_goes_to_the_next_boot_while_files_are_sent_and_never_to_two() {
+    let apps: Vec<_> = (0..12).map(|n| App::new(format!("app-{n}"))).collect();
+    let mut running = Running::start("[latency]\nboot = \"10s\"\nsync = \"10s\"\n", &apps).await;
+    let began = running.observer.now();
+    let (_, at) = running.wait_for(|pass| (pass.plan.unchanged.len() == 12).then_some(())).await;
+    let took = at.duration_since(began);
+    // Three rounds of boots on four places, and the files of the last. With a place for both it would be a minute.
+    assert!(took >= SignedDuration::from_secs(40) && took < SignedDuration::from_secs(43), "{took}");
+    let boots: Vec<_> = running.world.vms().unwrap().iter().map(|vm| (vm.booted_at, vm.agent_at)).collect();
+    let at_once = |moment| boots.iter().filter(|(from, to)| *from <= moment && moment < *to).count();
+    assert_eq!(boots.iter().map(|(from, _)| at_once(*from)).max(), Some(4));
+    running.end().await;
+}
+
 /// The loop in this process, by a clock that jumps to whatever is waited for next.
 struct Running {
     host: Host,

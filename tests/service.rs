@@ -125,7 +125,8 @@ fn a_changed_pace_takes_effect_with_a_reload_and_no_connection_is_dropped() {
     assert_eq!(line.get("/v1/status", ""), 200);
 
     reload(&host, &format!("{roomy}[converge]\nconcurrency = 3\n"));
-    host.wait_for("three apps to be worked on", |host| busy(host, 3));
+    // Two that are new may be prepared beside three that boot.
+    host.wait_for("five apps to be worked on", |host| busy(host, 5));
     let settings = host.api("/v1/settings");
     let concurrency = settings["settings"].as_array().unwrap().iter().find(|one| one["key"] == "converge.concurrency");
     assert_eq!(concurrency.unwrap()["value"], 3);

@@ -12,13 +12,16 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::converge::execute::Outcome;
+use crate::converge::places::{Placement, Places};
 use crate::converge::step::Hands;
-use crate::converge::turns::{Load, Try};
+use crate::converge::turns::{Begins, Load, Try};
 use crate::task::joined;
 
 /// Runs actions, at most one an app.
 pub(super) struct Jobs {
     hands: Hands,
+    places: Places,
+    concurrency: usize,
     tasks: JoinSet<(AppKey, Outcome)>,
     busy: BTreeMap<AppKey, Job>,
 }
@@ -41,12 +44,18 @@ pub(super) struct Ended {
 }
 
 impl Jobs {
-    pub fn new(hands: Hands) -> Self {
-        Self { hands, tasks: JoinSet::new(), busy: BTreeMap::new() }
+    /// None is on its way yet; as many as `concurrency` says will have a place at once.
+    pub fn new(hands: Hands, concurrency: usize) -> Self {
+        let concurrency = concurrency.min(Places::MOST);
+        Self { hands, places: Places::new(concurrency), concurrency, tasks: JoinSet::new(), busy: BTreeMap::new() }
     }
 
-    pub fn len(&self) -> usize {
-        self.busy.len()
+    /// As many places as this from now on.
+    pub fn set_concurrency(&mut self, concurrency: usize) {
+        let concurrency = concurrency.min(Places::MOST);
+        self.places.add(concurrency.saturating_sub(self.concurrency));
+        self.places.take_away(self.concurrency.saturating_sub(concurrency));
+        self.concurrency = concurrency;
     }
 
     pub fn is_empty(&self) -> bool {
@@ -68,9 +77,13 @@ impl Jobs {
         let began = self.hands.observer.now();
         let job = Job { action: Arc::clone(&action), leads_to, attempt, began, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
-        let hands = self.hands.clone();
+        let (hands, places) = (self.hands.clone(), self.places.clone());
+        let place = match Begins::of(action.kind) {
+            Begins::Ahead => None,
+            Begins::InPlace => places.try_take(),
+        };
         self.tasks.spawn(async move {
-            let outcome = hands.execute(&plan, &action, &superseded).await;
+            let outcome = hands.execute(&plan, &action, Placement::new(place, places), &superseded).await;
             (app, outcome)
         });
     }
