@@ -117,8 +117,10 @@ impl SimGuest {
             let mut disk = self.disk_of(&vm)?;
             let (vm_before, disk_before) = (vm.clone(), disk.clone());
             act(&mut vm, &mut disk, now);
-            if disk != disk_before {
-                world.put_disk(&lock, &disk)?;
+            match (disk != disk_before, vm != vm_before) {
+                (true, true) => world.put_disk_before_vm(&lock, &disk)?,
+                (true, false) => world.put_disk(&lock, &disk)?,
+                (false, _) => {}
             }
             if vm != vm_before {
                 world.put_vm(&lock, &vm)?;

@@ -35,9 +35,16 @@ impl Wakes {
         self.waiting.subscribe(sandbox)
     }
 
-    /// Tells of a change made in this process, without the way through the kernel.
+    /// Tells of a change that no file of `sandbox` in the directory shows.
     pub(super) fn wake(&self, sandbox: &SandboxId) {
         self.waiting.wake(sandbox.as_str());
+    }
+
+    /// Whether the watch over the directory tells of every change from now on, so that a change made in this process need not be told
+    /// of, too: who waits would be woken twice.
+    pub(super) fn are_watched(&self) -> bool {
+        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        watcher.as_ref().is_some_and(|task| !task.is_finished())
     }
 
     /// A directory that cannot be watched yet, since it is not there, is tried again by the next subscriber.

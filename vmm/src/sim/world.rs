@@ -342,7 +342,7 @@ impl World {
         }
         disk.user = Some(machine.sandbox.clone());
         disk.filesystem = disk.size;
-        self.put_disk(&lock, &disk)?;
+        self.put_disk_before_vm(&lock, &disk)?;
         self.put_vm(&lock, &boot(machine, earlier.as_ref(), now, script))
     }
 
@@ -353,8 +353,11 @@ impl World {
         if self.vm(sandbox)?.is_some_and(|vm| vm.rest.is_none() && vm.ended(now).is_none()) {
             return Err(self.violation(&lock, &format!("removal of {sandbox}, which runs"))?);
         }
+        let is_told = self.wakes.are_watched();
         lock.remove(&self.vm_path(sandbox))?;
-        self.wakes.wake(sandbox);
+        if !is_told {
+            self.wakes.wake(sandbox);
+        }
         Ok(())
     }
 
@@ -477,16 +480,24 @@ impl World {
     }
 
     pub(super) fn put_vm(&self, lock: &Lock, vm: &Vm) -> Result<()> {
+        let is_told = self.wakes.are_watched();
         lock.write(&self.vm_path(&vm.machine.sandbox), &self.next_path(), &files::to_json(vm))?;
-        self.wakes.wake(&vm.machine.sandbox);
+        if !is_told {
+            self.wakes.wake(&vm.machine.sandbox);
+        }
         Ok(())
     }
 
     pub(super) fn put_disk(&self, lock: &Lock, disk: &Disk) -> Result<()> {
-        lock.write(&self.disk_path(&disk.id), &self.next_path(), &files::to_json(disk))?;
+        self.put_disk_before_vm(lock, disk)?;
         // The agent's answers speak of the disk.
         disk.user.iter().for_each(|user| self.wakes.wake(user));
         Ok(())
+    }
+
+    /// The same where the microVM that uses the disk changes with it, which tells those who wait.
+    pub(super) fn put_disk_before_vm(&self, lock: &Lock, disk: &Disk) -> Result<()> {
+        lock.write(&self.disk_path(&disk.id), &self.next_path(), &files::to_json(disk))
     }
 
     /// The running microVM that uses a disk.
