@@ -86,7 +86,7 @@ async fn an_app_is_served_from_inside_and_shuts_down_cleanly() {
     let set = ProcessSet { runtime, env: Default::default(), tree };
     guest.apply(&set, false, RestartScope::All).await.unwrap();
     let status = ready(&*guest).await;
-    assert_eq!((status.nonce, status.processes), (host.machine.nonce.clone(), Some(set.digest())));
+    assert_eq!((&status.nonce, &status.processes), (&host.machine.nonce, &Some(set.digest())));
 
     let mut port = guest.open_port(3000).await.unwrap();
     port.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").await.unwrap();
