@@ -282,15 +282,14 @@ mod microvm {
         shell(&*agent, "echo synced > kept && sync").await;
         let qemu = host.pid("qemu");
         let snapshot = snapshot(1);
-        let paused_boot = boot(1);
-        let pausing = pause(&host, &paused_boot, &*agent, &snapshot);
-        let killing = async {
+        let first = boot(1);
+        let (pausing, killing) = (pause(&host, &first, &*agent, &snapshot), async {
             // As soon as the devices' state is there, the memory is being kept.
             while !host.vm_dir().join(format!("{snapshot}.state")).exists() {
                 tokio::task::yield_now().await;
             }
             kill_process(qemu, Signal::KILL).unwrap();
-        };
+        });
         let (paused, ()) = tokio::join!(pausing, killing);
         drop(agent);
         eprintln!("{paused:?}");
