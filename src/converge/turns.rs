@@ -134,7 +134,8 @@ fn take(queues: &mut BTreeMap<Team, VecDeque<Turn>>, load: &Load, latest: Begins
     };
     let team = queues.iter().min_by_key(claim).map(|(team, _)| team.clone())?;
     let queue = queues.get_mut(&team)?;
-    let turn = queue.pop_front_if(|turn| turn.begins <= latest)?;
+    queue.front().filter(|turn| turn.begins <= latest)?;
+    let turn = queue.pop_front()?;
     if queue.is_empty() {
         queues.remove(&team);
     }
