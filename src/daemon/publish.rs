@@ -51,26 +51,29 @@ impl Publisher {
     pub async fn run(mut self, mut passes: watch::Receiver<Option<Arc<Pass>>>, shutdown: CancellationToken) {
         let mut until = None;
         loop {
-            // Either way the newest pass is told; one that time alone changes the report of is told again.
-            tokio::select! {
+            // Either way the newest pass is told; one that time alone changes the report of is told again, as of then.
+            let later = tokio::select! {
                 () = shutdown.cancelled() => return,
-                changed = passes.changed() => if changed.is_err() { return },
-                () = sleep_until(until) => {}
-            }
+                changed = passes.changed() => match changed {
+                    Ok(()) => None,
+                    Err(_) => return,
+                },
+                () = sleep_until(until) => Some(Timestamp::now()),
+            };
             let pass = passes.borrow_and_update().clone();
             if let Some(pass) = pass {
+                let now = later.map_or(pass.at, |later| later.max(pass.at));
                 let metrics = self.metrics.clone();
-                until = metrics.timed(Stage::Publish, self.publish(&pass)).await;
+                until = metrics.timed(Stage::Publish, self.publish(&pass, now)).await;
             }
         }
     }
 
-    async fn publish(&mut self, pass: &Arc<Pass>) -> Option<Timestamp> {
+    async fn publish(&mut self, pass: &Arc<Pass>, now: Timestamp) -> Option<Timestamp> {
         let changes = self.tracker.advance(pass);
         let view = self.tracker.view(pass);
         self.naming.pattern = pass.followed.project.hosts.pattern.clone();
         let routes = Arc::new(reroute(&self.routes.borrow(), &self.naming, &view, &changes));
-        let now = pass.at.max(Timestamp::now());
         let Report { snapshot, events, until } = self.reporter.report(&view, &changes, &self.naming, &routes, now);
         self.routes.send_replace(routes);
         self.snapshots.send_if_modified(|current| {

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Location, Repository};
 
-/// How long to wait for the rest of a burst: one commit moves a branch and more within a few milliseconds. What comes later is
-/// another hint, which costs one look at an unchanged branch; waiting longer is what every commit would wait.
+/// How long after one hint the next may come. One commit moves a branch and more within a few milliseconds: the first of these gives a
+/// hint at once, the rest another one together, which mostly costs a look at an unchanged branch.
 const SETTLE: Duration = Duration::from_millis(10);
 
 /// Why to look again.
@@ -37,7 +37,9 @@ pub struct Watcher {
     interval: Duration,
     next_poll: Instant,
     /// When the burst that is under way counts as over.
-    settled: Option<Instant>,
+    settled: Instant,
+    /// Whether something has changed since the last hint.
+    pending: bool,
     changed: Arc<Notify>,
     local: Option<Local>,
 }
@@ -62,7 +64,14 @@ impl Watcher {
             Location::Local(_) => Some(Local::new(repository, &changed)),
             Location::Remote(_) => None,
         };
-        Self { interval, next_poll: Instant::now() + jittered(interval), settled: None, changed, local }
+        Self {
+            interval,
+            next_poll: Instant::now() + jittered(interval),
+            settled: Instant::now(),
+            pending: false,
+            changed,
+            local,
+        }
     }
 
     /// Whether changes are noticed by more than the clock.
@@ -74,17 +83,19 @@ impl Watcher {
     /// The next hint. Dropping the future loses nothing: the next call takes up what this one saw.
     pub async fn hint(&mut self) -> Hint {
         loop {
-            let until = self.settled.unwrap_or(self.next_poll);
+            if self.pending && self.settled <= Instant::now() {
+                self.pending = false;
+                self.settled = Instant::now() + SETTLE;
+                return Hint::Changed;
+            }
+            let until = if self.pending { self.settled } else { self.next_poll };
             // No await inside the arms, so that being dropped between them cannot lose a notification.
             tokio::select! {
-                () = self.changed.notified() => {
-                    self.settled.get_or_insert(Instant::now() + SETTLE);
-                }
+                () = self.changed.notified() => self.pending = true,
                 () = sleep_until(until) => {
-                    return match self.settled.take() {
-                        Some(_) => Hint::Changed,
-                        None => self.poll(),
-                    };
+                    if !self.pending {
+                        return self.poll();
+                    }
                 }
             }
         }
