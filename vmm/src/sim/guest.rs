@@ -164,12 +164,12 @@ impl SimGuest {
     /// Whether what `calm` says still stands.
     fn is_calm(&self, calm: &Calm) -> bool {
         let in_time = calm.until.is_none_or(|until| self.sim.world.now() < until);
-        in_time && matches!(self.sim.world.stamps(&self.sandbox, &calm.disk), Ok(Some(stamps)) if stamps == calm.stamps)
+        in_time && calm.stirs.are_quiet() && self.sim.world.stands(&self.sandbox, &calm.disk, &calm.stamps)
     }
 
     /// Waits while nothing happens; whether nothing has happened until the deadline.
     async fn is_calm_until(&self, deadline: Instant) -> Result<bool> {
-        let script = self.sim.script.current()?;
+        let script = self.sim.script.lately()?;
         let is_scripted = script.may_fail(Operation::Status, self.sandbox.as_str())
             || !script.latency(Operation::Status, self.sandbox.as_str()).is_zero();
         let Some(calm) = self.calm().clone().filter(|_| !is_scripted) else { return Ok(false) };

@@ -40,7 +40,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use setpoint_schema::id::sha256_hex;
@@ -292,11 +292,28 @@ impl Glob {
 pub(super) struct ScriptFile {
     path: PathBuf,
     cached: Mutex<(Option<Stamp>, Arc<Script>)>,
+    /// When the file was last looked at.
+    looked: Mutex<Option<Instant>>,
 }
+
+/// Questions to many quiet guests come together; they need not each look whether the script is another by now.
+const LATELY: Duration = Duration::from_millis(10);
 
 impl ScriptFile {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, cached: Mutex::default() }
+        Self { path, cached: Mutex::default(), looked: Mutex::default() }
+    }
+
+    /// The script as it was a moment ago, or is now.
+    pub(super) fn lately(&self) -> Result<Arc<Script>> {
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|looked| looked.elapsed() < LATELY) {
+            return Ok(Arc::clone(&self.cached.lock().unwrap_or_else(PoisonError::into_inner).1));
+        }
+        let now = Instant::now();
+        let script = self.current()?;
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        Ok(script)
     }
 
     /// The script now; the empty one if there is no file.

@@ -91,6 +91,11 @@ impl Bell {
 }
 
 impl Stirs {
+    /// Whether nothing has changed since the last change that was heard of here.
+    pub fn are_quiet(&self) -> bool {
+        self.bell.rings.load(Ordering::Acquire) == self.heard
+    }
+
     /// Resolves after a change since the last one that was heard of here.
     pub async fn changed(&mut self) {
         loop {

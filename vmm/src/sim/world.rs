@@ -312,6 +312,12 @@ impl World {
         Ok(vm.zip(Stamp::of(&self.disk_path(disk))?))
     }
 
+    /// Whether a microVM and its disk are those of these stamps. Of a microVM's file, its watch tells, where there is one.
+    pub(super) fn stands(&self, sandbox: &SandboxId, disk: &DiskId, stamps: &(Stamp, Stamp)) -> bool {
+        let is = |path: PathBuf, stamp: &Stamp| matches!(Stamp::of(&path), Ok(Some(now)) if now == *stamp);
+        (self.wakes.are_watched() || is(self.vm_path(sandbox), &stamps.0)) && is(self.disk_path(disk), &stamps.1)
+    }
+
     /// Hears of every change of the microVM from now on.
     pub(super) fn stirs(&self, sandbox: &SandboxId) -> Stirs {
         self.wakes.subscribe(sandbox, &self.vms_dir())
