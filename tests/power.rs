@@ -158,4 +158,25 @@ mod microvm {
         assert_eq!(host.app("blog")["restarts"], 0);
         assert_eq!(host.stop_daemon(), Some(0));
     }
+
+    #[test]
+    fn an_app_of_a_kind_that_has_booted_before_begins_from_its_warm_template() {
+        let mut host = Host::real();
+        host.configure("[vmm]\nwarm_templates = true\n");
+        host.write_app("first", "", "first");
+        host.commit("an app");
+        host.start_with(&[("RUST_LOG", "info,setpoint=debug")]);
+        host.wait_served("first", "first");
+        host.wait_for("the warm template", |host| {
+            host.log().contains("its kind of machine has a warm template").then_some(())
+        });
+        host.write_app("second", "", "second");
+        host.commit("another app");
+        host.wait_served("second", "second");
+        host.wait_converged();
+        let warm = host.log().lines().filter(|line| line.contains("began from a warm template")).count();
+        assert_eq!(warm, 1, "the second app alone");
+        host.wait_served("first", "first");
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
 }
