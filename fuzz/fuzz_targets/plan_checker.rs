@@ -129,8 +129,7 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
             declared = declared.uid(input.choose(&["u1", "u2"])?);
         }
         let power = *input.choose(&[Power::Running, Power::Running, Power::Running, Power::Paused, Power::Stopped])?;
-        let (prune, suspend, shrink) =
-            (input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
+        let (prune, suspend, shrink) = (input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
         declared = declared.spec(|spec| {
             spec.power = power;
             spec.prune = if prune { Prune::Disabled } else { Prune::Enabled };

@@ -2,7 +2,7 @@
 //!
 //! An action has a place from its first step that touches a microVM until the guest answers, or to its end where none is waited
 //! for. What comes before, such as making a disk, and what comes after, such as sending files, needs none: so the place is taken by
-//! the next one meanwhile, and a boot begins as soon as another has ended. [`super::turns`] bounds how many actions there are in all.
+//! the next one meanwhile, and a boot begins as soon as another has ended. `turns` bounds how many actions there are in all.
 
 use std::sync::Arc;
 

@@ -165,8 +165,9 @@ async fn rests(host: &Host) {
     let title = "Pause and resume, medians of 3";
     let mut table = Table::new("power-rest", title, &["memory", "written by the app", "pause", "resume → agent"]);
     let mut number = 200;
-    for memory_mib in [128, 256, 512] {
-        for written in [1, 10, 50] {
+    // What an app writes in memory may take half of it.
+    for (memory_mib, most) in [(128, 30), (256, 100), (512, 100)] {
+        for written in [1, 10, most] {
             number += 1;
             let (paused, resumed) = rest(host, number, memory_mib, written).await;
             table.row(&[

@@ -4,7 +4,7 @@
 //! This room knows processes, mappings, pages and files. It knows nothing of monitors, sandboxes or guests; the drivers tell it
 //! which process holds a guest's memory and when that memory stands still.
 //!
-//! A guest's memory is an [`Image`]: an immutable *base*, which many processes map privately and share as long as they do not
+//! A guest's memory is an image (`image.rs`): an immutable *base*, which many processes map privately and share as long as they do not
 //! write, and the chunks that differ from it, which lie in *packs*. A chunk that did not change since the last image is not
 //! written again: its entry points into the pack that holds it already. `docs/snapshots.md` describes the files.
 //!
