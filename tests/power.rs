@@ -83,6 +83,10 @@ fn what_is_paused_by_hand_shows_by_whom_and_is_woken_by_hand() {
         (Some("paused"), Some("asked"), Some(by.as_str()))
     );
     assert!(said(&host.run(&["pause", "blog"])).starts_with("blog has been paused here since"));
+    let described =
+        said(&host.run(&["describe", "app", "blog", "--server", &format!("http://{}", host.api_address())]));
+    assert!(described.contains("declared running, paused here for "), "{described}");
+    assert!(described.contains(&format!("asked for by {by}")), "{described}");
     assert_eq!(said(&host.run(&["wake", "blog"])), "blog is to be running here, as it is declared\n");
     wait_phase(&host, "ready");
     assert!(host.app("blog")["powerHere"].is_null());

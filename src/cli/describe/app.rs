@@ -57,7 +57,7 @@ impl WholeApp {
         lines.add_all("Depends on", &self.dependency_lines(page, now));
         lines.add("Template", app.template.as_str());
         lines.add("Resources", &format!("{vcpus} vcpu, {memory} memory, {disk} disk"));
-        lines.add("Power", &word(&app.power));
+        lines.add("Power", &power(app, now));
         let (applied, attempted) = (short(&app.last_applied_revision), short(&app.last_attempted_revision));
         lines.add("Revision", &format!("{applied} applied, {attempted} attempted"));
         lines.add("Generation", &format!("{} declared, {observed} observed", app.generation));
@@ -185,4 +185,16 @@ fn process(name: &str, process: &wire::Process, more: &str) -> Vec<Cell> {
 /// The word that a value has on the wire.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The declared power, and what holds here in its place.
+fn power(app: &wire::App, now: Timestamp) -> String {
+    let declared = word(&app.power);
+    let Some(here) = &app.power_here else { return declared };
+    let why = match (&here.cause, &here.by) {
+        (_, Some(by)) => format!("asked for by {by}"),
+        (wire::PowerCause::Idle, None) => "nobody used it".to_owned(),
+        (wire::PowerCause::Request | wire::PowerCause::Asked, None) => "a request came for it".to_owned(),
+    };
+    format!("declared {declared}, {} here for {}: {why}", word(&here.state), age(here.since, now))
 }
