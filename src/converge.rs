@@ -229,7 +229,7 @@ impl Reconciler {
         metrics.timed(Stage::Observe, self.world.look()).await;
         let desired = followed.plannable();
         let plan = Arc::new(metrics.timed(Stage::Plan, async { self.plan(&desired, now) }).await);
-        self.jobs.supersede(&desired, &plan);
+        self.jobs.supersede(&desired, self.world.observed(), &plan);
         // Here a test can hold the loop up.
         execute::crash_point("pass", "planned");
         self.books.note_plan(&plan, now).await?;

@@ -54,12 +54,13 @@ impl PowerSwitch {
     pub async fn ask(&self, app: &AppKey, wanted: Wanted, cause: PowerCause) -> Result<Answer, StateError> {
         let Some(known) = self.ledger.app(app) else { return Ok(Answer::Unknown) };
         let now = self.observer.now();
-        let Answer::Changed(held) = answer(&known, wanted, &cause, now) else {
-            return Ok(answer(&known, wanted, &cause, now));
-        };
+        let first = answer(&known, wanted, &cause, now);
+        if !matches!(first, Answer::Changed(_)) {
+            return Ok(first);
+        }
         let event = NewEvent::new(kind(wanted), "Override", sentence(wanted, &cause)).app(app);
         let key = app.clone();
-        let noted = Arc::new(Mutex::new(Answer::Changed(held)));
+        let noted = Arc::new(Mutex::new(first));
         let result = Arc::clone(&noted);
         // Decided anew among the records as they are by then: somebody else may have asked meanwhile.
         let change = move |records: &BTreeMap<AppKey, Arc<AppRecord>>| {
@@ -83,8 +84,8 @@ impl PowerSwitch {
 /// What is to hold, as far as the record tells.
 fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, now: Timestamp) -> Answer {
     let declared = record.last_good.spec.app.power;
-    let held = record.power.as_ref().filter(|held| held.declared == declared);
-    let state = held.map_or(declared, |held| held.state);
+    let held = record.power_over(declared);
+    let state = record.power_here(declared);
     let wanted = match wanted {
         Wanted::Paused => Power::Paused,
         Wanted::Running => Power::Running,

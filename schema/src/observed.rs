@@ -147,6 +147,28 @@ pub struct PowerOverride {
     pub cause: PowerCause,
 }
 
+impl PowerOverride {
+    /// Whether this holds while `declared` is declared.
+    #[must_use]
+    pub fn holds_over(&self, declared: Power) -> bool {
+        self.declared == declared
+    }
+}
+
+impl AppRecord {
+    /// What holds here in place of a declared power.
+    #[must_use]
+    pub fn power_over(&self, declared: Power) -> Option<&PowerOverride> {
+        self.power.as_ref().filter(|held| held.holds_over(declared))
+    }
+
+    /// The power that holds here while `declared` is declared.
+    #[must_use]
+    pub fn power_here(&self, declared: Power) -> Power {
+        self.power_over(declared).map_or(declared, |held| held.state)
+    }
+}
+
 /// Who or what wants another power state than the declared one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

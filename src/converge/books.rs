@@ -182,7 +182,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             // Only whoever suspended it here ends that.
             suspended: record.suspended.clone(),
             // What held in place of one power holds in place of that one alone.
-            power: record.power.clone().filter(|held| held.declared == app.spec.app.power),
+            power: record.power.clone().filter(|held| held.holds_over(app.spec.app.power)),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
             Some(AppRecord { last_good: last_good(), ..record.clone() })

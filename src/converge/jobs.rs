@@ -6,8 +6,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use setpoint_plan::desired::Desired;
 use setpoint_plan::model::{Action, ActionKind, Hold, Plan, PlanId};
+use setpoint_schema::app::Power;
 use setpoint_schema::id::SpecDigest;
 use setpoint_schema::name::AppKey;
+use setpoint_schema::observed::Observed;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -100,15 +102,18 @@ impl Jobs {
 
     /// Lets go of actions whose app is declared otherwise by now, so that a bad rollout cannot block its own fix, and of those
     /// whose app has been suspended here.
-    pub fn supersede(&self, desired: &Desired, plan: &Plan) {
+    pub fn supersede(&self, desired: &Desired, observed: &Observed, plan: &Plan) {
         for held in plan.held.iter().filter(|held| matches!(held.reason, Hold::SuspendedHere(_))) {
             if let Some(job) = self.busy.get(&held.app) {
                 job.superseded.cancel();
             }
         }
         for (app, job) in self.busy.iter().filter(|(_, job)| job.action.kind == ActionKind::Pause) {
-            // Somebody wants the app again before it has come to rest.
-            if !plan.actions.iter().any(|action| action.app == *app && action.kind == ActionKind::Pause) {
+            // Somebody wants the app again before it has come to rest. That a guest which is being saved does not answer is no
+            // reason to stop: the plan has no pause for one that is silent.
+            let declared = desired.apps.get(app).map(|app| app.spec.app.power);
+            let here = |declared| observed.apps.get(app).map_or(declared, |record| record.power_here(declared));
+            if declared.map(here) == Some(Power::Running) {
                 job.superseded.cancel();
             }
         }

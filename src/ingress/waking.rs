@@ -27,7 +27,9 @@ impl Waking {
     pub(super) fn begin(&self, app: &AppKey, patience: Duration) -> Turn {
         let now = Instant::now();
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        if until.get(app).is_some_and(|until| *until > now) {
+        // Of those that did not come up in time, nobody else tells.
+        until.retain(|_, until| *until > now);
+        if until.contains_key(app) {
             return Turn::Another;
         }
         until.insert(app.clone(), now + patience);

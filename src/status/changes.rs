@@ -208,9 +208,8 @@ impl<'a> View<'a> {
     /// The power state that holds for an app here.
     #[must_use]
     pub fn power(&self, key: &AppKey, app: &DesiredApp) -> Power {
-        let held = self.pass.observed.apps.get(key).and_then(|record| record.power.as_ref());
         let declared = app.spec.app.power;
-        held.filter(|held| held.declared == declared).map_or(declared, |held| held.state)
+        self.pass.observed.apps.get(key).map_or(declared, |record| record.power_here(declared))
     }
 
     pub(super) fn busy(&self, key: &AppKey) -> Busy {

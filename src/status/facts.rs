@@ -78,8 +78,7 @@ impl<'a> AppFacts<'a> {
 
     /// What holds in place of the declared power.
     pub fn power_here(&self) -> Option<&'a PowerOverride> {
-        let held = self.record.and_then(|record| record.power.as_ref());
-        held.filter(|held| held.declared == self.declared.spec.app.power)
+        self.record?.power_over(self.declared.spec.app.power)
     }
 
     fn power(&self) -> Power {

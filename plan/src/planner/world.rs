@@ -200,10 +200,10 @@ impl<'a> About<'a, '_> {
     /// name that its sandbox had before a rename.
     pub fn power(&self, world: &World<'a>, app: &DesiredApp) -> (Power, Option<&'a PowerOverride>) {
         let declared = app.spec.app.power;
-        let of = |memory: Option<&'a AppRecord>| memory?.power.as_ref();
+        let of = |memory: Option<&'a AppRecord>| memory?.power_over(declared);
         let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
         let held = of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of));
-        let held = held.filter(|held| held.declared == declared && held.state != declared);
+        let held = held.filter(|held| held.state != declared);
         (held.map_or(declared, |held| held.state), held)
     }
 

@@ -17,23 +17,9 @@ impl Reason {
     /// Whether this is a difference that nobody declared.
     #[must_use]
     pub fn is_drift(&self) -> bool {
-        match self {
-            Self::Drift(_) | Self::VmDown(_) | Self::GuestHung(_) | Self::Unresumable(_) => true,
-            Self::NotCreated
-            | Self::Unfinished
-            | Self::SpecChanged
-            | Self::NotDeclared
-            | Self::Renamed(_)
-            | Self::PowerChanged(_)
-            | Self::PowerHere(_)
-            | Self::RetentionOver
-            | Self::Unrecorded
-            | Self::DiskReturns(_) => false,
-        }
+        matches!(self, Self::Drift(_)) || self.is_heal()
     }
-}
 
-impl Reason {
     /// Whether this is a microVM or a guest that has to be brought back.
     #[must_use]
     pub fn is_heal(&self) -> bool {

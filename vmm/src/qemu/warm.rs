@@ -129,10 +129,13 @@ impl QemuDriver {
             kept.insert(self.warm(machine).await?.name());
         }
         let all = VmDir::all(&self.config.dir.join("warm"))?;
-        let unused: Vec<_> = all.into_iter().filter(|vm| !kept.contains(&vm.name())).collect();
-        for vm in &unused {
+        for vm in &all {
+            // Nobody makes one now, so what runs was left over by a daemon that ended while it did.
             watch::kill(vm).await?;
             super::cgroup::release(vm)?;
+        }
+        let unused: Vec<_> = all.into_iter().filter(|vm| !kept.contains(&vm.name())).collect();
+        for vm in &unused {
             vm.remove()?;
         }
         if unused.is_empty() { Ok(()) } else { self.collect().await }
