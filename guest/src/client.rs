@@ -30,9 +30,9 @@ use crate::proto::exec_part::Part as ExecOutputPart;
 use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
 use crate::proto::{
-    ApplyRequest, ExecRequest, FreezeRequest, GrowDiskRequest, HelloRequest, LogsRequest, ManifestEntry,
-    ManifestRequest, PortPart, ProcessStatus, RenewRequest, ShutdownRequest, StatusReply, StatusRequest, SyncBegin,
-    SyncPart, ThawRequest,
+    ApplyRequest, ExecRequest, FreezeRequest, GrowDiskRequest, HelloRequest, LeaveOutRequest, LeftOutRequest,
+    LogsRequest, ManifestEntry, ManifestRequest, PortPart, ProcessStatus, RenewRequest, ShutdownRequest, StatusReply,
+    StatusRequest, SyncBegin, SyncPart, ThawRequest,
 };
 use crate::{PROTOCOL, proto};
 
@@ -339,6 +339,24 @@ impl Client {
     /// The call fails, or a step of it.
     pub async fn renew(&self, request: RenewRequest) -> Result<()> {
         within("renew", limits::CALL, self.agent.clone().renew(request)).await.map(drop)
+    }
+
+    /// Removes the directories of these names from the workspace, once for each snapshot.
+    ///
+    /// # Errors
+    /// The call fails, or something was applied to the machine already.
+    pub async fn leave_out(&self, snapshot: &str, names: Vec<String>) -> Result<()> {
+        let request = LeaveOutRequest { snapshot: snapshot.to_owned(), names };
+        within("leave out", limits::SYNC, self.agent.clone().leave_out(request)).await.map(drop)
+    }
+
+    /// For which snapshot that was done last; empty if for none.
+    ///
+    /// # Errors
+    /// The call fails.
+    pub async fn left_out(&self) -> Result<String> {
+        let reply = within("left out", limits::CALL, self.agent.clone().left_out(LeftOutRequest {})).await?;
+        Ok(bounded_text(&reply.snapshot))
     }
 
     /// Lets a frozen machine go on; nothing happens to one that goes on already.

@@ -27,6 +27,9 @@ pub const MANIFEST_ENTRIES: usize = 200_000;
 /// The workers in a status, far above what a microVM can run.
 pub const WORKERS: usize = 256;
 
+/// The names of directories that a copy of a disk leaves out: people write them.
+pub const LEFT_OUT: usize = 64;
+
 /// Each output stream of an executed command; what comes after is dropped.
 pub const EXEC_OUTPUT: usize = 1024 * 1024;
 

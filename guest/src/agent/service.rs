@@ -22,9 +22,9 @@ use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
 use crate::proto::{
     ApplyReply, ApplyRequest, Chunk, ExecPart, ExecRequest, FileKind, FreezeReply, FreezeRequest, GrowDiskReply,
-    GrowDiskRequest, HelloReply, HelloRequest, LogsRequest, ManifestEntry, ManifestPage, ManifestRequest, PortPart,
-    RenewReply, RenewRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest, SyncPart, SyncReply,
-    ThawReply, ThawRequest,
+    GrowDiskRequest, HelloReply, HelloRequest, LeaveOutReply, LeaveOutRequest, LeftOutReply, LeftOutRequest,
+    LogsRequest, ManifestEntry, ManifestPage, ManifestRequest, PortPart, RenewReply, RenewRequest, ShutdownReply,
+    ShutdownRequest, StatusReply, StatusRequest, SyncPart, SyncReply, ThawReply, ThawRequest,
 };
 
 use super::disk::DataDisk;
@@ -35,6 +35,7 @@ use super::logs;
 use super::process::ProcessName;
 use super::renew::{Identity, Renewal, renew};
 use super::supervise::{Context, Supervisor};
+use super::workspace::leave_out::LeftOut;
 use super::workspace::{Entry, Manifest, Sync, Workspace, WorkspaceError};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -240,6 +241,24 @@ impl agent_server::Agent for Service {
         renew(&*self.shared.identity, &renewal).map_err(|(step, error)| io_status(step, &error))?;
         *self.nonce() = nonce;
         Ok(Response::new(RenewReply {}))
+    }
+
+    async fn leave_out(&self, request: Request<LeaveOutRequest>) -> Answer<LeaveOutReply> {
+        self.moving()?;
+        let LeaveOutRequest { snapshot, names } = request.into_inner();
+        let left_out = LeftOut::parse(snapshot, names).map_err(Status::invalid_argument)?;
+        let mut workspace = self.shared.workspace.clone().lock_owned().await;
+        // What runs may be using them, and what a build has made since is the app's own.
+        let is_new = self.shared.context.board.read().processes.is_empty();
+        let leaving_out = move || workspace.leave_out(&left_out, is_new).map(|()| workspace.manifest().tree.clone());
+        let tree = tokio::task::spawn_blocking(leaving_out).await.map_err(|e| Status::internal(e.to_string()))??;
+        self.shared.context.board.update(|status| status.tree = tree);
+        Ok(Response::new(LeaveOutReply {}))
+    }
+
+    async fn left_out(&self, _: Request<LeftOutRequest>) -> Answer<LeftOutReply> {
+        let snapshot = self.shared.workspace.lock().await.left_out()?.unwrap_or_default();
+        Ok(Response::new(LeftOutReply { snapshot }))
     }
 
     async fn thaw(&self, _: Request<ThawRequest>) -> Answer<ThawReply> {

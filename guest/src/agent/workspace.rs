@@ -23,6 +23,7 @@ use crate::proto::FileKind;
 use super::Owner;
 use path::{Link, WorkspacePath};
 
+pub mod leave_out;
 pub mod path;
 
 /// Why a change of the workspace was refused.

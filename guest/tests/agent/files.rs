@@ -8,7 +8,7 @@ use setpoint_guest::client::{SyncError, SyncFile};
 use setpoint_guest::limits;
 use setpoint_guest::proto::FileKind;
 
-use crate::rig::{Rig, entry, file};
+use crate::rig::{Rig, entry, file, set};
 
 fn mode(rig: &Rig, path: &str) -> u32 {
     fs::metadata(rig.workspace().join(path)).unwrap().permissions().mode() & 0o777
@@ -124,4 +124,57 @@ async fn a_manifest_of_many_pages_arrives_whole() {
     let manifest = rig.client.manifest().await.unwrap();
     let paths: Vec<&str> = manifest.entries.iter().map(|entry| entry.path.as_str()).collect();
     assert_eq!(paths, files.iter().map(|file| file.entry.path.as_str()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_a_copy_leaves_out_goes_once_and_what_git_had_in_it_comes_again() {
+    let rig = Rig::new().await;
+    let files =
+        [file("out/page.html", "1"), file("src/out/deep.html", "1"), file("keep.js", "1"), file("src/out.txt", "1")];
+    rig.sync("t1", &[], &files).await.unwrap();
+    let outside = rig.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("f"), "precious").unwrap();
+    for path in ["node_modules/a/b", "src/deep/node_modules/c"] {
+        fs::create_dir_all(rig.workspace().join(path)).unwrap();
+        fs::write(rig.workspace().join(path).join("x"), "installed").unwrap();
+    }
+    symlink(&outside, rig.workspace().join("src/node_modules")).unwrap();
+    symlink(&outside, rig.workspace().join("node_modules/link")).unwrap();
+    assert_eq!(rig.client.left_out().await.unwrap(), "");
+    let rig = rig.rebooted().await;
+
+    let names = || vec!["node_modules".to_owned(), "out".to_owned()];
+    rig.client.leave_out("5e1f", names()).await.unwrap();
+    assert_eq!(rig.client.left_out().await.unwrap(), "5e1f");
+    assert!(["node_modules", "src/deep/node_modules", "out", "src/out"].iter().all(|path| rig.read(path).is_none()));
+    assert!(["node_modules", "src/deep/node_modules", "out"].iter().all(|path| !rig.workspace().join(path).exists()));
+    assert_eq!((rig.read("keep.js").unwrap(), rig.read("src/out.txt").unwrap()), ("1".into(), "1".into()));
+    assert_eq!(fs::read_to_string(outside.join("f")).unwrap(), "precious");
+    assert!(rig.workspace().join("src/node_modules").is_symlink());
+    let manifest = rig.client.manifest().await.unwrap();
+    assert_eq!((manifest.tree.as_str(), manifest.entries.len()), ("", 2));
+    assert_eq!(rig.client.status().await.unwrap().tree, "");
+    rig.sync("t1", &[], &files[..2]).await.unwrap();
+    assert_eq!(rig.read("out/page.html").unwrap(), "1");
+
+    // What the app makes afterwards is its own.
+    fs::create_dir(rig.workspace().join("node_modules")).unwrap();
+    rig.client.apply(set("one")).await.unwrap();
+    rig.client.leave_out("5e1f", names()).await.unwrap();
+    rig.client.leave_out("07e4", names()).await.unwrap_err();
+    assert!(rig.workspace().join("node_modules").exists());
+}
+
+#[tokio::test]
+async fn only_names_of_directories_are_left_out() {
+    let rig = Rig::new().await;
+    fs::create_dir(rig.workspace().join("data")).unwrap();
+    for wrong in ["", ".", "..", "../data", "a/b", "/data"] {
+        rig.client.leave_out("5e1f", vec![wrong.to_owned()]).await.unwrap_err();
+    }
+    rig.client.leave_out("../x", vec!["data".to_owned()]).await.unwrap_err();
+    rig.client.leave_out("5e1f", vec!["x".to_owned(); limits::LEFT_OUT + 1]).await.unwrap_err();
+    assert!(rig.workspace().join("data").exists());
+    assert_eq!(rig.client.left_out().await.unwrap(), "");
 }
