@@ -19,7 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use setpoint_guest::proto::agent_server::{Agent, AgentServer};
 use setpoint_guest::{PROTOCOL, handshake, limits, proto};
-use setpoint_schema::id::{BootNonce, SandboxId};
+use setpoint_schema::id::{BootNonce, SandboxId, SnapshotId};
 use setpoint_schema::observed::GuestStatus;
 use setpoint_schema::quantity::Span;
 use setpoint_vmm::driver::{Driver as _, Guest};
@@ -141,6 +141,8 @@ async fn ask_everything(agent: &dyn Guest) {
         }
     }
     drop(agent.grow_disk().await);
+    drop(agent.left_out().await);
+    drop(agent.leave_out(&SnapshotId("5e1f".to_owned()), &["node_modules".to_owned()]).await);
     drop(agent.freeze().await);
     drop(agent.thaw().await);
     drop(agent.shutdown().await);
@@ -224,6 +226,14 @@ impl Agent for Hostile {
     }
 
     async fn renew(&self, _: Request<proto::RenewRequest>) -> Result<Response<proto::RenewReply>, Status> {
+        self.one()
+    }
+
+    async fn leave_out(&self, _: Request<proto::LeaveOutRequest>) -> Result<Response<proto::LeaveOutReply>, Status> {
+        self.one()
+    }
+
+    async fn left_out(&self, _: Request<proto::LeftOutRequest>) -> Result<Response<proto::LeftOutReply>, Status> {
         self.one()
     }
 

@@ -41,7 +41,7 @@ impl Left {
         }
         for disk in &self.disks {
             let app = disk_rows.get(&disk.id).map_or("NOBODY".to_owned(), |row| row.app.to_string());
-            let Disk { id: _, size, filesystem, user: _, tree, files } = disk;
+            let Disk { id: _, size, filesystem, user: _, tree, files, left_out: _ } = disk;
             let files: Vec<_> = files.keys().collect();
             lines.push(format!("disk of {app}: {size}, file system {filesystem}, tree {tree:?}, files {files:?}"));
         }

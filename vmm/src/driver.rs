@@ -129,6 +129,16 @@ pub trait Driver: Send + Sync + 'static {
     /// its own. Its disk must not be there, but for what an earlier try of this left.
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()>;
 
+    /// Keeps the data disk of a microVM alone, as it is at one moment. One that runs stands still until QEMU has begun to copy, with its
+    /// file system clean; one that is paused or has ended is not started meanwhile. Keeping what is kept is as good as once.
+    async fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken>;
+
+    /// Makes a data disk as a copy of the one in a snapshot, at least `size` long. One that is there is another try's or a microVM's own,
+    /// and stays as it is. [`Guest::leave_out`] is for what the copy is not to have.
+    ///
+    /// In a snapshot with memory the disk is as after a power cut: what the guest had not written yet is in its memory alone.
+    async fn ensure_disk_from(&self, disk: &DiskId, snapshot: &SnapshotId, size: ByteSize) -> Result<()>;
+
     /// Every snapshot that was kept, with what it takes on the disk.
     async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>>;
 
@@ -214,12 +224,25 @@ pub struct Take<'a> {
     pub agent: &'a dyn Guest,
 }
 
+/// What to keep the disk of.
+#[derive(Clone, Copy)]
+pub struct KeepDisk<'a> {
+    /// Which microVM has it.
+    pub sandbox: &'a SandboxId,
+    /// Which disk.
+    pub disk: &'a DiskId,
+    /// What the snapshot is called: never used before, but by an earlier try of this.
+    pub snapshot: &'a SnapshotId,
+    /// The connection to the agent of the boot that runs; none if it is paused or has ended.
+    pub agent: Option<&'a dyn Guest>,
+}
+
 /// A moment that was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
-    /// How long the microVM's processors stood still for it; zero if it was kept before.
+    /// How long the microVM stood still for it: its processors, or, where only the disk was kept, its processes. Zero if it was kept before.
     pub stopped: Duration,
-    /// How much it had written since it began; zero likewise.
+    /// How much of its memory it had written since it began; zero likewise.
     pub written: ByteSize,
     /// What its files take on the disk.
     pub bytes: ByteSize,
@@ -299,6 +322,13 @@ pub trait Guest: Send + Sync {
     /// Makes a frozen guest that was restored one of its own: the clock first, then the random numbers, then its names. After an
     /// error it must not be thawed.
     async fn renew(&self, renewal: &Renewal) -> Result<()>;
+
+    /// Removes the directories of these names from the workspace, wherever they are in it, before anything was applied: a disk that is a
+    /// copy need not have what can be made again. Once for each snapshot, so that what is made later stays.
+    async fn leave_out(&self, snapshot: &SnapshotId, names: &[String]) -> Result<()>;
+
+    /// For which snapshot that was done last.
+    async fn left_out(&self) -> Result<Option<SnapshotId>>;
 
     /// Lets a frozen guest go on.
     async fn thaw(&self) -> Result<()>;

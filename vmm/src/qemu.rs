@@ -23,6 +23,7 @@ pub(crate) mod files;
 mod fork;
 mod guest;
 mod initramfs;
+mod kept_disk;
 mod kernel;
 mod launch;
 mod modules;
@@ -57,7 +58,7 @@ pub use command::{MachineType, Network};
 pub use kernel::Kernel;
 pub use probe::{Probe, ProbeStatus};
 
-use crate::driver::{Driver, Guest, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
+use crate::driver::{Driver, Guest, KeepDisk, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
 use crate::memory::Store;
 use cgroup::Hierarchy;
 use command::Start;
@@ -113,6 +114,8 @@ pub struct QemuDriver {
     memory: Store,
     /// Held by whoever saves or resumes, and alone by whoever removes what nothing refers to.
     saving: RwLock<()>,
+    /// Copying disks, one at a time, for the same reason.
+    copying: Arc<Mutex<()>>,
     /// Making warm templates, one at a time.
     warming: Mutex<()>,
     /// How long the last restore took until everything was loaded.
@@ -133,6 +136,7 @@ impl QemuDriver {
             templates: Templates::new(config.dir.join("templates")),
             boot: OnceCell::new(),
             making: Arc::new(Mutex::new(())),
+            copying: Arc::new(Mutex::new(())),
             memory: Store::new(config.dir.join("memory")),
             saving: RwLock::new(()),
             warming: Mutex::new(()),
@@ -230,6 +234,14 @@ impl Driver for QemuDriver {
 
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
         self.begin_from(machine, snapshot).await
+    }
+
+    async fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken> {
+        self.keep_disk_alone(keep).await
+    }
+
+    async fn ensure_disk_from(&self, disk: &DiskId, snapshot: &SnapshotId, size: ByteSize) -> Result<()> {
+        self.copy_kept_disk(disk, snapshot, size).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {

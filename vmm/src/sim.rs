@@ -26,7 +26,9 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, TemplateDige
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
-use crate::driver::{Cold, Driver, Guest, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
+use crate::driver::{
+    Cold, Driver, Guest, KeepDisk, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError,
+};
 
 pub use clock::{Clock, TokioClock, WallClock};
 use guest::SimGuest;
@@ -136,6 +138,19 @@ impl Driver for SimDriver {
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
         let begin = |world: &World| world.begin_from(machine, snapshot);
         self.sim.call(Operation::LaunchFrom, machine.sandbox.as_str(), begin).await
+    }
+
+    async fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken> {
+        if let Some(agent) = keep.agent {
+            agent.freeze().await?;
+        }
+        let bytes = self.sim.call(Operation::Snapshot, keep.sandbox.as_str(), |world| world.keep_disk(keep)).await?;
+        Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes })
+    }
+
+    async fn ensure_disk_from(&self, disk: &DiskId, snapshot: &SnapshotId, size: ByteSize) -> Result<()> {
+        let make = |world: &World| world.ensure_disk_from(disk, snapshot, size);
+        self.sim.call(Operation::EnsureDisk, disk.as_str(), make).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {

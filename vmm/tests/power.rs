@@ -18,7 +18,8 @@ mod microvm {
     use setpoint_schema::quantity::Span;
     use setpoint_schema::runtime::{ProcessSet, Runtime, Web};
     use setpoint_vmm::driver::{
-        Driver, FileKind, Guest, Launched, ManifestEntry, Pause, Paused, RestartScope, Result, Take, WorkspaceFile,
+        Driver, FileKind, Guest, KeepDisk, Launched, ManifestEntry, Pause, Paused, RestartScope, Result, Take, Taken,
+        WorkspaceFile,
     };
     use tokio::time::timeout;
     use tokio_util::sync::CancellationToken;
@@ -71,6 +72,13 @@ mod microvm {
         let paused = host.driver.pause(Pause { sandbox, nonce, snapshot, agent, cancel: &cancel }).await;
         eprintln!("pause: {:?}, {paused:?}", started.elapsed());
         paused
+    }
+
+    async fn keep_disk(host: &Host, snapshot: &SnapshotId, agent: Option<&dyn Guest>) -> Result<Taken> {
+        let Machine { sandbox, disk, .. } = boot(1);
+        let taken = host.driver.keep_disk(KeepDisk { sandbox: &sandbox, disk: &disk, snapshot, agent }).await;
+        eprintln!("keep disk: {taken:?}");
+        taken
     }
 
     async fn resume(host: &Host, machine: &Machine) -> Arc<dyn Guest> {
@@ -324,6 +332,64 @@ mod microvm {
         assert!(pack.exists(), "what was saved is kept");
         host.driver.resume(&boot(4)).await.unwrap_err();
         assert_eq!(shell(&*agent, "cat before").await, "written");
+    }
+
+    #[tokio::test]
+    async fn a_disk_alone_is_kept_clean_and_another_begins_with_a_copy_of_it() {
+        let host = Host::with_real_agent().await;
+        let source = launched(&host, &boot(1)).await;
+        count(&*source).await;
+        shell(&*source, "mkdir -p node_modules/a src && echo x > node_modules/a/f && echo before > src/kept").await;
+        shell(&*source, "head -c 5000000 /dev/urandom > blob").await;
+        let sum = shell(&*source, "md5sum < blob").await;
+        let (sixth, seventh) = (snapshot(6), snapshot(7));
+        keep_disk(&host, &sixth, None).await.unwrap_err();
+        let taken = keep_disk(&host, &sixth, Some(&*source)).await.unwrap();
+        assert_eq!(keep_disk(&host, &sixth, Some(&*source)).await.unwrap().bytes, taken.bytes);
+        assert_eq!(host.driver.list_snapshots().await.unwrap(), [(sixth.clone(), taken.bytes)]);
+        let at = counted(&*source).await;
+        shell(&*source, "echo after > src/kept && sync").await;
+        assert!(taken.bytes.as_mib() < 16, "{}: it is sparse as the disk is", taken.bytes);
+        let image = host.file(&format!("snapshots/{sixth}/disk.img"));
+        let check = std::process::Command::new("/usr/sbin/e2fsck").arg("-fn").arg(&image).output().unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+
+        let fork =
+            Machine { disk: DiskId("fork-00000001".into()), sandbox: SandboxId("fork-00000001".into()), ..boot(7) };
+        let _ends = Ended(&host, vec![fork.clone()]);
+        host.driver.launch_from(&fork, &sixth).await.unwrap_err();
+        host.driver.ensure_disk_from(&fork.disk, &seventh, DISK).await.unwrap_err();
+        let larger = setpoint_schema::quantity::ByteSize::mib(96);
+        host.driver.ensure_disk_from(&fork.disk, &sixth, larger).await.unwrap();
+        assert_eq!(host.driver.disk_size(&fork.disk).await.unwrap(), Some(larger));
+        host.driver.launch(&fork).await.unwrap();
+        let forked = agent(&host, &fork).await;
+        forked.leave_out(&sixth, &["node_modules".to_owned()]).await.unwrap();
+        assert_eq!(forked.left_out().await.unwrap(), Some(sixth));
+        forked.grow_disk().await.unwrap();
+        assert!(forked.status().await.unwrap().disk.as_mib() > 80);
+        assert_eq!(
+            shell(&*forked, "cat src/kept; ls; md5sum < blob").await,
+            format!("before\nblob\nindex.html\nsrc\n{sum}")
+        );
+        // As what runs there, it writes into what the source's processes made.
+        assert_eq!(shell(&*forked, "id -u; stat -c %u . src src/kept blob index.html").await, ["1000"; 6].join("\n"));
+        shell(&*forked, "echo fork >> src/kept && sync").await;
+        assert_eq!(shell(&*source, "cat src/kept; ls node_modules/a").await, "after\nf");
+        assert!(counted(&*source).await >= at);
+        assert_eq!(source.status().await.unwrap().unready(), None);
+
+        // What is paused has its disk at rest.
+        pause(&host, &boot(1), &*source, &snapshot(1)).await.unwrap();
+        drop(source);
+        let taken = keep_disk(&host, &seventh, None).await.unwrap();
+        assert!(taken.stopped.is_zero() && is_paused(&host, &boot(1)).await);
+        let source = resume(&host, &boot(2)).await;
+        assert_eq!(shell(&*source, "cat src/kept").await, "after");
+        for snapshot in [snapshot(6), seventh] {
+            host.driver.remove_snapshot(&snapshot).await.unwrap();
+        }
+        assert_eq!(host.driver.list_snapshots().await.unwrap(), []);
     }
 
     /// Ends the microVMs of sandboxes that the host does not know of.

@@ -11,7 +11,9 @@ use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, Temp
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Build, ProcessSet, Runtime, Web, Worker};
-use setpoint_vmm::driver::{Driver, FileKind, Guest, ManifestEntry, Pause, Paused, RestartScope, WorkspaceFile};
+use setpoint_vmm::driver::{
+    Driver, FileKind, Guest, KeepDisk, ManifestEntry, Pause, Paused, RestartScope, WorkspaceFile,
+};
 use setpoint_vmm::sim::{SimDriver, TokioClock, World};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -547,4 +549,58 @@ async fn a_failed_resume_leaves_the_microvm_at_rest_and_says_why() {
     assert!(matches!(state, VmState::Paused { fault: Some(_), .. }), "{state:?}");
     bench.driver.resume(&machine("blog", 2)).await.unwrap();
     assert!(matches!(bench.driver.observe(&machine("blog", 1).sandbox).await.unwrap(), VmState::Running { .. }));
+}
+
+/// Keeps the disk of a microVM as a daemon does.
+async fn keep_disk(bench: &Bench, machine: &Machine, snapshot: &SnapshotId, agent: Option<&dyn Guest>) -> bool {
+    let (sandbox, disk) = (&machine.sandbox, &machine.disk);
+    bench.driver.keep_disk(KeepDisk { sandbox, disk, snapshot, agent }).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_alone_is_kept_and_what_begins_with_a_copy_leaves_directories_out_once() {
+    let bench = Bench::new("");
+    let (source, fork, snapshot) = (machine("blog", 1), machine("fork", 2), SnapshotId("5e1f".into()));
+    bench.launch(&source).await;
+    let guest = bench.guest(&source).await;
+    sync(&guest, "t1", vec![file("out/page.html", "1"), file("keep.js", "1")], &[]).await;
+    assert!(keep_disk(&bench, &source, &snapshot, Some(&*guest)).await);
+    sync(&guest, "t2", Vec::new(), &["keep.js"]).await;
+    assert!(keep_disk(&bench, &source, &snapshot, None).await, "what is kept is kept");
+    assert_eq!(bench.driver.list_snapshots().await.unwrap(), [(snapshot.clone(), ByteSize::mib(1))]);
+    bench.driver.launch_from(&fork, &snapshot).await.unwrap_err();
+
+    for size in [2, 4] {
+        bench.driver.ensure_disk_from(&fork.disk, &snapshot, ByteSize::gib(size)).await.unwrap();
+        assert_eq!(bench.driver.disk_size(&fork.disk).await.unwrap(), Some(ByteSize::gib(2)));
+    }
+    bench.driver.launch(&fork).await.unwrap();
+    let forked = bench.guest(&fork).await;
+    assert_eq!(forked.status().await.unwrap().tree, Some(TreeDigest("t1".into())));
+    assert_eq!(forked.left_out().await.unwrap(), None);
+    forked.leave_out(&snapshot, &["out".to_owned()]).await.unwrap();
+    assert_eq!(forked.left_out().await.unwrap(), Some(snapshot.clone()));
+    let manifest = forked.manifest().await.unwrap();
+    assert_eq!((manifest.tree, manifest.files.len()), (None, 1));
+    sync(&forked, "t1", vec![file("out/page.html", "1")], &[]).await;
+    forked.apply(&web(), false, RestartScope::All).await.unwrap();
+    forked.leave_out(&snapshot, &["out".to_owned()]).await.unwrap();
+    assert_eq!(forked.manifest().await.unwrap().files.len(), 2);
+    forked.leave_out(&SnapshotId("07e4".into()), &["out".to_owned()]).await.unwrap_err();
+    assert!(bench.world().violations().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_is_kept_of_what_rests_or_has_ended_and_not_of_what_runs_on() {
+    let bench = Bench::new("");
+    let machine = machine("blog", 1);
+    bench.launch(&machine).await;
+    assert!(!keep_disk(&bench, &machine, &SnapshotId("1".into()), None).await);
+    pause(&bench, &machine, &CancellationToken::new()).await;
+    assert!(keep_disk(&bench, &machine, &SnapshotId("2".into()), None).await);
+    bench.driver.kill(&machine.sandbox).await.unwrap();
+    bench.driver.remove(&machine.sandbox).await.unwrap();
+    assert!(keep_disk(&bench, &machine, &SnapshotId("3".into()), None).await);
+    assert_eq!(bench.driver.list_snapshots().await.unwrap().len(), 2);
+    assert_eq!(bench.world().violations().unwrap().len(), 1);
 }

@@ -86,17 +86,16 @@ impl Disks {
     /// Makes a disk as a copy of another file, sparse as that is. What is there under its name is replaced.
     pub fn copy(&self, disk: &DiskId, from: &Path) -> Result<()> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
-        let path = self.path(disk);
-        let temporary = beside(&path, "new");
-        let copy = || {
-            let source = File::open(from)?;
-            let target = File::create(&temporary)?;
-            copy_sparse(&source, &target)?;
-            target.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        copy().map_err(io_error("copy to", &path))
+        copy_file(from, &self.path(disk), None)
+    }
+
+    /// Makes a disk where there is none, as a copy of another file, at least `size` long. Its file system grows inside the guest.
+    pub fn ensure_from(&self, disk: &DiskId, from: &Path, size: ByteSize) -> Result<()> {
+        if self.size(disk)?.is_some() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        copy_file(from, &self.path(disk), Some(size))
     }
 
     /// Lengthens a disk that no VMM uses. Its file system grows inside the guest.
@@ -127,6 +126,50 @@ impl Disks {
         file.sync_all().map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
     }
+}
+
+/// Copies a whole file, which appears under its name only when all of it is on the disk, and at least as long as `size` says.
+pub(super) fn copy_file(from: &Path, to: &Path, size: Option<ByteSize>) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let temporary = beside(to, "new");
+    let copy = || {
+        let source = File::open(from)?;
+        let target = File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+        copy_sparse(&source, &target)?;
+        if let Some(size) = size.filter(|size| target.metadata().is_ok_and(|target| target.len() < size.as_bytes())) {
+            target.set_len(size.as_bytes())?;
+        }
+        target.sync_all()?;
+        fs::rename(&temporary, to)?;
+        to.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    };
+    copy().map_err(io_error("copy to", to))
+}
+
+/// Gives back the room of what reads as zeros and takes some: QEMU reserves it where it copies a hole. What cannot be given back stays.
+pub(super) fn release_holes(file: &File) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+    let length = file.metadata()?.len();
+    let mut at = 0;
+    while at < length {
+        // At the end of a file there is a hole in any case.
+        let begin = seek(file, SeekFrom::Hole(at))?;
+        let end = match seek(file, SeekFrom::Data(begin)) {
+            Ok(end) => end,
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => length,
+            Err(error) => return Err(error.into()),
+        };
+        if begin < end {
+            match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, begin, end - begin) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 /// Copies all that is no hole; by reference where the file system can.
@@ -206,6 +249,22 @@ mod tests {
         assert!(metadata.blocks() * 512 < 16 << 20, "{} blocks", metadata.blocks());
         let check = Command::new(tool("e2fsck")).arg("-fn").arg(disks.path(&id)).output().unwrap();
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    }
+
+    #[test]
+    fn what_reads_as_zeros_takes_no_room_after_it_was_released() {
+        let (dir, _, _) = disks();
+        let path = dir.path().join("reserved.img");
+        let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 1 << 20).unwrap();
+        let rest = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 2 << 20, 6 << 20);
+        file.set_len(9 << 20).unwrap();
+        release_holes(&file).unwrap();
+        file.sync_all().unwrap();
+        let metadata = file.metadata().unwrap();
+        assert_eq!((metadata.len(), metadata.blocks() * 512 < 64 << 10), (9 << 20, true), "{rest:?} {metadata:?}");
+        let content = fs::read(&path).unwrap();
+        assert_eq!(content.iter().filter(|byte| **byte == 7).count(), 8192);
     }
 
     #[test]

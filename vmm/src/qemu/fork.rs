@@ -10,19 +10,19 @@
 //! ```text
 //! snapshots/<snapshot>/saved.json, <snapshot>.state   as of a paused microVM
 //!                      disk.img                       its disk
+//!                      disk.json                      in place of the first two: the disk alone was kept (see `kept_disk`)
 //! vms/<sandbox>/from.json                             it is to begin from a snapshot and has not: its disk is no more than a copy
 //! ```
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use setpoint_schema::id::{SandboxId, SnapshotId};
+use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
 use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::ByteSize;
 use tokio::time::sleep;
@@ -42,8 +42,8 @@ use crate::driver::{Guest as _, Result, Take, Taken, VmmError};
 use crate::failpoint::reach;
 use crate::memory::{Captured, GuestRam, Mapped, MemoryError, Pages};
 
-const SNAPSHOTS: &str = "snapshots";
-const DISK: &str = "disk.img";
+pub(super) const SNAPSHOTS: &str = "snapshots";
+pub(super) const DISK: &str = "disk.img";
 
 /// QEMU's name for the copying of the disk.
 const JOB: &str = "snapshot";
@@ -66,7 +66,7 @@ struct Moment {
 }
 
 impl QemuDriver {
-    fn moment(&self, snapshot: &SnapshotId) -> VmDir {
+    pub(super) fn moment(&self, snapshot: &SnapshotId) -> VmDir {
         VmDir::of(&self.config.dir.join(SNAPSHOTS), &SandboxId(snapshot.0.clone()))
     }
 
@@ -90,7 +90,7 @@ impl QemuDriver {
         let machine = vm.machine()?.ok_or_else(|| not_running_in(&vm))?;
         let _saving = self.saving.read().await;
         kept.create()?;
-        let disk = self.empty_copy(&kept, &machine)?;
+        self.empty_copy(&kept, &machine.disk)?;
         reach("snapshot/freeze")?;
         let moment = async {
             agent.freeze_processes().await?;
@@ -101,18 +101,17 @@ impl QemuDriver {
         self.go_on(&vm, agent).await;
         let moment = moment?;
         reach("snapshot/memory")?;
-        let saved = self.keep_files(&vm, &kept, &machine, &process, snapshot, moment, &disk).await?;
+        let saved = self.keep_files(&vm, &kept, &machine, &process, snapshot, moment).await?;
         Ok(saved)
     }
 
     /// The file that the disk is copied into, as long as the disk.
-    fn empty_copy(&self, kept: &VmDir, machine: &Machine) -> Result<std::path::PathBuf> {
+    pub(super) fn empty_copy(&self, kept: &VmDir, disk: &DiskId) -> Result<()> {
         let path = kept.file(DISK);
-        let length = self.disks.size(&machine.disk)?.unwrap_or_default().as_bytes();
+        let length = self.disks.size(disk)?.unwrap_or_default().as_bytes();
         let mut options = File::options();
         options.create(true).truncate(true).write(true).mode(0o600);
-        options.open(&path).and_then(|file| file.set_len(length)).map_err(io_error("make", &path))?;
-        Ok(absolute(path))
+        options.open(&path).and_then(|file| file.set_len(length)).map_err(io_error("make", &path))
     }
 
     /// What must happen while nothing moves; the microVM is stopped on return, or as it was.
@@ -131,10 +130,7 @@ impl QemuDriver {
         let mapped = base.as_deref().map_or(Mapped::Fresh, Mapped::Base);
         let ram = GuestRam::find(process.qemu.pid, machine.memory_mib << 20, mapped).map_err(memory_error(vm))?;
         let devices = absolute(kept.file(&devices_name(snapshot)));
-        let backup = json!({
-            "job-id": JOB, "device": "data", "target": absolute(kept.file(DISK)), "format": "raw", "mode": "existing",
-            "sync": "full", "auto-dismiss": false,
-        });
+        let backup = backup(kept);
         // A copy that an earlier try left behind would be in the way.
         end_copying(vm).await?;
         let mut qmp = Qmp::connect(vm).await?;
@@ -151,7 +147,6 @@ impl QemuDriver {
     }
 
     /// Puts a moment on the disk, while the microVM runs on.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of one record")]
     async fn keep_files(
         &self,
         vm: &VmDir,
@@ -160,7 +155,6 @@ impl QemuDriver {
         process: &ProcessRecord,
         snapshot: &SnapshotId,
         moment: Moment,
-        disk: &Path,
     ) -> Result<Taken> {
         let Moment { captured, parent, stopped, at } = moment;
         let written = ByteSize::bytes(captured.written());
@@ -172,9 +166,8 @@ impl QemuDriver {
         };
         let memory = blocking(move || keep().map_err(failed)).await?;
         copied(vm).await?;
-        let file = File::open(disk).map_err(io_error("open", disk))?;
-        file.sync_all().map_err(io_error("sync", disk))?;
-        let blocks = file.metadata().map_err(io_error("inspect", disk))?.blocks() * 512;
+        let disk = kept.clone();
+        let blocks = blocking(move || disk.make_disk_durable()).await?;
         reach("snapshot/record")?;
         let bytes = memory + devices.blocks + blocks;
         kept.write_saved(&SavedRecord {
@@ -246,6 +239,7 @@ impl QemuDriver {
         let mut moments = Vec::new();
         for kept in VmDir::all(&self.config.dir.join(SNAPSHOTS))? {
             moments.extend(kept.saved()?.map(|saved| (saved.snapshot, ByteSize::bytes(saved.bytes))));
+            moments.extend(kept.kept_disk()?.map(|disk| (disk.snapshot, ByteSize::bytes(disk.bytes))));
         }
         moments.sort();
         Ok(moments)
@@ -262,8 +256,16 @@ impl QemuDriver {
     }
 }
 
+/// The command by which QEMU begins to copy the disk.
+pub(super) fn backup(kept: &VmDir) -> Value {
+    json!({
+        "job-id": JOB, "device": "data", "target": absolute(kept.file(DISK)), "format": "raw", "mode": "existing",
+        "sync": "full", "auto-dismiss": false,
+    })
+}
+
 /// Waits until QEMU has copied the whole disk.
-async fn copied(vm: &VmDir) -> Result<()> {
+pub(super) async fn copied(vm: &VmDir) -> Result<()> {
     let failed = |problem: &str| VmmError::Vmm { vmm: "qemu", problem: format!("did not copy the disk: {problem}") };
     match concluded(vm).await? {
         Some(Value::String(error)) => Err(failed(&error)),
@@ -273,7 +275,7 @@ async fn copied(vm: &VmDir) -> Result<()> {
 }
 
 /// Ends the copying of an earlier snapshot that was cut short.
-async fn end_copying(vm: &VmDir) -> Result<()> {
+pub(super) async fn end_copying(vm: &VmDir) -> Result<()> {
     let mut qmp = Qmp::connect(vm).await?;
     let Some(job) = copying(&mut qmp).await? else { return Ok(()) };
     if job["status"] != "concluded" {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use setpoint_guest::client::{Client, ClientError, Follow, Motion, SyncError, SyncFile};
 use setpoint_guest::proto;
 use setpoint_schema::env::EnvValue;
-use setpoint_schema::id::{BlobId, BootNonce, SandboxId, SpecDigest, TreeDigest};
+use setpoint_schema::id::{BlobId, BootNonce, SandboxId, SnapshotId, SpecDigest, TreeDigest};
 use setpoint_schema::name::{EnvName, WorkerName};
 use setpoint_schema::observed::{BuildState, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::{ByteSize, Span};
@@ -175,6 +175,15 @@ impl Guest for QemuGuest {
 
     async fn renew(&self, renewal: &Renewal) -> Result<()> {
         self.client.renew(renew_request(&self.nonce, renewal)).await.map_err(|error| self.refused(&error))
+    }
+
+    async fn leave_out(&self, snapshot: &SnapshotId, names: &[String]) -> Result<()> {
+        self.client.leave_out(&snapshot.0, names.to_vec()).await.map_err(|error| self.refused(&error))
+    }
+
+    async fn left_out(&self) -> Result<Option<SnapshotId>> {
+        let snapshot = self.client.left_out().await.map_err(|error| self.refused(&error))?;
+        Ok(present(snapshot).map(SnapshotId))
     }
 
     async fn thaw(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The agent of a scripted microVM: it works on the world's files, and what it answers follows from them and the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use setpoint_schema::id::{BootNonce, DiskId, SandboxId, TreeDigest};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, TreeDigest};
 use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, ProcessState, WebStatus, WorkerStatus};
 use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime::ProcessSet;
@@ -338,6 +338,29 @@ impl Guest for SimGuest {
 
     async fn renew(&self, _renewal: &Renewal) -> Result<()> {
         self.call(Operation::Renew, |_| Ok(())).await
+    }
+
+    async fn leave_out(&self, snapshot: &SnapshotId, names: &[String]) -> Result<()> {
+        let (before, names): (_, BTreeSet<&str>) = (self.left_out().await?, names.iter().map(String::as_str).collect());
+        if before.as_ref() == Some(snapshot) {
+            return Ok(());
+        }
+        if self.status().await?.processes.is_some() {
+            return Err(self.error("leaves nothing out once something was applied"));
+        }
+        let leave_out = |_: &mut Vm, disk: &mut Disk, _| {
+            let in_one = |path: &str| path.rsplit('/').skip(1).any(|directory| names.contains(directory));
+            let had = disk.files.len();
+            disk.files.retain(|path, _| !in_one(path));
+            // What git put into them is to come again.
+            disk.tree = disk.tree.take().filter(|_| disk.files.len() == had);
+            disk.left_out = Some(snapshot.clone());
+        };
+        self.change(Operation::LeaveOut, leave_out).await
+    }
+
+    async fn left_out(&self) -> Result<Option<SnapshotId>> {
+        self.call(Operation::Manifest, |vm| Ok(self.disk_of(&vm)?.left_out)).await
     }
 
     async fn thaw(&self) -> Result<()> {

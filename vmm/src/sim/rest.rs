@@ -2,18 +2,21 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use setpoint_schema::id::{BootNonce, SandboxId, SnapshotId};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
 use setpoint_schema::observed::{Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use super::clock::{after, until};
-use super::files;
+use super::files::{self, Lock};
 use super::sim_error;
 use super::world::{Disk, Vm, World};
-use crate::driver::{Result, VmmError};
+use crate::driver::{KeepDisk, Result, VmmError};
 
 /// What a scripted microVM's memory takes on the disk.
 const BYTES: ByteSize = ByteSize::mib(8);
+
+/// What a kept disk takes there.
+const DISK_BYTES: ByteSize = ByteSize::mib(1);
 
 /// That a microVM rests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,14 +64,24 @@ impl Vm {
     }
 }
 
-/// A microVM and its disk at one moment.
+/// A microVM and its disk at one moment, or the disk alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Moment {
     snapshot: SnapshotId,
     taken_at: Timestamp,
-    vm: Vm,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vm: Option<Vm>,
     disk: Disk,
+}
+
+impl Moment {
+    fn bytes(&self) -> ByteSize {
+        match self.vm {
+            Some(_) => BYTES,
+            None => DISK_BYTES,
+        }
+    }
 }
 
 impl World {
@@ -82,18 +95,52 @@ impl World {
         let lock = self.lock()?;
         let now = self.now();
         let path = self.moment_path(snapshot);
-        if files::read_json::<Moment>(&path)?.is_some() {
-            return Ok(BYTES);
+        if let Some(moment) = files::read_json::<Moment>(&path)? {
+            return Ok(moment.bytes());
         }
         let Some(vm) = self.vm(sandbox)?.filter(|vm| vm.runs(nonce, now)) else {
             return Err(self.violation(&lock, &format!("snapshot of {sandbox}, of which that boot does not run"))?);
         };
         let disk = self.disk(&vm.machine.disk)?.ok_or_else(|| sim_error(format!("{sandbox} lost its disk")))?;
-        let moment = Moment { snapshot: snapshot.clone(), taken_at: now, vm, disk };
+        self.put_moment(&lock, &Moment { snapshot: snapshot.clone(), taken_at: now, vm: Some(vm), disk })
+    }
+
+    /// Keeps a disk alone: that of the boot whose agent asks, or of a microVM that does not run.
+    pub(super) fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<ByteSize> {
+        let KeepDisk { sandbox, disk, snapshot, agent } = keep;
+        let lock = self.lock()?;
+        let now = self.now();
+        if let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? {
+            return Ok(moment.bytes());
+        }
+        let running = self.vm(sandbox)?.filter(|vm| vm.rest.is_none() && vm.ended(now).is_none());
+        if running.map(|vm| vm.machine.nonce) != agent.map(|agent| agent.nonce().clone()) {
+            return Err(
+                self.violation(&lock, &format!("copy of the disk of {sandbox} without its guest standing still"))?
+            );
+        }
+        let disk = self.disk(disk)?.ok_or_else(|| sim_error(format!("{sandbox} has no disk {disk}")))?;
+        self.put_moment(&lock, &Moment { snapshot: snapshot.clone(), taken_at: now, vm: None, disk })
+    }
+
+    /// Makes a disk of the one in a moment.
+    pub(super) fn ensure_disk_from(&self, id: &DiskId, snapshot: &SnapshotId, size: ByteSize) -> Result<()> {
+        let lock = self.lock()?;
+        if self.disk(id)?.is_some() {
+            return Ok(());
+        }
+        let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? else {
+            return Err(self.violation(&lock, &format!("disk {id} from {snapshot}, which is not there"))?);
+        };
+        let size = moment.disk.size.max(size);
+        self.put_disk(&lock, &Disk { id: id.clone(), size, user: None, ..moment.disk })
+    }
+
+    fn put_moment(&self, lock: &Lock, moment: &Moment) -> Result<ByteSize> {
         // A world that is older than snapshots has no directory for them.
         std::fs::create_dir_all(self.snapshots_dir()).map_err(files::failed("create", &self.snapshots_dir()))?;
-        lock.write(&path, &self.next_path(), &files::to_json(&moment))?;
-        Ok(BYTES)
+        lock.write(&self.moment_path(&moment.snapshot), &self.next_path(), &files::to_json(moment))?;
+        Ok(moment.bytes())
     }
 
     /// Begins a microVM where a moment was kept.
@@ -112,6 +159,8 @@ impl World {
             return Err(self.violation(&lock, &format!("launch of {} over a disk of its own", machine.sandbox))?);
         }
         let Moment { snapshot: _, taken_at, vm, disk } = moment;
+        let vm =
+            vm.ok_or_else(|| sim_error(format!("{snapshot} has a disk alone to begin {} from", machine.sandbox)))?;
         let counter = Counter { value: vm.counter_at(taken_at), since: now };
         let mut processes = vm.processes.clone();
         processes.iter_mut().for_each(|processes| processes.put_off(until(now, taken_at)));
@@ -134,7 +183,7 @@ impl World {
     /// Every moment that was kept.
     pub(super) fn moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
         let moments: Vec<Moment> = files::read_all(&self.snapshots_dir())?;
-        Ok(moments.into_iter().map(|moment| (moment.snapshot, BYTES)).collect())
+        Ok(moments.into_iter().map(|moment| (moment.snapshot.clone(), moment.bytes())).collect())
     }
 
     /// Removes a moment.

@@ -150,6 +150,7 @@ pub enum Operation {
     Resume,
     Snapshot,
     LaunchFrom,
+    LeaveOut,
     Freeze,
     Renew,
     Thaw,
@@ -199,6 +200,7 @@ impl Script {
             | Operation::Shutdown
             | Operation::Snapshot
             | Operation::LaunchFrom
+            | Operation::LeaveOut
             | Operation::Freeze
             | Operation::Renew
             | Operation::Thaw => Span::default(),

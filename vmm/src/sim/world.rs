@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
 use setpoint_schema::observed::{ExitReason, Machine, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use tokio::time::Instant;
@@ -88,6 +88,9 @@ pub struct Disk {
     pub tree: Option<TreeDigest>,
     /// What git put there.
     pub files: BTreeMap<String, File>,
+    /// For which snapshot directories were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<SnapshotId>,
 }
 
 /// One file that git put into a workspace; its content is not kept.
@@ -370,7 +373,8 @@ impl World {
     /// Makes a disk, or grows it.
     pub(super) fn ensure_disk(&self, id: &DiskId, size: ByteSize) -> Result<()> {
         let lock = self.lock()?;
-        let new = || Disk { id: id.clone(), size, filesystem: size, user: None, tree: None, files: BTreeMap::new() };
+        let (user, tree, left_out) = (None, None, None);
+        let new = || Disk { id: id.clone(), size, filesystem: size, user, tree, files: BTreeMap::new(), left_out };
         let mut disk = self.disk(id)?.unwrap_or_else(new);
         disk.size = disk.size.max(size);
         self.put_disk(&lock, &disk)
