@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
 use setpoint_schema::name::{AppKey, RepoPath};
-use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord};
+use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord, SnapshotRecord};
 use setpoint_schema::shared::SharedMap;
 use setpoint_state::{
-    Apps, Batch, Disks, JournalEntry, NewEvent, Outcome as StepEnd, PlanRef, Sandboxes, StateError, Store, View,
+    Apps, Batch, Disks, JournalEntry, NewEvent, Outcome as StepEnd, PlanRef, Sandboxes, Snapshots, StateError, Store,
+    View,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{oneshot, watch};
@@ -43,6 +44,8 @@ pub struct Inventory {
     pub disks: Vec<DiskRecord>,
     /// All apps that are remembered.
     pub apps: Vec<AppRecord>,
+    /// All snapshots.
+    pub snapshots: Vec<SnapshotRecord>,
 }
 
 type Result<T> = std::result::Result<T, StateError>;
@@ -60,7 +63,8 @@ impl Inventory {
         let sandboxes = view.all::<Sandboxes>()?.into_values().collect();
         let disks = view.all::<Disks>()?.into_values().collect();
         let apps = view.all::<Apps>()?.into_values().collect();
-        Ok(Self { sandboxes, disks, apps })
+        let snapshots = view.all::<Snapshots>()?.into_values().collect();
+        Ok(Self { sandboxes, disks, apps, snapshots })
     }
 }
 
@@ -241,6 +245,53 @@ impl Ledger {
             let _turn = mirror.turn(&id);
             store.remove::<Disks>(&id)?;
             mirror.remove_disk(&id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// One snapshot's row.
+    #[must_use]
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<Arc<SnapshotRecord>> {
+        self.mirror.rows().snapshots.get(id).cloned()
+    }
+
+    /// Every snapshot's row.
+    #[must_use]
+    pub fn snapshots(&self) -> BTreeMap<SnapshotId, Arc<SnapshotRecord>> {
+        self.mirror.rows().snapshots.clone()
+    }
+
+    /// Writes one snapshot's row, with these events or not at all.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put_snapshot(&self, record: &SnapshotRecord, events: Vec<NewEvent>) -> Result<()> {
+        let record = Arc::new(record.clone());
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&record.id);
+            let mut batch = Batch::new();
+            batch.put::<Snapshots>(&record.id, &record)?;
+            for event in events {
+                batch.event(event);
+            }
+            store.commit(batch)?;
+            mirror.put_snapshot(record.clone());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes one snapshot's row.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn forget_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        let id = id.clone();
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&id);
+            store.remove::<Snapshots>(&id)?;
+            mirror.remove_snapshot(&id);
             Ok(())
         })
         .await

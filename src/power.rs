@@ -147,6 +147,7 @@ mod tests {
             repeats: Vec::new(),
             suspended: None,
             power,
+            restored: Vec::new(),
         }
     }
 

@@ -62,7 +62,7 @@ impl World {
 
     /// Takes in every row and every answer that has changed. Drivers have time for their first answers, once.
     pub async fn look(&mut self) {
-        let Changes { mut sandboxes, disks, apps } = self.ledger.take_changes();
+        let Changes { mut sandboxes, disks, apps, snapshots } = self.ledger.take_changes();
         sandboxes.extend(self.observer.take_changed());
         sandboxes.extend(self.unasked.iter().cloned());
         if !self.has_looked {
@@ -79,6 +79,12 @@ impl World {
             match self.ledger.app(&key) {
                 Some(record) => drop(self.observed.apps.insert(key, record)),
                 None => drop(self.observed.apps.remove(&key)),
+            }
+        }
+        for id in snapshots {
+            match self.ledger.snapshot(&id) {
+                Some(record) => drop(self.observed.snapshots.insert(id, record)),
+                None => drop(self.observed.snapshots.remove(&id)),
             }
         }
         if !self.unrecorded.is_empty() || !self.observed.unrecorded.is_empty() {
@@ -239,7 +245,7 @@ fn observed(record: Arc<SandboxRecord>, view: View, now: Timestamp) -> (Observed
 
 /// The observed world, looked at once.
 pub async fn assemble(observer: &Observer, inventory: Inventory, unrecorded: &[Machine], limits: Limits) -> Observed {
-    let Inventory { sandboxes, disks, apps } = inventory;
+    let Inventory { sandboxes, disks, apps, snapshots } = inventory;
     let recorded: BTreeSet<_> = sandboxes.iter().map(|record| record.id.clone()).collect();
     let views = sandboxes.iter().map(|record| observer.view_after(&record.id, FIRST_ANSWER));
     let views = futures_util::future::join_all(views).await;
@@ -252,6 +258,7 @@ pub async fn assemble(observer: &Observer, inventory: Inventory, unrecorded: &[M
         unrecorded: unrecorded.iter().filter(|machine| !recorded.contains(&machine.sandbox)).cloned().collect(),
         disks: disks.into_iter().map(|disk| (disk.id.clone(), Arc::new(disk))).collect(),
         apps: apps.into_iter().map(|app| (app.key.clone(), Arc::new(app))).collect(),
+        snapshots: snapshots.into_iter().map(|record| (record.id.clone(), Arc::new(record))).collect(),
         ..nothing(limits)
     }
 }
@@ -266,6 +273,7 @@ pub fn nothing(limits: Limits) -> Observed {
         unrecorded: Vec::new(),
         disks: SharedMap::new(),
         apps: SharedMap::new(),
+        snapshots: SharedMap::new(),
     }
 }
 

@@ -44,6 +44,7 @@ pub fn nothing() -> Observed {
         unrecorded: Vec::new(),
         disks: SharedMap::new(),
         apps: SharedMap::new(),
+        snapshots: SharedMap::new(),
     }
 }
 
@@ -97,6 +98,7 @@ fn record(app: &DesiredApp, revision: &CommitId) -> SandboxRecord {
         uid: app.metadata.uid.clone(),
         host: HostId("assumed".to_owned()),
         disk: disk_id(app),
+        from: None,
         machine,
         applied: Some(Applied { spec: app.spec.clone(), generation: GENERATION, revision: revision.clone(), at: NOW }),
         intent: Intent::Keep,
@@ -135,5 +137,6 @@ fn memory(app: &Arc<DesiredApp>, revision: &CommitId) -> AppRecord {
         repeats: Vec::new(),
         suspended: None,
         power: None,
+        restored: Vec::new(),
     }
 }

@@ -22,6 +22,7 @@ pub mod runtime;
 pub mod sandbox;
 pub mod set;
 pub mod shared;
+pub mod snapshot;
 pub mod template;
 mod text;
 pub mod toml;

@@ -97,6 +97,14 @@ name!(
     TemplateName, dns_label
 );
 name!(
+    /// A snapshot's name: a DNS label of at most 60 characters, because some are made of an app's.
+    SnapshotName, snapshot_label
+);
+name!(
+    /// A directory's name, without its path: 1 to 128 characters, no `/`, and neither `.` nor `..`.
+    DirName, dir_name
+);
+name!(
     /// A worker's name, `[A-Za-z0-9_-]{1,64}`.
     WorkerName, worker_name
 );
@@ -146,73 +154,106 @@ impl RepoPath {
     }
 }
 
-/// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, schemars::JsonSchema)]
-#[schemars(with = "String")]
-pub struct AppKey {
-    /// The owning team.
-    pub team: Team,
-    /// The app's name, unique within its team.
-    pub name: AppName,
-}
-
-impl AppKey {
-    /// Joins the two parts.
-    #[must_use]
-    pub fn new(team: Team, name: AppName) -> Self {
-        Self { team, name }
-    }
-
-    /// Reads `team/name`, or `name` in a team that is known from elsewhere.
-    ///
-    /// # Errors
-    /// The rule that one of the names breaks.
-    pub fn within(text: &str, team: &Team) -> Result<Self, NameError> {
-        match text.split_once('/') {
-            Some((team, name)) => Ok(Self::new(Team::new(team)?, AppName::new(name)?)),
-            None => Ok(Self::new(team.clone(), AppName::new(text)?)),
+/// Defines which object something is: its team and its name. Written `team/name`, or `name` alone in the default team.
+macro_rules! key {
+    ($(#[$doc:meta])* $key:ident, $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, schemars::JsonSchema)]
+        #[schemars(with = "String")]
+        pub struct $key {
+            /// The owning team.
+            pub team: Team,
+            /// The object's name, unique within its team.
+            pub name: $name,
         }
-    }
-}
 
-impl fmt::Display for AppKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.team == *Team::the_default() {
-            f.pad(self.name.as_str())
-        } else {
-            f.pad(&format!("{}/{}", self.team, self.name))
+        impl $key {
+            /// Joins the two parts.
+            #[must_use]
+            pub fn new(team: Team, name: $name) -> Self {
+                Self { team, name }
+            }
+
+            /// Reads `team/name`, or `name` in a team that is known from elsewhere.
+            ///
+            /// # Errors
+            /// The rule that one of the names breaks.
+            pub fn within(text: &str, team: &Team) -> Result<Self, NameError> {
+                match text.split_once('/') {
+                    Some((team, name)) => Ok(Self::new(Team::new(team)?, $name::new(name)?)),
+                    None => Ok(Self::new(team.clone(), $name::new(text)?)),
+                }
+            }
         }
-    }
+
+        impl fmt::Display for $key {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                if self.team == *Team::the_default() {
+                    f.pad(self.name.as_str())
+                } else {
+                    f.pad(&format!("{}/{}", self.team, self.name))
+                }
+            }
+        }
+
+        impl FromStr for $key {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::within(text, Team::the_default())
+            }
+        }
+
+        crate::text::as_text!($key);
+
+        impl TryFrom<String> for $key {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$key> for String {
+            fn from(key: $key) -> String {
+                key.to_string()
+            }
+        }
+    };
 }
 
-impl FromStr for AppKey {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        Self::within(text, Team::the_default())
-    }
-}
-
-crate::text::as_text!(AppKey);
-
-impl TryFrom<String> for AppKey {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<AppKey> for String {
-    fn from(key: AppKey) -> String {
-        key.to_string()
-    }
-}
+key!(
+    /// Which app: its team and its name. Written `team/name`, or `name` alone in the default team.
+    AppKey, AppName
+);
+key!(
+    /// Which snapshot, as [`AppKey`] says which app. Several generations of one share it.
+    SnapshotKey, SnapshotName
+);
 
 fn dns_label(text: &str) -> Result<(), &'static str> {
     const RULE: &str =
         "must be 1 to 40 lower-case letters, digits or hyphens, starting with a letter and not ending with a hyphen";
+    if is_label(text, 40) { Ok(()) } else { Err(RULE) }
+}
+
+fn snapshot_label(text: &str) -> Result<(), &'static str> {
+    const RULE: &str =
+        "must be 1 to 60 lower-case letters, digits or hyphens, starting with a letter and not ending with a hyphen";
+    if is_label(text, 60) { Ok(()) } else { Err(RULE) }
+}
+
+fn is_label(text: &str, longest: usize) -> bool {
     let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     let all = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if starts && all && text.len() <= 40 && !text.ends_with('-') { Ok(()) } else { Err(RULE) }
+    starts && all && text.len() <= longest && !text.ends_with('-')
+}
+
+fn dir_name(text: &str) -> Result<(), &'static str> {
+    let plain = !text.contains(['/', '\0']) && text != "." && text != "..";
+    if plain && (1..=128).contains(&text.len()) {
+        Ok(())
+    } else {
+        Err("must be the name of a directory, without `/`, and neither `.` nor `..`")
+    }
 }
 
 fn worker_name(text: &str) -> Result<(), &'static str> {

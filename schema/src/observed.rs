@@ -1,6 +1,8 @@
 //! What exists and what is known about it: the records that `state` keeps, and what drivers and agents answered, as `plan`
 //! reads them. Times are wall-clock; nothing here reads the clock.
 
+mod snapshots;
+
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -9,11 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{AppMetadata, DesiredApp, PinnedSpec, Power, SandboxSpec};
 use crate::id::{
-    BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SpecDigest, TemplateDigest, TreeDigest, WorkDigest,
+    BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SnapshotId, SpecDigest, TemplateDigest, TreeDigest,
+    WorkDigest,
 };
 use crate::name::{AppKey, RepoPath, Uid, WorkerName};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SharedMap;
+
+pub use snapshots::{Kept, Moment, SnapshotCause, SnapshotRecord, SnapshotState};
 
 /// The inventory row of one sandbox: written before anything of it exists, removed after nothing of it is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +33,9 @@ pub struct SandboxRecord {
     pub host: HostId,
     /// Its data disk.
     pub disk: DiskId,
+    /// The snapshot that its disk began as a copy of, if it did. Until the first spec is applied, it may have yet to begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SnapshotId>,
     /// What its microVM was last launched with, or is about to be.
     pub machine: Machine,
     /// The spec that was last carried out in full.
@@ -132,6 +140,9 @@ pub struct AppRecord {
     /// The power state that holds here in place of the declared one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerOverride>,
+    /// The tokens of restores that count as carried out, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restored: Vec<String>,
 }
 
 /// A power state in place of a declared one. It holds until another power is declared, or until it is lifted.
@@ -160,6 +171,22 @@ impl AppRecord {
     #[must_use]
     pub fn power_over(&self, declared: Power) -> Option<&PowerOverride> {
         self.power.as_ref().filter(|held| held.holds_over(declared))
+    }
+
+    /// Whether a restore of this token counts as carried out.
+    #[must_use]
+    pub fn has_restored(&self, token: &str) -> bool {
+        self.restored.iter().any(|known| known == token)
+    }
+
+    /// The tokens once this one counts as carried out, too. A token that was left behind long ago is forgotten.
+    #[must_use]
+    pub fn restored_with(&self, token: &str) -> Vec<String> {
+        const REMEMBERED: usize = 16;
+        let mut tokens: Vec<_> = self.restored.iter().filter(|known| *known != token).cloned().collect();
+        tokens.push(token.to_owned());
+        tokens.drain(..tokens.len().saturating_sub(REMEMBERED));
+        tokens
     }
 
     /// The power that holds here while `declared` is declared.
@@ -277,6 +304,9 @@ pub struct Observed {
     pub disks: SharedMap<DiskId, Arc<DiskRecord>>,
     /// What is remembered of apps.
     pub apps: SharedMap<AppKey, Arc<AppRecord>>,
+    /// Snapshots in the inventory.
+    #[serde(default = "SharedMap::new")]
+    pub snapshots: SharedMap<SnapshotId, Arc<SnapshotRecord>>,
 }
 
 /// One sandbox with what was asked and answered.

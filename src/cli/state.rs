@@ -37,8 +37,8 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
 }
 
 fn show(config: &Config) -> Result<ExitCode, Failure> {
-    let Inventory { sandboxes, disks, apps } = Inventory::of_copy(&config.store_dir())?;
-    print_json(&serde_json::json!({ "sandboxes": sandboxes, "disks": disks, "apps": apps }));
+    let Inventory { sandboxes, disks, apps, snapshots } = Inventory::of_copy(&config.store_dir())?;
+    print_json(&serde_json::json!({ "sandboxes": sandboxes, "disks": disks, "apps": apps, "snapshots": snapshots }));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -169,6 +169,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             repeats: Vec::new(),
             suspended: None,
             power: None,
+            restored: Vec::new(),
         }),
         // A changed spec is a new chance: earlier failures and heals say nothing about it.
         Some(record) if record.digest != digest => Some(AppRecord {
@@ -183,6 +184,8 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             suspended: record.suspended.clone(),
             // What held in place of one power holds in place of that one alone.
             power: record.power.clone().filter(|held| held.holds_over(app.spec.app.power)),
+            // Once is once, whatever else is declared meanwhile.
+            restored: record.restored.clone(),
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
             Some(AppRecord { last_good: last_good(), ..record.clone() })

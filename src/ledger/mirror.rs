@@ -9,9 +9,9 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
+use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord, SnapshotRecord};
 use setpoint_schema::shared::SharedMap;
 use tokio::sync::Notify;
 
@@ -29,6 +29,8 @@ pub struct Changes {
     pub disks: BTreeSet<DiskId>,
     /// Of apps.
     pub apps: BTreeSet<AppKey>,
+    /// Of snapshots.
+    pub snapshots: BTreeSet<SnapshotId>,
 }
 
 pub(super) struct Mirror {
@@ -45,6 +47,7 @@ pub(super) struct Rows {
     pub sandboxes: BTreeMap<SandboxId, Arc<SandboxRecord>>,
     pub disks: BTreeMap<DiskId, Arc<DiskRecord>>,
     pub apps: BTreeMap<AppKey, Arc<AppRecord>>,
+    pub snapshots: BTreeMap<SnapshotId, Arc<SnapshotRecord>>,
     /// Which sandboxes name which disk.
     users: BTreeSet<(DiskId, SandboxId)>,
     changes: Changes,
@@ -56,6 +59,7 @@ impl Mirror {
         inventory.sandboxes.into_iter().for_each(|record| rows.put_sandbox(Arc::new(record)));
         inventory.disks.into_iter().for_each(|record| rows.put_disk(Arc::new(record)));
         inventory.apps.into_iter().for_each(|record| rows.put_app(record));
+        inventory.snapshots.into_iter().for_each(|record| rows.put_snapshot(Arc::new(record)));
         Self {
             rows: Mutex::new(rows),
             changed: Notify::new(),
@@ -118,6 +122,18 @@ impl Mirror {
         self.changed.notify_one();
     }
 
+    pub fn put_snapshot(&self, record: Arc<SnapshotRecord>) {
+        self.rows().put_snapshot(record);
+        self.changed.notify_one();
+    }
+
+    pub fn remove_snapshot(&self, id: &SnapshotId) {
+        let mut rows = self.rows();
+        rows.snapshots.remove(id);
+        rows.changes.snapshots.insert(id.clone());
+        self.changed.notify_one();
+    }
+
     pub fn put_apps(&self, records: Vec<AppRecord>) {
         let mut rows = self.rows();
         records.into_iter().for_each(|record| rows.put_app(record));
@@ -127,7 +143,7 @@ impl Mirror {
     /// Puts equal declarations and specs in the place of those of the rows. That changes no row, so nobody is told.
     pub fn share(&self, declared: &SharedMap<AppKey, Arc<DesiredApp>>) {
         let mut rows = self.rows();
-        let Rows { sandboxes, disks: _, apps, users: _, changes: _ } = &mut *rows;
+        let Rows { sandboxes, disks: _, apps, snapshots: _, users: _, changes: _ } = &mut *rows;
         for record in apps.values_mut() {
             if let Some(app) = declared.get(&record.key).filter(|app| **app == record.last_good.app) {
                 Arc::make_mut(record).last_good.app = Arc::clone(app);
@@ -170,6 +186,11 @@ impl Rows {
     fn put_disk(&mut self, record: Arc<DiskRecord>) {
         self.changes.disks.insert(record.id.clone());
         self.disks.insert(record.id.clone(), record);
+    }
+
+    fn put_snapshot(&mut self, record: Arc<SnapshotRecord>) {
+        self.changes.snapshots.insert(record.id.clone());
+        self.snapshots.insert(record.id.clone(), record);
     }
 
     fn put_app(&mut self, record: AppRecord) {

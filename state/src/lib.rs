@@ -27,4 +27,4 @@ pub use store::rebuild::{FoundDisk, Rebuild};
 pub use store::snapshot::Snapshot;
 pub use store::view::{Stats, View};
 pub use store::{Store, VALUE_LIMIT};
-pub use table::{Apps, Disks, Events, Inventory, Journal, Key, Plans, Revisions, Sandboxes, Table, Upgrade};
+pub use table::{Apps, Disks, Events, Inventory, Journal, Key, Plans, Revisions, Sandboxes, Snapshots, Table, Upgrade};

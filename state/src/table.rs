@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord};
+use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord, SnapshotRecord};
 
 pub use crate::envelope::Upgrade;
 use crate::envelope::current_version;
@@ -65,6 +65,8 @@ tables! {
     pub Disks = "disks": DiskId => DiskRecord;
     /// What is remembered of apps.
     pub Apps = "apps": AppKey => AppRecord;
+    /// The inventory of snapshots.
+    pub Snapshots = "snapshots": SnapshotId => SnapshotRecord;
     /// The newest revisions, by the order of their attempts.
     pub Revisions = "revisions": u64 => RevisionRecord;
     /// The newest events.
@@ -86,6 +88,7 @@ tables! {
 impl Inventory for Sandboxes {}
 impl Inventory for Disks {}
 impl Inventory for Apps {}
+impl Inventory for Snapshots {}
 
 /// The key of the single record of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,6 +119,15 @@ impl Key for SandboxId {
 }
 
 impl Key for DiskId {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.0.clone().into_bytes()
+    }
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        String::from_utf8(bytes.to_vec()).ok().map(Self)
+    }
+}
+
+impl Key for SnapshotId {
     fn to_bytes(&self) -> Vec<u8> {
         self.0.clone().into_bytes()
     }

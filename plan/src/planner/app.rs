@@ -60,6 +60,7 @@ pub(super) fn adopt(world: &World<'_>, key: &AppKey) -> Option<Action> {
         uid: machine.uid.clone(),
         host: world.observed.host.clone(),
         disk: machine.disk.clone(),
+        from: None,
         machine: machine.clone(),
         applied: None,
         intent: Intent::Keep,

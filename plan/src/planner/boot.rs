@@ -282,6 +282,7 @@ fn new_record(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId, disk: Dis
         created_at: world.now,
         id: sandbox,
         disk,
+        from: None,
     }
 }
 

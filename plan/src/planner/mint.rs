@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, SpecDigest, hex, sha256_hex};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord};
+use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord, SnapshotRecord};
 use setpoint_schema::shared::SharedMap;
 use sha2::{Digest as _, Sha256};
 
@@ -61,6 +61,7 @@ pub(super) struct Hashes {
     sandboxes: Tally,
     disks: Tally,
     apps: Tally,
+    snapshots: Tally,
 }
 
 impl Hashes {
@@ -73,13 +74,16 @@ impl Hashes {
             unrecorded: Vec::new(),
             disks: Default::default(),
             apps: Default::default(),
+            snapshots: Default::default(),
         };
         let older = older.unwrap_or(&nothing);
         take_in(&mut self.sandboxes, &older.sandboxes, &newer.sandboxes, of_sandbox, crew);
         take_in(&mut self.disks, &older.disks, &newer.disks, |disk, scribe| scribe.hash(disk), crew);
         take_in(&mut self.apps, &older.apps, &newer.apps, of_app, crew);
-        let Observed { host, limits, sandboxes: _, unrecorded, disks: _, apps: _ } = newer;
-        let parts = (self.sandboxes.digest(), self.disks.digest(), self.apps.digest());
+        let of_snapshot = |snapshot: &SnapshotRecord, scribe: &mut Scribe| scribe.hash(snapshot);
+        take_in(&mut self.snapshots, &older.snapshots, &newer.snapshots, of_snapshot, crew);
+        let Observed { host, limits, sandboxes: _, unrecorded, disks: _, apps: _, snapshots: _ } = newer;
+        let parts = (self.sandboxes.digest(), self.disks.digest(), self.apps.digest(), self.snapshots.digest());
         digest(&(host, limits, unrecorded, parts))
     }
 }
@@ -111,16 +115,16 @@ fn take_in<K: Ord + Sync, V: PartialEq + Send + Sync>(
 /// A spec stands for itself by its digest, which is made once.
 fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
     let ObservedSandbox { record, vm, guest } = sandbox;
-    let SandboxRecord { id, app, uid, host, disk, machine, applied, intent, created_at } = &**record;
+    let SandboxRecord { id, app, uid, host, disk, from, machine, applied, intent, created_at } = &**record;
     let applied =
         applied.as_ref().map(|applied| (applied.spec.digest(), applied.generation, &applied.revision, applied.at));
-    scribe.hash(&((id, app, uid, host, disk, machine, applied, intent, created_at), vm, guest))
+    scribe.hash(&((id, app, uid, host, disk, from, machine, applied, intent, created_at), vm, guest))
 }
 
 fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
-    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power } = app;
+    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power, restored } = app;
     let LastGood { app, revision } = last_good;
-    let history = (retry, heals, repeats, suspended, power);
+    let history = (retry, heals, repeats, suspended, power, restored);
     scribe.hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, history))
 }
 

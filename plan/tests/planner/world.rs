@@ -75,6 +75,7 @@ impl World {
             unrecorded: Vec::new(),
             disks: SharedMap::new(),
             apps: SharedMap::new(),
+            snapshots: SharedMap::new(),
         };
         Self {
             desired: desired([]),
@@ -119,8 +120,19 @@ impl World {
             let suspended = known.and_then(|known| known.suspended.clone());
             let last_good = LastGood { app: Arc::clone(app), revision: self.desired.revision_of(key).clone() };
             let power = known.and_then(|known| known.power.clone());
-            let record =
-                AppRecord { key: key.clone(), generation, digest, last_good, retry, heals, repeats, suspended, power };
+            let restored = known.map(|known| known.restored.clone()).unwrap_or_default();
+            let record = AppRecord {
+                key: key.clone(),
+                generation,
+                digest,
+                last_good,
+                retry,
+                heals,
+                repeats,
+                suspended,
+                power,
+                restored,
+            };
             self.observed.apps.insert(key.clone(), Arc::new(record));
         }
     }

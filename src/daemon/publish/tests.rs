@@ -287,6 +287,7 @@ impl Life {
             repeats: Vec::new(),
             suspended: None,
             power: None,
+            restored: Vec::new(),
         };
         let mut record = self.observed.apps.get(&key(which)).map_or(fresh, |record| AppRecord::clone(record));
         let soon = self.now.checked_add(jiff::SignedDuration::from_secs(30)).unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::SpecDigest;
 use setpoint_schema::observed::{
-    AppRecord, DiskState, GuestState, GuestStatus, Machine, Observed, ObservedSandbox, VmState,
+    AppRecord, DiskState, GuestState, GuestStatus, Machine, Observed, ObservedSandbox, SnapshotState, VmState,
 };
 
 /// What was seen, by app, by thing: a few words and, where those cannot tell it all, a digest.
@@ -16,7 +16,7 @@ pub(super) struct Seen(BTreeMap<String, BTreeMap<String, String>>);
 
 impl Seen {
     pub fn of(observed: &Observed) -> Self {
-        let Observed { host: _, limits: _, sandboxes, unrecorded, disks, apps } = observed;
+        let Observed { host: _, limits: _, sandboxes, unrecorded, disks, apps, snapshots } = observed;
         let mut seen = Self::default();
         for sandbox in sandboxes.values() {
             let ObservedSandbox { record, vm, guest } = &**sandbox;
@@ -37,8 +37,18 @@ impl Seen {
             seen.note(&disk.app.to_string(), format!("disk {}", disk.id), state);
         }
         for record in apps.values() {
-            let AppRecord { key, generation, digest: _, last_good: _, retry, heals, repeats: _, suspended, power } =
-                &**record;
+            let AppRecord {
+                key,
+                generation,
+                digest: _,
+                last_good: _,
+                retry,
+                heals,
+                repeats: _,
+                suspended,
+                power,
+                restored,
+            } = &**record;
             let trouble = format!("{} failures, {} heals", retry.failures, heals.len());
             if let Some(suspension) = suspended {
                 seen.note(&key.to_string(), "suspension".to_owned(), format!("by {}", suspension.by));
@@ -46,7 +56,20 @@ impl Seen {
             if let Some(held) = power {
                 seen.note(&key.to_string(), "power here".to_owned(), format!("{:?}", held.state).to_lowercase());
             }
+            if let Some(token) = restored.last() {
+                seen.note(&key.to_string(), "last restore".to_owned(), format!("of token {token}"));
+            }
             seen.note(&key.to_string(), "history".to_owned(), format!("generation {generation}, {trouble}"));
+        }
+        for record in snapshots.values() {
+            let state = match &record.state {
+                SnapshotState::Wanted { since: _ } => "to be taken",
+                SnapshotState::Failed { .. } => "failed",
+                SnapshotState::Kept(_) => "there",
+                SnapshotState::Retained { .. } => "retained",
+                SnapshotState::Leaving => "being removed",
+            };
+            seen.note(&record.app.to_string(), format!("snapshot {} {}", record.key, record.id), state.to_owned());
         }
         seen
     }

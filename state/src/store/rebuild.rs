@@ -89,6 +89,7 @@ fn sandbox_record(machine: &Machine, host: &HostId, now: Timestamp) -> SandboxRe
         uid: machine.uid.clone(),
         host: host.clone(),
         disk: machine.disk.clone(),
+        from: None,
         machine: machine.clone(),
         applied: None,
         intent: Intent::Keep,

@@ -172,5 +172,6 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         repeats: Vec::new(),
         suspended: None,
         power: None,
+        restored: Vec::new(),
     }
 }
