@@ -134,6 +134,9 @@ async fn warmer(config: &Config, driver: &Arc<dyn Driver>, ledger: &Ledger) -> W
         true => ledger.sandboxes().values().map(|record| record.machine.clone()).collect(),
         false => Vec::new(),
     };
+    if let Err(error) = driver.clear_up().await {
+        tracing::warn!(error = %chain(&error), "what an earlier daemon left unfinished could not be removed");
+    }
     if let Err(error) = driver.keep_warm(&machines).await {
         tracing::warn!(error = %chain(&error), "unused warm templates could not be removed");
     }

@@ -49,6 +49,7 @@ impl Task {
                 Ok(Ok(VmState::Running { nonce, since })) => self.follow_running(nonce, since).await,
                 Ok(Ok(vm @ (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }))) => {
                     self.publish(View { vm: Some(vm), guest: GuestState::Absent, agent: None });
+                    self.settle().await;
                     self.nudge.notified().await;
                 }
                 // An error is not an absence, and neither is silence: the last view stands.
@@ -58,6 +59,13 @@ impl Task {
                 }
                 Err(_) => tracing::warn!(sandbox = %self.sandbox, "driver does not answer"),
             }
+        }
+    }
+
+    /// Lets nothing run on that is no microVM any more, or was to become one.
+    async fn settle(&self) {
+        if let Err(error) = self.driver.settle(&self.sandbox).await {
+            tracing::warn!(sandbox = %self.sandbox, %error, "what may be left running was not ended");
         }
     }
 

@@ -22,7 +22,7 @@ const ABORTED: i32 = 6;
 
 /// Every step that a plan can have.
 const STEPS: &str = "record ensure-template ensure-disk grow-disk launch await-agent sync-files apply-processes stop remove-vm \
-                     release-disk record-applied forget";
+                     release-disk record-applied forget pause resume";
 
 /// One change, and what carrying it out takes.
 struct Chapter {
@@ -35,7 +35,7 @@ struct Chapter {
 }
 
 /// The story. Each chapter begins where the one before has ended.
-const STORY: [Chapter; 13] = [
+const STORY: [Chapter; 15] = [
     Chapter {
         name: "create",
         change: |host| {
@@ -89,6 +89,18 @@ const STORY: [Chapter; 13] = [
         name: "stop",
         change: |host| App { template: "other", power: "stopped", ..third() }.write(host),
         steps: "stop record-applied",
+        in_two: "",
+    },
+    Chapter {
+        name: "pause",
+        change: |host| App { page: "second".into(), setting: "second".into(), power: "paused", ..first() }.write(host),
+        steps: "pause record-applied",
+        in_two: "",
+    },
+    Chapter {
+        name: "resume",
+        change: |host| App { page: "second".into(), setting: "second".into(), ..first() }.write(host),
+        steps: "record resume await-agent record-applied",
         in_two: "",
     },
     Chapter {
@@ -195,6 +207,16 @@ fn a_stop_ends_the_same_wherever_it_is_cut() {
 }
 
 #[test]
+fn a_pause_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("pause");
+}
+
+#[test]
+fn a_resume_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("resume");
+}
+
+#[test]
 fn a_rename_ends_the_same_wherever_it_is_cut() {
     cut_everywhere("rename");
 }
@@ -245,16 +267,27 @@ fn cut_everywhere(name: &str) {
     assert_eq!(each.len(), taken.len(), "something was done twice: {taken:?}");
     let kinds: BTreeSet<_> = taken.iter().map(|(_, step)| step.as_str()).collect();
     assert_eq!(kinds, chapter.steps.split_whitespace().collect());
-    let (expected, generations) = (clean.state(), clean.generations());
+    let (expected, generations, boots) = (clean.state(), clean.generations(), clean.boots());
     let around = chapter.steps.split_whitespace().flat_map(|step| MOMENTS.map(|moment| format!("{step}/{moment}")));
-    let within = chapter.in_two.split_whitespace().map(|step| format!("{step}/halfway"));
-    for point in around.chain(within) {
+    let halfway = chapter.in_two.split_whitespace().map(|step| format!("{step}/halfway"));
+    let within = chapter.steps.split_whitespace().flat_map(within_driver).map(|point| (*point).to_owned());
+    for point in around.chain(halfway).chain(within) {
         copy(&before, &host.state());
         let death = host.run_to_death(&[("FAILPOINTS", &format!("{point}=return"))]);
         assert_eq!(death.signal(), Some(ABORTED), "{point}: {death}\n{}", host.log());
         let left = finish(&mut host);
         assert_same(&left.state(), &expected, &format!("cut at {point}"));
         assert_eq!(left.generations(), generations, "{point}");
+        assert_eq!(left.boots(), boots, "{point}");
+    }
+}
+
+/// Where the driver can be cut while it carries a step out.
+fn within_driver(step: &str) -> &'static [&'static str] {
+    match step {
+        "pause" => &["pause/freeze", "pause/record", "pause/end"],
+        "resume" => &["resume/commit", "resume/thaw"],
+        _ => &[],
     }
 }
 

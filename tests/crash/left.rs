@@ -77,13 +77,24 @@ impl Left {
         apps.into_iter().map(|(key, app)| (key.to_string(), app.generation.0)).collect()
     }
 
+    /// How often each microVM has booted, which going on from saved memory does not add to.
+    #[cfg(feature = "failpoints")]
+    pub fn boots(&self) -> Vec<(String, u64)> {
+        let mut boots: Vec<_> = self.vms.iter().map(|vm| (vm.machine.app.to_string(), vm.launches)).collect();
+        boots.sort();
+        boots
+    }
+
     fn vm(&self, vm: &Vm, row: Option<&SandboxRecord>) -> String {
         let app = row.map_or("NOBODY".to_owned(), |row| row.app.to_string());
         let machine = &vm.machine;
         let runs = self.running.contains(machine.sandbox.as_str());
+        let rests = vm.rest.is_some();
         let processes = vm.processes.as_ref().filter(|_| runs).map(|running| (running.set.digest(), &running.build));
         let (vcpus, memory, template) = (machine.vcpus, machine.memory_mib, &machine.template);
-        format!("microVM of {app}: runs {runs}, {vcpus} vcpus, {memory} MiB, template {template}, {processes:?}")
+        format!(
+            "microVM of {app}: runs {runs}, rests {rests}, {vcpus} vcpus, {memory} MiB, template {template}, {processes:?}"
+        )
     }
 
     /// Orphans, duplicates and everything else that is never right, whatever is declared.

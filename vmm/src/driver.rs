@@ -110,6 +110,18 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Ends what a launch, a pause or a resume of this microVM that was cut short has left running, while [`observe`](Self::observe)
+    /// says that it does not run. What is being done by somebody is left alone.
+    async fn settle(&self, _sandbox: &SandboxId) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends and removes what belongs to no microVM and was left unfinished: machines that were to become warm templates, snapshots
+    /// that were being taken. To be called while nobody makes either.
+    async fn clear_up(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Pauses a boot: its memory and devices go into files, and only when all of that is on the disk and was read again does it
     /// end. Cut short at any moment, the microVM either runs on, once somebody talks to its [`guest`](Self::guest), or is paused
     /// as a whole. Pausing what is paused is as good as once.

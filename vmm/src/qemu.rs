@@ -26,6 +26,7 @@ mod initramfs;
 mod kept_disk;
 mod kernel;
 mod launch;
+mod left;
 mod modules;
 mod pause;
 mod probe;
@@ -220,6 +221,14 @@ impl Driver for QemuDriver {
         self.keep_warm_for(machines).await
     }
 
+    async fn settle(&self, sandbox: &SandboxId) -> Result<()> {
+        self.settle_vm(sandbox).await
+    }
+
+    async fn clear_up(&self) -> Result<()> {
+        self.clear_up_all().await
+    }
+
     async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {
         self.pause_to_files(pause).await
     }
@@ -258,10 +267,7 @@ impl Driver for QemuDriver {
 
     async fn remove(&self, sandbox: &SandboxId) -> Result<()> {
         let vm = self.vm(sandbox);
-        if vm.saved()?.is_some() {
-            // Left over from a pause or resume that was cut short.
-            watch::kill(&vm).await?;
-        }
+        self.end_left_over(&vm).await?;
         match watch::life(&vm).await? {
             Life::Running(_) => Err(busy(sandbox)),
             Life::Absent | Life::Ended(_) => {

@@ -29,6 +29,7 @@ use setpoint_schema::quantity::ByteSize;
 use crate::driver::{
     Cold, Driver, Guest, KeepDisk, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError,
 };
+use crate::failpoint::reach;
 
 pub use clock::{Clock, TokioClock, WallClock};
 use guest::SimGuest;
@@ -106,12 +107,18 @@ impl Driver for SimDriver {
     async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {
         let Pause { sandbox, nonce, snapshot, agent, cancel } = pause;
         if matches!(self.sim.world.state(sandbox)?, VmState::Running { .. }) {
+            reach("pause/freeze")?;
             agent.freeze().await?;
         }
         let cancelled = || cancel.is_cancelled().then_some(Paused::Cancelled);
         let save = |world: &World| match cancelled() {
             Some(cancelled) => Ok(cancelled),
-            None => Ok(Paused::Saved { bytes: world.pause(sandbox, nonce, snapshot)? }),
+            None => {
+                reach("pause/record")?;
+                let bytes = world.pause(sandbox, nonce, snapshot)?;
+                reach("pause/end")?;
+                Ok(Paused::Saved { bytes })
+            }
         };
         tokio::select! {
             biased;
@@ -122,7 +129,12 @@ impl Driver for SimDriver {
 
     async fn resume(&self, machine: &Machine) -> Result<()> {
         let sandbox = &machine.sandbox;
-        let resumed = self.sim.call(Operation::Resume, sandbox.as_str(), |world| world.resume(machine)).await;
+        let resume = |world: &World| {
+            reach("resume/commit")?;
+            world.resume(machine)?;
+            reach("resume/thaw")
+        };
+        let resumed = self.sim.call(Operation::Resume, sandbox.as_str(), resume).await;
         if let Err(error) = &resumed {
             self.sim.world.note_fault(sandbox, error)?;
         }
@@ -130,13 +142,22 @@ impl Driver for SimDriver {
     }
 
     async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken> {
-        let keep = |world: &World| world.keep_moment(take.sandbox, take.nonce, take.snapshot);
+        let keep = |world: &World| {
+            reach("snapshot/freeze")?;
+            let bytes = world.keep_moment(take.sandbox, take.nonce, take.snapshot)?;
+            reach("snapshot/record")?;
+            Ok(bytes)
+        };
         let bytes = self.sim.call(Operation::Snapshot, take.sandbox.as_str(), keep).await?;
         Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes })
     }
 
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
-        let begin = |world: &World| world.begin_from(machine, snapshot);
+        let begin = |world: &World| {
+            reach("fork/commit")?;
+            world.begin_from(machine, snapshot)?;
+            reach("fork/thaw")
+        };
         self.sim.call(Operation::LaunchFrom, machine.sandbox.as_str(), begin).await
     }
 

@@ -211,6 +211,7 @@ impl QemuDriver {
         }
         let _saving = self.saving.read().await;
         write_json(&from, &FromRecord { snapshot: snapshot.clone() }).map_err(io_error("write", &from))?;
+        reach("fork/start")?;
         let restored = self.restore_moment(&vm, machine, &kept, &saved).await;
         if restored.is_err() {
             watch::kill(&vm).await?;
@@ -231,6 +232,7 @@ impl QemuDriver {
         reach("fork/commit")?;
         let from = vm.file(FROM);
         remove_if_there(&from).map_err(io_error("remove", &from))?;
+        reach("fork/thaw")?;
         agent.thaw().await
     }
 

@@ -44,12 +44,9 @@ impl QemuDriver {
     /// Makes sure that `machine` runs with its nonce.
     pub(super) async fn ensure_running(&self, machine: &Machine) -> Result<Launched> {
         let vm = self.vm(&machine.sandbox);
-        if vm.saved()?.is_some() {
-            // Left over from a pause or resume that was cut short.
-            watch::kill(&vm).await?;
-        }
+        self.end_left_over(&vm).await?;
         match watch::life(&vm).await? {
-            Life::Running(process) if process.nonce == machine.nonce => {
+            Life::Running(process) if process.nonce == machine.nonce && !vm.is_beginning()? => {
                 self.confine(&vm, machine, &process);
                 accepted(&vm, &machine.nonce).await?;
                 return Ok(Launched::Already);
@@ -62,6 +59,7 @@ impl QemuDriver {
         vm.create()?;
         let Some(_lock) = vm.lock_power()? else { return Err(busy(&machine.sandbox)) };
         vm.abandon_saved()?;
+        vm.begun()?;
         match self.begin_warm(&vm, machine).await? {
             cold @ Launched::Cold(_) => self.start(&vm, machine, arguments).await.map(|()| cold),
             done @ (Launched::Warm | Launched::Already) => Ok(done),

@@ -58,6 +58,7 @@ impl QemuDriver {
                 reach("pause/end")?;
                 watch::kill(&vm).await?;
                 vm.forget_abandoned()?;
+                vm.forget_unused_devices();
                 drop(saving);
                 // What stays behind now goes after the next pause.
                 if let Err(error) = self.collect().await {
@@ -67,6 +68,7 @@ impl QemuDriver {
             }
             Err(error) => {
                 self.go_on(&vm, agent).await;
+                vm.forget_unused_devices();
                 match error {
                     VmmError::Memory { source: MemoryError::Cancelled, .. } => Ok(Paused::Cancelled),
                     other => Err(other),

@@ -40,7 +40,7 @@ impl QemuDriver {
         if !vm.path().exists() {
             return Err(unsaved(format!("has no saved state of {}", machine.sandbox)));
         }
-        let _lock = vm.lock_power()?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
+        let _lock = vm.lock_power_soon().await?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
         let Some(saved) = vm.saved()? else {
             return match watch::life(&vm).await? {
                 // Done already; only the last word may be missing.
@@ -56,7 +56,11 @@ impl QemuDriver {
         watch::kill(&vm).await?;
         let _saving = self.saving.read().await;
         match self.restore(&vm, machine, &saved).await {
-            Ok(agent) => thaw(&*agent).await,
+            Ok(agent) => {
+                thaw(&*agent).await?;
+                vm.forget_unused_devices();
+                Ok(())
+            }
             Err(error) => {
                 watch::kill(&vm).await?;
                 let fault = Some(with_causes(&error));

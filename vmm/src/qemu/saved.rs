@@ -186,18 +186,23 @@ impl VmDir {
     /// A newer state was saved: what was booted past is of no use to anybody.
     pub(super) fn forget_abandoned(&self) -> Result<()> {
         let path = self.file(ABANDONED);
-        let Some(abandoned) = read_json::<SavedRecord>(&path).map_err(io_error("read", &path))? else { return Ok(()) };
-        let devices = self.devices(&abandoned.snapshot);
-        remove_if_there(&path).map_err(io_error("remove", &path))?;
-        remove_if_there(&devices).map_err(io_error("remove", &devices))
+        remove_if_there(&path).map_err(io_error("remove", &path))
     }
 
     /// The images that this microVM needs.
     pub(super) fn images(&self) -> Result<Vec<SnapshotId>> {
+        let mut images = self.saved_snapshots()?;
+        images.extend(self.any_origin()?.map(|origin| origin.snapshot));
+        Ok(images)
+    }
+
+    /// The snapshots that it could go on from, and that it was booted past. Looked at in the order in which a state moves on from
+    /// one file to the other, so that none is missed on its way.
+    pub(super) fn saved_snapshots(&self) -> Result<Vec<SnapshotId>> {
+        let saved = self.saved()?;
         let abandoned = self.file(ABANDONED);
         let abandoned: Option<SavedRecord> = read_json(&abandoned).map_err(io_error("read", &abandoned))?;
-        let saved = self.saved()?.into_iter().chain(abandoned).map(|saved| saved.snapshot);
-        Ok(saved.chain(self.any_origin()?.map(|origin| origin.snapshot)).collect())
+        Ok(saved.into_iter().chain(abandoned).map(|saved| saved.snapshot).collect())
     }
 
     /// Where QEMU writes the state of its devices.

@@ -57,6 +57,7 @@ impl QemuDriver {
         let made = self.boot_and_save(&vm, machine).await;
         watch::kill(&vm).await?;
         super::cgroup::release(&vm)?;
+        vm.forget_unused_devices();
         made
     }
 
@@ -89,8 +90,13 @@ impl QemuDriver {
         let Some(saved) = warm.saved()? else { return Ok(Launched::Cold(Cold::NotWarm)) };
         let _saving = self.saving.read().await;
         vm.write_origin(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
-        let Err(error) = self.restore_blank(vm, machine, &warm, &saved).await else { return Ok(Launched::Warm) };
-        watch::kill(vm).await?;
+        vm.begin()?;
+        let restored = self.restore_blank(vm, machine, &warm, &saved).await;
+        if restored.is_err() {
+            watch::kill(vm).await?;
+        }
+        vm.begun()?;
+        let Err(error) = restored else { return Ok(Launched::Warm) };
         vm.forget_origin()?;
         // Whatever is wrong with it: the next one is made anew.
         warm.forget_saved()?;
@@ -129,13 +135,11 @@ impl QemuDriver {
             kept.insert(self.warm(machine).await?.name());
         }
         let all = VmDir::all(&self.config.dir.join("warm"))?;
-        for vm in &all {
+        let unused: Vec<_> = all.into_iter().filter(|vm| !kept.contains(&vm.name())).collect();
+        for vm in &unused {
             // Nobody makes one now, so what runs was left over by a daemon that ended while it did.
             watch::kill(vm).await?;
             super::cgroup::release(vm)?;
-        }
-        let unused: Vec<_> = all.into_iter().filter(|vm| !kept.contains(&vm.name())).collect();
-        for vm in &unused {
             vm.remove()?;
         }
         if unused.is_empty() { Ok(()) } else { self.collect().await }

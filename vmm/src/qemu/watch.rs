@@ -63,6 +63,8 @@ pub(super) async fn observe(vm: &VmDir) -> Result<VmState> {
     match life(vm).await? {
         Life::Absent => Ok(VmState::Absent),
         Life::Ended(reason) => Ok(VmState::Exited { reason }),
+        // It will never be whole, unless somebody is at work on it; that one tells when it is.
+        Life::Running(_) if vm.is_beginning()? => Ok(VmState::Exited { reason: ExitReason::Unknown }),
         Life::Running(process) => {
             let answer = async { Qmp::connect(vm).await?.execute("query-status", json!({})).await };
             match answer.await {

@@ -1,0 +1,171 @@
+//! Real microVMs whose daemon is killed while it pauses or resumes them, or while it makes what they begin from: the next daemon
+//! brings them to where they should be, with the memory and the disk that they had.
+
+#![cfg(feature = "failpoints")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "support/host.rs"]
+mod host;
+
+mod microvm {
+    use std::time::Duration;
+
+    use crate::host::{Host, find};
+
+    /// The worker counts in its own memory, and shows the number in a file. A boot finds what the one before counted up to.
+    const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
+                           test -e count && cp count last; i=0; while :; do i=$((i+1)); echo $i > count.tmp; \
+                           mv count.tmp count; sleep 0.05; done\n";
+
+    fn read(host: &Host, file: &str) -> Option<u64> {
+        let answer = host.fetch("blog.localhost", &format!("/{file}")).filter(|answer| answer.status == 200)?;
+        answer.body.trim().parse().ok()
+    }
+
+    fn counting() -> Host {
+        let mut host = Host::real();
+        host.write_app("blog", "", "first");
+        host.write("apps/blog/sandbox.yaml", COUNTER);
+        host.commit("an app that counts");
+        host.start();
+        host.wait_converged();
+        count_from(&host, 1);
+        host
+    }
+
+    /// The number, once it is this one or larger.
+    fn count_from(host: &Host, least: u64) -> u64 {
+        host.wait_for("a larger count", |host| read(host, "count").filter(|count| *count >= least))
+    }
+
+    fn wait_phase(host: &Host, phase: &str) {
+        host.wait_for(phase, |host| (host.app("blog")["phase"] == phase).then_some(()));
+    }
+
+    /// Asks for a power state in a daemon that ends itself at this point on the way there.
+    fn cut_at(host: &mut Host, verb: &str, point: &str) {
+        assert_eq!(host.stop_daemon(), Some(0));
+        host.start_with(&[("FAILPOINTS", &format!("{point}=return"))]);
+        host.wait_for("adoption", |host| (!host.app("blog").is_null()).then_some(()));
+        // The daemon may be gone before it has answered.
+        host.run(&[verb, "blog"]);
+        assert_eq!(host.wait_for_the_end(), None, "{point} was passed\n{}", host.log());
+        host.start();
+    }
+
+    /// That nothing of it runs, and that a request wakes it with the memory that it had.
+    fn rests_and_goes_on(host: &Host, before: u64, what: &str) -> u64 {
+        wait_phase(host, "paused");
+        host.wait_for("the end of its VMM", |host| host.vmm_pids().is_empty().then_some(()));
+        let after = read(host, "count").unwrap_or_else(|| panic!("{what}: not answered\n{}", host.log()));
+        assert!(after >= before, "{what}: {after} after {before}, it began anew");
+        goes_on(host, after, what)
+    }
+
+    /// That it counts on, and has not booted.
+    fn goes_on(host: &Host, before: u64, what: &str) -> u64 {
+        wait_phase(host, "ready");
+        let after = count_from(host, before + 3);
+        assert_eq!(host.fetch("blog.localhost", "/last").map(|answer| answer.status), Some(404), "{what}: it booted");
+        assert_eq!(find(&host.state().join("vmm"), "abandoned.json"), Vec::<std::path::PathBuf>::new());
+        after
+    }
+
+    /// That the disk has what was counted just before a pause, also when the memory is lost.
+    fn boots_with_its_disk(mut host: Host, before: u64) {
+        assert!(host.run(&["pause", "blog"]).status.success());
+        wait_phase(&host, "paused");
+        std::fs::remove_dir_all(host.state().join("vmm/memory/images")).unwrap();
+        host.wait_for("a boot from the disk", |host| read(host, "last").filter(|last| *last >= before));
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
+
+    #[test]
+    fn a_pause_that_is_cut_anywhere_ends_paused_with_memory_and_disk() {
+        let mut host = counting();
+        let mut count = 0;
+        for step in ["freeze", "stop", "devices", "memory", "record", "end"] {
+            count = count_from(&host, count);
+            let point = format!("pause/{step}");
+            cut_at(&mut host, "pause", &point);
+            count = rests_and_goes_on(&host, count, &point);
+        }
+        boots_with_its_disk(host, count);
+    }
+
+    #[test]
+    fn a_resume_that_is_cut_anywhere_ends_running_with_memory_and_disk() {
+        let mut host = counting();
+        let mut count = 0;
+        for step in ["start", "memory", "devices", "run", "renew", "commit", "thaw"] {
+            count = count_from(&host, count);
+            assert!(host.run(&["pause", "blog"]).status.success());
+            wait_phase(&host, "paused");
+            let point = format!("resume/{step}");
+            cut_at(&mut host, "wake", &point);
+            count = goes_on(&host, count, &point);
+        }
+        boots_with_its_disk(host, count);
+    }
+
+    #[test]
+    fn pauses_and_resumes_that_are_killed_at_any_time_lose_nothing() {
+        let mut host = counting();
+        let mut count = 0;
+        for round in 0..8 {
+            count = count_from(&host, count);
+            assert!(host.run(&["pause", "blog"]).status.success());
+            // From the beginning of the pause on, and for half of the rounds from the beginning of the resume on.
+            if round % 2 == 1 {
+                wait_phase(&host, "paused");
+                assert!(host.run(&["wake", "blog"]).status.success());
+            }
+            std::thread::sleep(Duration::from_millis(40 * round));
+            host.kill_daemon();
+            host.start();
+            count = match round % 2 {
+                0 => rests_and_goes_on(&host, count, &format!("round {round}")),
+                _ => goes_on(&host, count, &format!("round {round}")),
+            };
+        }
+        boots_with_its_disk(host, count);
+    }
+
+    #[test]
+    fn a_warm_template_that_is_cut_while_it_is_made_or_used_delays_nobody_for_long() {
+        let mut host = Host::real();
+        host.configure("[vmm]\nwarm_templates = true\n");
+        host.write_app("first", "", "first");
+        host.commit("an app");
+        // The first boots, and the daemon ends while it makes the warm template behind it.
+        host.spawn(&[("FAILPOINTS", "warm/save=return")]);
+        assert_eq!(host.wait_for_the_end(), None);
+        assert_eq!(host.qemu_pids().len(), 2, "the app's, and the one that was to be a template");
+        host.start();
+        assert_eq!(host.qemu_pids().len(), 1, "nobody's machine is ended");
+        host.wait_served("first", "first");
+        // One of that kind boots again and leaves a template; those that begin from it are cut.
+        host.write_app("second", "", "second");
+        host.commit("another app");
+        host.wait_served("second", "second");
+        host.wait_for("the warm template", |host| {
+            let warm = find(&host.state().join("vmm/warm"), "saved.json");
+            (!warm.is_empty() && host.qemu_pids().len() == 2).then_some(())
+        });
+        for (name, point) in [("third", "warm/load"), ("fourth", "resume/devices"), ("fifth", "warm/become")] {
+            assert_eq!(host.stop_daemon(), Some(0));
+            host.write_app(name, "", name);
+            host.commit(name);
+            host.spawn(&[("FAILPOINTS", &format!("{point}=return"))]);
+            assert_eq!(host.wait_for_the_end(), None, "{point} was passed\n{}", host.log());
+            let began = std::time::Instant::now();
+            host.start();
+            host.wait_served(name, name);
+            // A guest that never answers is given three minutes.
+            assert!(began.elapsed() < Duration::from_secs(60), "{point}: {:?}", began.elapsed());
+        }
+        host.wait_converged();
+        assert_eq!(host.stop_daemon(), Some(0));
+        assert_eq!(host.qemu_pids().len(), 5, "one for each app");
+    }
+}
