@@ -435,6 +435,45 @@ async fn a_world_that_vanishes_ends_every_wait() {
     tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(exited, vanish) }).await.unwrap();
 }
 
+/// A guest in which nothing has happened for so long that its files need not be read for an answer.
+async fn quiet_guest(bench: &Bench, machine: &Machine) -> (Arc<dyn Guest>, Arc<GuestStatus>) {
+    bench.launch(machine).await;
+    let guest = bench.guest(machine).await;
+    sync(&guest, "t1", vec![file("index.html", "b1")], &[]).await;
+    let status = guest.status().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(guest.status_change(&status, Span::millis(60)).await.unwrap(), None);
+    }
+    (guest, status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_changed_under_a_quiet_guest_shows_in_its_next_answer() {
+    let bench = Bench::in_real_time();
+    let machine = machine("blog", 1);
+    let (guest, status) = quiet_guest(&bench, &machine).await;
+    World::open(bench.dir.path()).edit_disk(&machine.disk, |disk| disk.tree = None).unwrap();
+    let answer = guest.status_change(&status, Span::millis(200)).await.unwrap();
+    assert_eq!(answer.unwrap().tree, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_deleted_under_a_quiet_guest_shows_in_its_next_answer() {
+    let bench = Bench::in_real_time();
+    let machine = machine("blog", 1);
+    let (guest, status) = quiet_guest(&bench, &machine).await;
+    std::fs::remove_file(bench.dir.path().join("world/disks").join(format!("{}.json", machine.disk))).unwrap();
+    assert!(guest.status_change(&status, Span::millis(200)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_another_disk_is_no_news_of_a_quiet_guest() {
+    let bench = Bench::in_real_time();
+    let (guest, status) = quiet_guest(&bench, &machine("blog", 1)).await;
+    bench.launch(&machine("shop", 1)).await;
+    assert_eq!(guest.status_change(&status, Span::millis(60)).await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn ports_answer_http_until_the_vm_ends() {
     let bench = Bench::in_real_time();

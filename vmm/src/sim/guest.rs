@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::clock::after;
 use super::files::Stamp;
 use super::script::{Fate, Operation, Phase, Script};
-use super::wakes::Stirs;
+use super::wakes::{DiskChanges, Stirs};
 use super::world::{Disk, End, File, Vm};
 use super::{ANSWER_TIMEOUT, Sim, web};
 use crate::driver::{
@@ -80,6 +80,8 @@ pub(super) struct SimGuest {
 struct Calm {
     disk: DiskId,
     stamps: (Stamp, Stamp),
+    /// At how many changes of all disks the stamps were looked at last.
+    disk_changes: Mutex<Option<DiskChanges>>,
     /// When something changes by itself.
     until: Option<Timestamp>,
     /// Subscribed to before anything was looked at.
@@ -164,7 +166,19 @@ impl SimGuest {
     /// Whether what `calm` says still stands.
     fn is_calm(&self, calm: &Calm) -> bool {
         let in_time = calm.until.is_none_or(|until| self.sim.world.now() < until);
-        in_time && calm.stirs.are_quiet() && self.sim.world.stands(&self.sandbox, &calm.disk, &calm.stamps)
+        in_time && calm.stirs.are_quiet() && self.has_its_files(calm)
+    }
+
+    /// Whether the microVM's files are those that `calm` was found in. They are looked at only where some disk has changed since.
+    fn has_its_files(&self, calm: &Calm) -> bool {
+        let now = self.sim.world.disk_changes();
+        let mut known = calm.disk_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.is_some() && *known == now {
+            return true;
+        }
+        let stands = self.sim.world.stands(&self.sandbox, &calm.disk, &calm.stamps);
+        *known = now.filter(|_| stands);
+        stands
     }
 
     /// Waits while nothing happens; whether nothing has happened until the deadline.
@@ -185,13 +199,14 @@ impl SimGuest {
     fn look(&self, vm: &Vm, now: Timestamp) -> Result<GuestStatus> {
         // Subscribing and the stamps first: what is replaced between the two is another content the next time.
         let stirs = self.sim.world.stirs(&self.sandbox);
+        let disk_changes = Mutex::new(self.sim.world.disk_changes());
         let disk = vm.machine.disk.clone();
         let stamps =
             self.sim.world.stamps(&self.sandbox, &disk)?.filter(|(vm, disk)| vm.is_settled() && disk.is_settled());
         // The microVM was read before the stamps, and may have been replaced since.
         let is_newest = stamps.is_some() && self.sim.world.vm(&self.sandbox)?.as_ref() == Some(vm);
         let status = self.status_of(vm, now)?;
-        let calm = stamps.map(|stamps| Calm { disk, stamps, until: vm.next_change(now), stirs });
+        let calm = stamps.map(|stamps| Calm { disk, stamps, disk_changes, until: vm.next_change(now), stirs });
         *self.calm() = calm.filter(|_| is_newest).map(Arc::new);
         Ok(status)
     }

@@ -1,6 +1,7 @@
-//! Who waits for a change of which microVM's file, and one watch over the directory that serves all of them.
+//! Who waits for a change of which microVM's file, and one watch over the directories that serves all of them.
 //!
-//! Ten thousand waiters cost one inotify instance: each listens on the channel of its sandbox, and only that one is woken.
+//! Ten thousand waiters cost one inotify instance: each listens on the channel of its sandbox, and only that one is woken. A disk's
+//! change wakes nobody, but it is counted: whoever knows the count need not look at its disk again while the count stands.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -8,7 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -21,6 +22,19 @@ use tokio::task::JoinHandle;
 /// Room for the events of some hundred files in one read.
 const EVENT_BUFFER: usize = 32 << 10;
 
+/// The directories of a world in which files change.
+#[derive(Clone, Copy)]
+pub(super) struct Dirs<'a> {
+    /// With a file for each microVM.
+    pub vms: &'a Path,
+    /// With a file for each disk.
+    pub disks: &'a Path,
+}
+
+/// How many changes of any disk had been told of at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DiskChanges(u64);
+
 /// Wakes those who wait for changes.
 #[derive(Default)]
 pub(super) struct Wakes {
@@ -29,10 +43,17 @@ pub(super) struct Wakes {
 }
 
 impl Wakes {
-    /// Hears of every change of `sandbox` from now on, by whomever it is made in a file in `dir`.
-    pub(super) fn subscribe(&self, sandbox: &SandboxId, dir: &Path) -> Stirs {
-        self.ensure_watcher(dir);
+    /// Hears of every change of `sandbox` from now on, by whomever it is made in a file in one of `dirs`.
+    pub(super) fn subscribe(&self, sandbox: &SandboxId, dirs: Dirs<'_>) -> Stirs {
+        self.ensure_watcher(dirs);
         self.waiting.subscribe(sandbox)
+    }
+
+    /// How many changes of disks have been told of, if they are told of.
+    pub(super) fn disk_changes(&self) -> Option<DiskChanges> {
+        // Counted before it is asked for a watch: a later one begins with another count.
+        let changes = DiskChanges(self.waiting.disk_changes.load(Ordering::Acquire));
+        (self.are_watched() && self.waiting.disks_are_watched.load(Ordering::Acquire)).then_some(changes)
     }
 
     /// Tells of a change that no file of `sandbox` in the directory shows.
@@ -48,13 +69,16 @@ impl Wakes {
     }
 
     /// A directory that cannot be watched yet, since it is not there, is tried again by the next subscriber.
-    fn ensure_watcher(&self, dir: &Path) {
+    fn ensure_watcher(&self, dirs: Dirs<'_>) {
         let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         if watcher.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        match watch_dir(dir) {
-            Ok(fd) => *watcher = Some(tokio::spawn(forward(fd, Arc::clone(&self.waiting)))),
+        match Watch::over(dirs) {
+            Ok(watch) => {
+                self.waiting.begin_with_disks();
+                *watcher = Some(tokio::spawn(watch.forward(Arc::clone(&self.waiting))));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, "cannot watch the world, so changes by others go unnoticed"),
         }
@@ -113,7 +137,11 @@ impl Stirs {
 
 /// The bell of each sandbox that somebody waits for.
 #[derive(Default)]
-struct Waiting(Mutex<HashMap<String, Arc<Bell>>>);
+struct Waiting {
+    bells: Mutex<HashMap<String, Arc<Bell>>>,
+    disk_changes: AtomicU64,
+    disks_are_watched: AtomicBool,
+}
 
 impl Waiting {
     fn subscribe(&self, sandbox: &SandboxId) -> Stirs {
@@ -140,41 +168,94 @@ impl Waiting {
         self.lock().values().for_each(|bell| bell.ring());
     }
 
+    fn begin_with_disks(&self) {
+        // What changed while nothing was watched is not known.
+        self.count_disk_change();
+        self.disks_are_watched.store(true, Ordering::Release);
+    }
+
+    fn count_disk_change(&self) {
+        self.disk_changes.fetch_add(1, Ordering::Release);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Bell>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[expect(
-    deprecated,
-    reason = "the unsafe `register` asks for a descriptor that stays open and the same, as an `OwnedFd` does"
-)]
-fn watch_dir(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    // Files are only ever renamed into place or unlinked, so half-written ones are never seen.
-    inotify::add_watch(&fd, dir, WatchFlags::MOVED_TO | WatchFlags::DELETE)?;
-    AsyncFd::new(fd)
+/// The watch over both directories.
+struct Watch {
+    fd: AsyncFd<OwnedFd>,
+    /// Which events are of the disks.
+    disks: i32,
 }
 
-/// Passes events on until the directory itself is gone. Whoever waits then looks again, and finds nothing.
-async fn forward(fd: AsyncFd<OwnedFd>, waiting: Arc<Waiting>) {
-    loop {
-        match fd.readable().await {
-            Ok(mut ready) => match drain(fd.get_ref(), &waiting) {
-                Ok(Watch::Over) => break,
-                Ok(Watch::GoesOn) => ready.clear_ready(),
+impl Watch {
+    #[expect(
+        deprecated,
+        reason = "the unsafe `register` asks for a descriptor that stays open and the same, as an `OwnedFd` does"
+    )]
+    fn over(dirs: Dirs<'_>) -> io::Result<Self> {
+        let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        // Files are only ever renamed into place or unlinked, so half-written ones are never seen.
+        inotify::add_watch(&fd, dirs.vms, WatchFlags::MOVED_TO | WatchFlags::DELETE)?;
+        // Nobody is woken by these, so that whatever could be done to a disk may count.
+        let anything = WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MODIFY;
+        let disks = inotify::add_watch(&fd, dirs.disks, anything)?;
+        Ok(Self { fd: AsyncFd::new(fd)?, disks })
+    }
+
+    /// Passes events on until the directory of microVMs is gone. Whoever waits then looks again, and finds nothing.
+    async fn forward(self, waiting: Arc<Waiting>) {
+        loop {
+            match self.fd.readable().await {
+                Ok(mut ready) => match self.drain(&waiting) {
+                    Ok(State::Over) => break,
+                    Ok(State::GoesOn) => ready.clear_ready(),
+                    Err(error) => {
+                        tracing::warn!(%error, "the watch over the world broke");
+                        break;
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "the watch over the world broke");
                     break;
                 }
-            },
-            Err(error) => {
-                tracing::warn!(%error, "the watch over the world broke");
-                break;
+            }
+        }
+        waiting.wake_all();
+    }
+
+    fn drain(&self, waiting: &Waiting) -> io::Result<State> {
+        let mut buffer = [MaybeUninit::uninit(); EVENT_BUFFER];
+        let mut events = inotify::Reader::new(self.fd.get_ref(), &mut buffer);
+        loop {
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN) => return Ok(State::GoesOn),
+                Err(error) => return Err(error.into()),
+            };
+            let is_gone = event.events().contains(ReadFlags::IGNORED);
+            if event.wd() == self.disks {
+                waiting.count_disk_change();
+                if is_gone {
+                    waiting.disks_are_watched.store(false, Ordering::Release);
+                }
+                continue;
+            }
+            if is_gone {
+                return Ok(State::Over);
+            }
+            match event.file_name().and_then(sandbox_of) {
+                Some(sandbox) => waiting.wake(sandbox),
+                // The queue overflowed: any file may have changed.
+                None => {
+                    waiting.count_disk_change();
+                    waiting.wake_all();
+                }
             }
         }
     }
-    waiting.wake_all();
 }
 
 /// Whether anybody but the map has it.
@@ -182,29 +263,10 @@ fn is_heard(bell: &Arc<Bell>) -> bool {
     Arc::strong_count(bell) > 1
 }
 
-enum Watch {
+/// Whether a watch goes on.
+enum State {
     GoesOn,
     Over,
-}
-
-fn drain(fd: &OwnedFd, waiting: &Waiting) -> io::Result<Watch> {
-    let mut buffer = [MaybeUninit::uninit(); EVENT_BUFFER];
-    let mut events = inotify::Reader::new(fd, &mut buffer);
-    loop {
-        let event = match events.next() {
-            Ok(event) => event,
-            Err(Errno::AGAIN) => return Ok(Watch::GoesOn),
-            Err(error) => return Err(error.into()),
-        };
-        if event.events().contains(ReadFlags::IGNORED) {
-            return Ok(Watch::Over);
-        }
-        match event.file_name().and_then(sandbox_of) {
-            Some(sandbox) => waiting.wake(sandbox),
-            // The queue overflowed: any file may have changed.
-            None => waiting.wake_all(),
-        }
-    }
 }
 
 fn sandbox_of(file_name: &CStr) -> Option<&str> {

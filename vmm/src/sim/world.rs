@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::clock::{Clock, WallClock, after, until};
 use super::files::{self, Lock, Stamp, absent_is_none, failed};
 use super::script::{self, Phase, Script};
-use super::wakes::{Stirs, Wakes};
+use super::wakes::{Dirs, DiskChanges, Stirs, Wakes};
 use super::{REREAD_AFTER, sim_error};
 use crate::driver::{FileKind, Result, TemplateSource};
 
@@ -315,6 +315,11 @@ impl World {
         Ok(vm.zip(Stamp::of(&self.disk_path(disk))?))
     }
 
+    /// How many changes of disks have been told of, where they are.
+    pub(super) fn disk_changes(&self) -> Option<DiskChanges> {
+        self.wakes.disk_changes()
+    }
+
     /// Whether a microVM and its disk are those of these stamps. Of a microVM's file, its watch tells, where there is one.
     pub(super) fn stands(&self, sandbox: &SandboxId, disk: &DiskId, stamps: &(Stamp, Stamp)) -> bool {
         let is = |path: PathBuf, stamp: &Stamp| matches!(Stamp::of(&path), Ok(Some(now)) if now == *stamp);
@@ -323,7 +328,7 @@ impl World {
 
     /// Hears of every change of the microVM from now on.
     pub(super) fn stirs(&self, sandbox: &SandboxId) -> Stirs {
-        self.wakes.subscribe(sandbox, &self.vms_dir())
+        self.wakes.subscribe(sandbox, Dirs { vms: &self.vms_dir(), disks: &self.disks_dir() })
     }
 
     /// Starts a boot, unless it runs already.
