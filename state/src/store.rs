@@ -43,7 +43,7 @@ use verify::verify;
 use view::View;
 
 use crate::error::{Result, StateError};
-use crate::table::Inventory;
+use crate::table::{Disks, Inventory, prefix};
 
 /// An open state. Clones share it; it is closed, and its lock released, when the last one is dropped.
 #[derive(Debug, Clone)]
@@ -147,7 +147,8 @@ impl Store {
     /// # Errors
     /// [`StateError::Damaged`] when the state does not read.
     pub fn shrink_cache(&self) -> Result<()> {
-        self.inner.view.engine.shrink_cache()
+        // The smallest rows of those that there are as many of as apps.
+        self.inner.view.engine.shrink_cache(&prefix::<Disks>())
     }
 
     /// Grows with every event and revision that this handle or a clone of it has written, once a read finds it.

@@ -24,7 +24,10 @@ pub(crate) const DIRECTORY: &str = "store";
 const SEGMENT_BYTES: usize = 8 << 20;
 /// What is read again and again is kept in memory by whoever reads it, and the rest is in the system's page cache. So this holds
 /// what is being written; the default of a gigabyte is not ours to take.
-const CACHE_BYTES: u64 = 8 << 20;
+const CACHE_BYTES: u64 = 1 << 20;
+/// How often small pages are read to put large ones out. A part of the cache has five pages of ten thousand small rows, each of which
+/// has some eight.
+const SMALL_READS: usize = 2;
 /// How long an engine that this process has just closed may take to let go of its file.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -86,8 +89,15 @@ impl Engine {
 
     /// Lets go of what is cached beyond the cache's size. sled evicts only after many accesses, which reading everything once is
     /// not: without this, an engine that was only opened and read keeps all of it in memory. Reading key by key is as many.
-    pub(crate) fn shrink_cache(&self) -> Result<()> {
-        guarded(&self.dir, || self.db().iter().keys().try_for_each(|key| self.db().get(key?).map(drop)))
+    ///
+    /// It counts accesses 64 at a time, for each of the cache's 256 parts, and keeps what it has not counted yet. So that these are
+    /// small pages, what begins with `last` is read again at the end: with ten thousand apps 10 MB less are kept.
+    pub(crate) fn shrink_cache(&self, last: &[u8]) -> Result<()> {
+        let read = |key: sled::Result<sled::IVec>| self.db().get(key?).map(drop);
+        guarded(&self.dir, || {
+            self.db().iter().keys().try_for_each(read)?;
+            (0..SMALL_READS).try_for_each(|_| self.db().scan_prefix(last).keys().try_for_each(read))
+        })
     }
 
     /// Everything, in order of keys.
