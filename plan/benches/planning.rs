@@ -115,9 +115,9 @@ fn read_anew(app: &DesiredApp) -> DesiredApp {
 impl World {
     fn converged(apps: usize) -> Self {
         let apps: Vec<_> = (0..apps).map(|n| Arc::new(app(n, 0))).collect();
-        let templates = (0..2).map(|n| (TemplateDigest(format!("t{n}")), template()));
+        let templates = (0..2).map(|n| (TemplateDigest(format!("t{n}").into()), template()));
         let desired = Desired {
-            revision: CommitId("0".repeat(40)),
+            revision: CommitId("0".repeat(40).into()),
             apps: apps.into_iter().map(|app| (app.metadata.key.clone(), app)).collect(),
             kept: BTreeMap::new(),
             stalled: BTreeMap::new(),
@@ -151,7 +151,7 @@ impl World {
 
     fn commit(&mut self, _: usize) {
         self.commits += 1;
-        self.desired.revision = CommitId(format!("{:040}", self.commits));
+        self.desired.revision = CommitId(format!("{:040}", self.commits).into());
         for root in self.desired.templates.values_mut() {
             root.revision = self.desired.revision.clone();
         }
@@ -159,8 +159,9 @@ impl World {
 
     fn change_file(&mut self, which: usize) {
         self.commit(which);
-        let changed =
-            self.desired.apps[&key(which)].spec.with(|spec| spec.files = TreeDigest(format!("{:064}", self.commits)));
+        let changed = self.desired.apps[&key(which)]
+            .spec
+            .with(|spec| spec.files = TreeDigest(format!("{:064}", self.commits).into()));
         Arc::make_mut(self.desired.apps.get_mut(&key(which)).unwrap()).spec = changed;
     }
 
@@ -168,10 +169,10 @@ impl World {
         self.commit(0);
         for n in 0..self.desired.apps.len().min(1000) {
             let app = Arc::make_mut(self.desired.apps.get_mut(&key(n)).unwrap());
-            app.spec = app.spec.with(|spec| spec.template = TemplateDigest(format!("t{}", self.commits)));
+            app.spec = app.spec.with(|spec| spec.template = TemplateDigest(format!("t{}", self.commits).into()));
         }
         let root = DesiredTemplateRoot { revision: self.desired.revision.clone(), ..template() };
-        self.desired.templates.insert(TemplateDigest(format!("t{}", self.commits)), root);
+        self.desired.templates.insert(TemplateDigest(format!("t{}", self.commits).into()), root);
     }
 
     fn hear_from_guest(&mut self, which: usize) {
@@ -195,8 +196,8 @@ fn app(n: usize, template: usize) -> DesiredApp {
     let runtime = Runtime { web: Some(web), ..Runtime::default() };
     let env = [("GREETING", format!("hello from {n}")), ("LOG_LEVEL", "info".to_owned())];
     let env = env.into_iter().map(|(name, value)| (name.parse().unwrap(), value.into())).collect();
-    let spec = AppSpec { runtime: Some(runtime), env, ..AppSpec::default() };
-    let (template, files) = (TemplateDigest(format!("t{template}")), TreeDigest(format!("{n:064}")));
+    let spec = AppSpec { runtime: Some(runtime.into()), env, ..AppSpec::default() };
+    let (template, files) = (TemplateDigest(format!("t{template}").into()), TreeDigest(format!("{n:064}").into()));
     DesiredApp {
         metadata: AppMetadata { key: key(n), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec { app: spec, template, files }.into(),
@@ -205,7 +206,7 @@ fn app(n: usize, template: usize) -> DesiredApp {
 }
 
 fn template() -> DesiredTemplateRoot {
-    DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: CommitId("0".repeat(40)) }
+    DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: CommitId("0".repeat(40).into()) }
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

@@ -1,6 +1,6 @@
 //! `kind: App`: what a team declares to run, and the spec that is left once defaults and `sandbox.yaml` are filled in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
@@ -17,6 +17,7 @@ use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::notes::Notes;
 use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
+use crate::shared::SmallMap;
 use crate::window::Windows;
 
 declared! {
@@ -27,11 +28,11 @@ declared! {
         /// Where the workspace files come from.
         nested source: Source = Source::default(),
         /// What runs, as in `sandbox.yaml`; absent means `sandbox.yaml` beside the app or in its source.
-        nested runtime: Option<Runtime> = None,
+        nested runtime: Option<Arc<Runtime>> = None,
         /// The microVM's size.
         nested resources: Resources = Resources::default(),
         /// Environment variables of every process: `NAME: text`, or `NAME: {value: text, sensitive: true}`.
-        process env: BTreeMap<EnvName, EnvValue> = BTreeMap::new() => check::env,
+        process env: SmallMap<EnvName, EnvValue> = SmallMap::new() => check::env,
         /// What is reachable through the ingress.
         nested expose: Expose = Expose::default(),
         /// Whether the microVM runs.
@@ -231,7 +232,7 @@ impl SandboxSpec {
     #[must_use]
     pub fn runtime(&self) -> &Runtime {
         static NOTHING: Runtime = Runtime::nothing();
-        self.app.runtime.as_ref().unwrap_or(&NOTHING)
+        self.app.runtime.as_deref().unwrap_or(&NOTHING)
     }
 
     /// What the agent is to run.

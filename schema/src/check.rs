@@ -1,7 +1,7 @@
 //! The rules that declared values keep beyond their types, each as a [`Check`](crate::decode::Check) beside its reason.
 //! Named in the field lists of [`declared!`](crate::declared).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 
 use serde::Serialize;
@@ -9,7 +9,9 @@ use serde::Serialize;
 use crate::app::{DiskSize, Retain};
 use crate::env::EnvValue;
 use crate::name::{EnvName, HostName, TemplateName, WorkerName};
+use crate::notes::Notes;
 use crate::quantity::{ByteSize, Span};
+use crate::shared::SmallMap;
 use crate::window::{Day, Windows};
 
 type Verdict = Result<(), &'static str>;
@@ -60,13 +62,13 @@ pub(crate) fn disk(disk: &DiskSize) -> Verdict {
 /// Some of what one app may declare ends up in one record of the store, which holds 64 kB.
 const MAX_ENV_BYTES: usize = 16 << 10;
 
-pub(crate) fn env(env: &BTreeMap<EnvName, EnvValue>) -> Verdict {
+pub(crate) fn env(env: &SmallMap<EnvName, EnvValue>) -> Verdict {
     let bytes: usize = env.iter().map(|(name, value)| name.as_str().len() + value.reveal().map_or(0, str::len)).sum();
     rule(bytes <= MAX_ENV_BYTES, "must have at most 16384 bytes, names and values together")
 }
 
 /// For `metadata.labels` and `metadata.annotations`.
-pub(crate) fn notes(notes: &BTreeMap<String, String>) -> Verdict {
+pub(crate) fn notes(notes: &Notes) -> Verdict {
     let bytes: usize = notes.iter().map(|(name, value)| name.len() + value.len()).sum();
     let names = notes.keys().all(|name| name.len() <= 128 && !name.chars().any(|c| c.is_control() || c == ' '));
     rule(names, "must have names of at most 128 characters, without blanks")

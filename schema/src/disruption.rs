@@ -3,6 +3,8 @@
 //! The class of a field is written beside it, in [`declared!`](crate::declared): a field without one is a syntax error.
 //! `diff` visits every field because the same macro call defines both.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,13 +43,21 @@ pub struct FieldChange {
 }
 
 /// A declared structure whose fields all carry their class. Implemented by [`declared!`](crate::declared) alone, and by
-/// `Option` of such.
+/// `Option` and `Arc` of such.
 pub trait Declared: Serialize + PartialEq {
     /// The worst class among the fields: what adding or removing the whole structure disturbs.
     const WORST: Disruption;
 
     /// Appends the fields in which `newer` differs, with paths below `path`.
     fn diff(&self, newer: &Self, path: &str, out: &mut Vec<FieldChange>);
+}
+
+impl<T: Declared> Declared for Arc<T> {
+    const WORST: Disruption = T::WORST;
+
+    fn diff(&self, newer: &Self, path: &str, out: &mut Vec<FieldChange>) {
+        T::diff(self, newer, path, out);
+    }
 }
 
 impl<T: Declared> Declared for Option<T> {

@@ -56,19 +56,19 @@ pub struct AppDocument {
     pub places: AppPlaces,
 }
 
-/// Where an app says things that may turn out wrong later.
+/// Where an app says things that may turn out wrong later. Most apps say few of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppPlaces {
     /// `metadata.name`.
     pub name: Place,
     /// `metadata.uid`.
-    pub uid: Option<Place>,
+    pub uid: Option<Box<Place>>,
     /// `spec.template`.
-    pub template: Option<Place>,
+    pub template: Option<Box<Place>>,
     /// `spec.source.path`.
-    pub source_path: Option<Place>,
+    pub source_path: Option<Box<Place>>,
     /// `spec.runtime`.
-    pub runtime: Option<Place>,
+    pub runtime: Option<Box<Place>>,
     /// The items of `spec.dependsOn`.
     pub depends_on: Vec<(AppKey, Place)>,
     /// The items of `spec.expose.hosts`.
@@ -270,8 +270,8 @@ fn app_metadata(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<AppMetadata> {
     let team = cx.optional(node, "team", check::anything).unwrap_or_else(Team::default_team);
     Some(AppMetadata {
         uid: cx.optional(node, "uid", check::anything),
-        labels: cx.optional(node, "labels", check::notes).unwrap_or_default().into(),
-        annotations: cx.optional(node, "annotations", check::notes).unwrap_or_default().into(),
+        labels: cx.optional(node, "labels", check::notes).unwrap_or_default(),
+        annotations: cx.optional(node, "annotations", check::notes).unwrap_or_default(),
         key: AppKey::new(team, name?),
     })
 }
@@ -281,6 +281,7 @@ impl AppPlaces {
     fn of(root: &Node<'_>, team: &Team, lines: &Lines<'_>) -> Option<Self> {
         let place = |node: &Node<'_>| lines.place(node.at);
         let metadata = root.get("metadata")?;
+        let boxed = |node: &Node<'_>| Box::new(place(node));
         let spec = |field| root.get("spec").and_then(|spec| spec.get(field));
         let items = |list: Option<&Node<'_>>| -> Vec<(String, Place)> {
             let texts = list.map_or(&[][..], Node::items).iter();
@@ -290,10 +291,10 @@ impl AppPlaces {
         let hosts = items(spec("expose").and_then(|expose| expose.get("hosts"))).into_iter();
         Some(Self {
             name: metadata.get("name").map(place)?,
-            uid: metadata.get("uid").map(place),
-            template: spec("template").map(place),
-            source_path: spec("source").and_then(|source| source.get("path")).map(place),
-            runtime: spec("runtime").map(place),
+            uid: metadata.get("uid").map(boxed),
+            template: spec("template").map(boxed),
+            source_path: spec("source").and_then(|source| source.get("path")).map(boxed),
+            runtime: spec("runtime").map(boxed),
             depends_on: depends_on.filter_map(|(text, at)| Some((AppKey::within(&text, team).ok()?, at))).collect(),
             hosts: hosts.filter_map(|(text, at)| Some((HostName::new(text).ok()?, at))).collect(),
         })
@@ -314,7 +315,7 @@ impl AppDocument {
         (runtime.web.is_none() && runtime.workers.is_empty()).then(|| {
             let message =
                 format!("app `{}` has neither `web` nor `workers`, so there is nothing to run", self.metadata.key);
-            self.mistake(self.places.runtime.as_ref(), message)
+            self.mistake(self.places.runtime.as_deref(), message)
         })
     }
 }

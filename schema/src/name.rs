@@ -139,10 +139,11 @@ impl Team {
 }
 
 impl TemplateName {
-    /// The template that is built in: the agent and a busybox.
+    /// The template that is built in: the agent and a busybox. All share the one text.
     #[must_use]
     pub fn minimal() -> Self {
-        Self("minimal".into())
+        static MINIMAL: LazyLock<TemplateName> = LazyLock::new(|| TemplateName("minimal".into()));
+        MINIMAL.clone()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::env::EnvValue;
 use crate::id::{SpecDigest, TreeDigest};
 use crate::name::{EnvName, WorkerName};
 use crate::node::Node;
+use crate::shared::SmallMap;
 
 declared! {
     /// The content of `sandbox.yaml`, `version: 1`.
@@ -129,7 +130,7 @@ pub struct ProcessSet {
     /// The processes and the build.
     pub runtime: Runtime,
     /// Their environment.
-    pub env: std::collections::BTreeMap<EnvName, EnvValue>,
+    pub env: SmallMap<EnvName, EnvValue>,
     /// The workspace content that they were built and started on, or offered a restart for.
     pub tree: TreeDigest,
 }
@@ -144,16 +145,12 @@ impl ProcessSet {
 
     /// The digest of the set that these make, which need not be put together for it.
     #[must_use]
-    pub fn digest_of(
-        runtime: &Runtime,
-        env: &std::collections::BTreeMap<EnvName, EnvValue>,
-        tree: &TreeDigest,
-    ) -> SpecDigest {
+    pub fn digest_of(runtime: &Runtime, env: &SmallMap<EnvName, EnvValue>, tree: &TreeDigest) -> SpecDigest {
         /// Is written as a [`ProcessSet`] is.
         #[derive(Serialize)]
         struct Parts<'a> {
             runtime: &'a Runtime,
-            env: &'a std::collections::BTreeMap<EnvName, EnvValue>,
+            env: &'a SmallMap<EnvName, EnvValue>,
             tree: &'a TreeDigest,
         }
         SpecDigest::of(&Parts { runtime, env, tree })

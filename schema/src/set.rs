@@ -301,7 +301,7 @@ impl Set {
             Some(1) => return None,
             Some(_) => format!("template `{name}` is declared twice"),
         };
-        let mistake = app.mistake(app.places.template.as_ref(), wrong);
+        let mistake = app.mistake(app.places.template.as_deref(), wrong);
         Some(match app.places.template {
             Some(_) => mistake,
             None => mistake.hint("it is named by `[defaults]` of setpoint.toml"),
@@ -375,7 +375,7 @@ impl Set {
     /// What an app claims, and where it does. Its own host name is among that only where the pattern can give two apps the same:
     /// without the team in it, names and teams, which hold no dots, end up apart by dots.
     fn claims_of<'a>(&self, app: &'a AppDocument) -> Vec<(Claim, Option<&'a Place>)> {
-        let uid = app.metadata.uid.iter().map(|uid| (Claim::Uid(uid.clone()), app.places.uid.as_ref()));
+        let uid = app.metadata.uid.iter().map(|uid| (Claim::Uid(uid.clone()), app.places.uid.as_deref()));
         let own = self.hosts.names_team().then(|| (Claim::Host(self.hosts.host(&app.metadata.key, "{domain}")), None));
         let declared = app.places.hosts.iter().map(|(host, place)| (Claim::Host(host.to_string()), Some(place)));
         uid.chain(own).chain(declared).collect()

@@ -10,6 +10,7 @@
 mod diff;
 mod finger;
 mod set;
+mod small;
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use serde::ser::{Serialize, Serializer};
 pub use diff::{Difference, Differences};
 pub use finger::Finger;
 pub use set::{Keys, SharedSet};
+pub use small::SmallMap;
 
 /// A chunk with more entries than this is parted in two.
 const CHUNK: usize = 64;

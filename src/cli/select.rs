@@ -1,10 +1,10 @@
 //! Which objects a verb is about: by team, by label, by phase.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::str::FromStr;
 
 use setpoint_schema::name::Team;
+use setpoint_schema::notes::Notes;
 use setpoint_schema::wire::Phase;
 
 use super::follow::Query;
@@ -56,7 +56,7 @@ pub struct Traits<'a> {
     /// The owning team.
     pub team: Option<&'a Team>,
     /// The labels of an app.
-    pub labels: Option<&'a BTreeMap<String, String>>,
+    pub labels: Option<&'a Notes>,
     /// The phase of an app.
     pub phase: Option<Phase>,
 }
@@ -82,7 +82,7 @@ impl FromStr for Requirement {
 }
 
 impl Requirement {
-    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+    fn holds(&self, labels: &Notes) -> bool {
         match self {
             Self::Is(name, value) => labels.get(name) == Some(value),
             Self::IsNot(name, value) => labels.get(name) != Some(value),
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_requirement_has_to_hold() {
-        let labels = BTreeMap::from([("tier".to_owned(), "web".to_owned())]);
+        let labels = Notes::from([("tier".to_owned(), "web".to_owned())]);
         let admits = |texts: &[&str]| {
             let labels_wanted = texts.iter().map(|text| text.parse().unwrap()).collect();
             let selection = Selection { labels: labels_wanted, ..Selection::default() };

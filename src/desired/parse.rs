@@ -63,7 +63,7 @@ pub(super) struct Runtimes<'a> {
 
 impl Runtimes<'_> {
     /// What runs, as a file says that has been read, or what is wrong with it.
-    pub fn get(&self, key: &Key) -> Result<&Runtime, &[Diagnostic]> {
+    pub fn get(&self, key: &Key) -> Result<&Arc<Runtime>, &[Diagnostic]> {
         match self.broken.get(key) {
             Some(mistakes) => Err(mistakes),
             None => Ok(self.sound.get(&key.1).expect("every file that a place names has been read")),

@@ -141,7 +141,7 @@ impl Pins {
         workspace: Option<&Workspace<'_>>,
         mistakes: &mut Vec<Diagnostic>,
     ) -> Result<Option<TreeDigest>, SourceError> {
-        let place = document.places.source_path.as_ref();
+        let place = document.places.source_path.as_deref();
         let Some(workspace) = workspace else {
             let path = Workspace::path_of(document);
             mistakes.push(document.mistake(place, format!("there is no folder `{path}` in the repository")));
@@ -168,12 +168,12 @@ impl Pins {
         Ok(match files.root().get(path) {
             Some(Item::Folder(folder)) => self
                 .checked_root(files, path, folder)?
-                .map(|()| TemplateDigest(sha256_hex(&[b"folder", folder.id.0.as_bytes()]))),
+                .map(|()| TemplateDigest(sha256_hex(&[b"folder", folder.id.0.as_bytes()]).into())),
             Some(Item::File { blob, kind: FileKind::Regular | FileKind::Executable }) => {
                 let most = files.limits().file_bytes;
                 match files.size(blob)? {
                     size if size > most => Err(format!("{path} has {size} bytes, and at most {most} are read")),
-                    _ => Ok(TemplateDigest(sha256_hex(&[b"file", blob.as_str().as_bytes()]))),
+                    _ => Ok(TemplateDigest(sha256_hex(&[b"file", blob.as_str().as_bytes()]).into())),
                 }
             }
             Some(Item::File { kind: FileKind::Symlink, .. }) => {
@@ -283,7 +283,7 @@ impl PinnedTemplates {
             Ok((digest, _)) => Some(digest.clone()),
             Err(mistake) => {
                 let message = format!("its template cannot be used: {}", mistake.headline());
-                mistakes.push(document.mistake(document.places.template.as_ref(), message));
+                mistakes.push(document.mistake(document.places.template.as_deref(), message));
                 None
             }
         }
@@ -301,11 +301,11 @@ fn runtime_of(
     place: &Place,
     runtimes: &Runtimes<'_>,
     mistakes: &mut Vec<Diagnostic>,
-) -> Option<Runtime> {
+) -> Option<Arc<Runtime>> {
     let runtime = match place {
         Place::Inline => document.spec.runtime.clone()?,
         Place::File(key) => match runtimes.get(key) {
-            Ok(runtime) => runtime.clone(),
+            Ok(runtime) => Arc::clone(runtime),
             Err(found) => {
                 mistakes.extend(found.iter().cloned().map(|mistake| mistake.of(document.metadata.key.clone())));
                 return None;
@@ -330,7 +330,7 @@ fn runtime_of(
 }
 
 fn minimal_digest() -> TemplateDigest {
-    TemplateDigest("minimal".to_owned())
+    TemplateDigest("minimal".into())
 }
 
 /// Whether templates on the host are what they were.
@@ -361,7 +361,7 @@ fn host_digest(path: &Path) -> Result<TemplateDigest, String> {
     }
     hash.sort();
     let parts: Vec<&[u8]> = std::iter::once(&b"host"[..]).chain(hash.iter().map(String::as_bytes)).collect();
-    Ok(TemplateDigest(sha256_hex(&parts)))
+    Ok(TemplateDigest(sha256_hex(&parts).into()))
 }
 
 fn mistake_of(document: &TemplateDocument, problem: &str) -> Diagnostic {

@@ -175,13 +175,13 @@ mod tests {
             ports: ports.iter().copied().collect(),
             hosts: hosts.iter().map(|host| HostName::new(*host).unwrap()).collect(),
         };
-        let runtime = Some(Runtime { web, ..Runtime::default() });
+        let runtime = Some(Runtime { web, ..Runtime::default() }.into());
         DesiredApp {
             metadata: AppMetadata { key: key.parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
             spec: SandboxSpec {
                 app: AppSpec { runtime, expose, ..AppSpec::default() },
-                template: TemplateDigest(String::new()),
-                files: TreeDigest(String::new()),
+                template: TemplateDigest("".into()),
+                files: TreeDigest("".into()),
             }
             .into(),
             path: RepoPath::new("app.yaml").unwrap(),
@@ -255,7 +255,7 @@ mod tests {
         let apps = [app("blog", Some(1), &[], &[]), app("shop", Some(2), &[], &[])];
         let down = || Upstream::NotReady("down".to_owned());
         let before = routes(apps.iter().map(|app| (app, down())), &naming("{app}.{domain}"));
-        let up = Upstream::Ready(SandboxId("blog-1".to_owned()));
+        let up = Upstream::Ready(SandboxId("blog-1".into()));
         let unknown: AppKey = "gone".parse().unwrap();
         let after = before.with([(apps[0].metadata.key.clone(), up.clone()), (unknown, up.clone())]);
         assert_eq!(after.get("blog.localhost").unwrap().upstream, up);

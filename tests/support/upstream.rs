@@ -73,19 +73,19 @@ pub async fn answering(answer: &'static str) -> (u16, mpsc::UnboundedReceiver<St
 
 /// The guest that is up.
 pub fn ready() -> Upstream {
-    Upstream::Ready(SandboxId("blog-00000001".to_owned()))
+    Upstream::Ready(SandboxId("blog-00000001".into()))
 }
 
 /// The routes of one app, `blog` below `localhost`, whose web process is on `port`.
 pub fn routes_to(port: u16, upstream: Upstream) -> Routes {
     let web = Web { command: "serve".to_owned(), port, ..Web::default() };
-    let runtime = Some(Runtime { web: Some(web), ..Runtime::default() });
+    let runtime = Some(Runtime { web: Some(web), ..Runtime::default() }.into());
     let app = DesiredApp {
         metadata: AppMetadata { key: "blog".parse().unwrap(), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec {
             app: AppSpec { runtime, ..AppSpec::default() },
-            template: TemplateDigest("t".to_owned()),
-            files: TreeDigest("f".to_owned()),
+            template: TemplateDigest("t".into()),
+            files: TreeDigest("f".into()),
         }
         .into(),
         path: RepoPath::new("apps/blog/app.yaml").unwrap(),

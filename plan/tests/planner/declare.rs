@@ -20,7 +20,7 @@ pub fn key(name: &str) -> AppKey {
 pub fn app(name: &str) -> DesiredApp {
     let web = Web { command: "serve".to_owned(), ..Web::default() };
     let runtime = Runtime { web: Some(web), ..Runtime::default() };
-    let spec = AppSpec { runtime: Some(runtime), ..AppSpec::default() };
+    let spec = AppSpec { runtime: Some(runtime.into()), ..AppSpec::default() };
     DesiredApp {
         metadata: AppMetadata { key: key(name), uid: None, labels: [].into(), annotations: [].into() },
         spec: SandboxSpec { app: spec, template: TemplateDigest("t1".into()), files: TreeDigest("f1".into()) }.into(),
@@ -36,14 +36,14 @@ pub trait Declare: Sized {
     fn uid(self, uid: &str) -> Self;
 
     fn command(self, command: &str) -> Self {
-        self.spec(|spec| spec.runtime.as_mut().unwrap().web.as_mut().unwrap().command = command.to_owned())
+        self.spec(|spec| runtime(spec).web.as_mut().unwrap().command = command.to_owned())
     }
     fn health_path(self, path: &str) -> Self {
-        self.spec(|spec| spec.runtime.as_mut().unwrap().web.as_mut().unwrap().health_path = path.to_owned())
+        self.spec(|spec| runtime(spec).web.as_mut().unwrap().health_path = path.to_owned())
     }
     fn build(self, command: &str) -> Self {
         let build = Build { command: Some(command.to_owned()), ..Build::default() };
-        self.spec(|spec| spec.runtime.as_mut().unwrap().build = Some(build))
+        self.spec(|spec| runtime(spec).build = Some(build))
     }
     fn memory(self, mib: u64) -> Self {
         self.spec(|spec| spec.resources.memory = ByteSize::mib(mib))
@@ -72,11 +72,11 @@ impl Declare for DesiredApp {
         self
     }
     fn files(mut self, tree: &str) -> Self {
-        self.spec = self.spec.with(|spec| spec.files = TreeDigest(tree.to_owned()));
+        self.spec = self.spec.with(|spec| spec.files = TreeDigest(tree.into()));
         self
     }
     fn template(mut self, digest: &str) -> Self {
-        self.spec = self.spec.with(|spec| spec.template = TemplateDigest(digest.to_owned()));
+        self.spec = self.spec.with(|spec| spec.template = TemplateDigest(digest.into()));
         self
     }
     fn uid(mut self, uid: &str) -> Self {
@@ -87,7 +87,7 @@ impl Declare for DesiredApp {
 
 /// The desired state that declares these apps and nothing else.
 pub fn desired(apps: impl IntoIterator<Item = DesiredApp>) -> Desired {
-    let revision = CommitId("1".repeat(40));
+    let revision = CommitId("1".repeat(40).into());
     let apps: SharedMap<_, _> = apps.into_iter().map(|app| (app.metadata.key.clone(), Arc::new(app))).collect();
     let root = DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: revision.clone() };
     let templates = apps.values().map(|app| (app.spec.template.clone(), root.clone())).collect();
@@ -104,4 +104,9 @@ pub fn desired(apps: impl IntoIterator<Item = DesiredApp>) -> Desired {
 
 pub fn days(days: u64) -> Retain {
     Retain::For(Span::secs(days * 24 * 3600))
+}
+
+/// What an app runs, to change it.
+fn runtime(spec: &mut AppSpec) -> &mut Runtime {
+    Arc::make_mut(spec.runtime.as_mut().unwrap())
 }

@@ -100,7 +100,7 @@ fn a_build_that_becomes_explicitly_empty_is_a_change() {
 #[test]
 fn what_is_known_of_a_spec_by_its_hashes_is_what_its_fields_say() {
     let pinned = |text: &str, files: &str| {
-        let (template, files) = (TemplateDigest("t".to_owned()), TreeDigest(files.to_owned()));
+        let (template, files) = (TemplateDigest("t".into()), TreeDigest(files.into()));
         PinnedSpec::new(SandboxSpec { app: spec(text), template, files })
     };
     let (a, same, other) = (pinned(FULL, "f"), pinned(FULL, "f"), pinned(FULL, "g"));

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Decode, Decoder};
 use crate::app::{DiskSize, Power, Prune, Retain, Shrink};
 use crate::name::{AppKey, AppName, EnvName, HostName, RepoPath, Team, TemplateName, Uid, WorkerName};
 use crate::node::{Node, Scalar, ScalarKind, Value, shorten};
 use crate::quantity::{ByteSize, Span};
+use crate::shared::SmallMap;
 
 /// Decodes from text through `FromStr`, whose error says the rule.
 macro_rules! from_text {
@@ -108,6 +110,17 @@ impl Decode for AppKey {
     }
 }
 
+/// What copies share.
+impl<T: Decode + Clone> Decode for Arc<T> {
+    fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
+        T::decode(node, cx).map(Self::new)
+    }
+
+    fn overlay(&mut self, node: &Node<'_>, cx: &mut Decoder<'_>) {
+        Self::make_mut(self).overlay(node, cx);
+    }
+}
+
 /// What may be absent; where it is written, it has a value.
 impl<T: Decode> Decode for Option<T> {
     fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
@@ -174,6 +187,19 @@ impl<K: MapKey, V: Decode> Decode for BTreeMap<K, V> {
                 self.insert(key, value);
             }
         }
+    }
+}
+
+/// The same, for one that is then not changed any more.
+impl<K: MapKey + Clone, V: Decode + Clone> Decode for SmallMap<K, V> {
+    fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
+        BTreeMap::decode(node, cx).map(Self::from)
+    }
+
+    fn overlay(&mut self, node: &Node<'_>, cx: &mut Decoder<'_>) {
+        let mut map = self.to_map();
+        map.overlay(node, cx);
+        *self = map.into();
     }
 }
 

@@ -52,7 +52,7 @@ fn places_are_kept_for_later_mistakes() {
     let spec =
         "spec:\n  template: web\n  source: {path: site}\n  dependsOn: [db]\n  expose: {hosts: [a.example.org]}\n";
     let places = &read(&app("{name: blog, uid: u}", spec)).apps[0].places;
-    let line = |place: &Option<Place>| place.as_ref().map(|place| place.at.line);
+    let line = |place: &Option<Box<Place>>| place.as_ref().map(|place| place.at.line);
     assert_eq!((line(&places.template), line(&places.source_path), line(&places.uid)), (Some(5), Some(6), Some(3)));
     assert_eq!(places.depends_on[0].1.at.line, 7);
     assert_eq!(places.hosts[0].1.at.line, 8);

@@ -90,13 +90,13 @@ fn key(which: usize) -> AppKey {
 }
 
 fn commit(number: u8) -> CommitId {
-    CommitId(char::from(b'a' + number).to_string().repeat(40))
+    CommitId(char::from(b'a' + number).to_string().repeat(40).into())
 }
 
 fn declared(which: usize, how: u8) -> DesiredApp {
     let web = |port| Runtime { web: Some(Web { port, ..Web::default() }), ..Runtime::default() };
-    let mut app = AppSpec { runtime: Some(web(3000)), ..AppSpec::default() };
-    let mut files = TreeDigest("f1".to_owned());
+    let mut app = AppSpec { runtime: Some(web(3000).into()), ..AppSpec::default() };
+    let mut files = TreeDigest("f1".into());
     match how {
         0 => {}
         1 => app.resources.memory = ByteSize::mib(512),
@@ -107,15 +107,15 @@ fn declared(which: usize, how: u8) -> DesiredApp {
         5 => app.windows = serde_json::from_str(r#"[{"kind": "deny"}]"#).unwrap(),
         6 => app.power = Power::Stopped,
         7 => app.suspend = true,
-        8 => app.runtime = Some(Runtime::nothing()),
+        8 => app.runtime = Some(Runtime::nothing().into()),
         9 => app.timeouts.ready = Span::secs(5),
-        10 => files = TreeDigest("f2".to_owned()),
+        10 => files = TreeDigest("f2".into()),
         11 => app.power = Power::Paused,
-        _ => app.runtime = Some(web(4000)),
+        _ => app.runtime = Some(web(4000).into()),
     }
     DesiredApp {
         metadata: AppMetadata { key: key(which), uid: None, labels: [].into(), annotations: [].into() },
-        spec: SandboxSpec { app, template: TemplateDigest(format!("t{}", how % 2)), files }.into(),
+        spec: SandboxSpec { app, template: TemplateDigest(format!("t{}", how % 2).into()), files }.into(),
         path: format!("apps/{}/app.yaml", NAMES[which]).parse().unwrap(),
     }
 }
@@ -230,7 +230,7 @@ impl Life {
     fn double(&mut self, app: &AppKey) {
         let first = self.observed.sandboxes.values().find(|sandbox| sandbox.record.app == *app).cloned();
         if let Some(mut second) = first {
-            let id = SandboxId(format!("{app} another"));
+            let id = SandboxId(format!("{app} another").into());
             Arc::make_mut(&mut Arc::make_mut(&mut second).record).id = id.clone();
             self.observed.sandboxes.insert(id, second);
         }

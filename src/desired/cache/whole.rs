@@ -281,6 +281,20 @@ impl Whole {
 }
 
 impl Stored {
+    /// Has in common with its neighbour what says the same. Parsed apps do where they stand on one file or name nothing of their own.
+    fn share(&mut self, neighbour: &Self) {
+        let (own, other) = (&mut self.spec, &neighbour.spec);
+        if own.template == other.template {
+            own.template.clone_from(&other.template);
+        }
+        if own.app.template == other.app.template {
+            own.app.template.clone_from(&other.app.template);
+        }
+        if own.app.runtime == other.app.runtime {
+            own.app.runtime.clone_from(&other.app.runtime);
+        }
+    }
+
     fn entry(self) -> (AppKey, Arc<DesiredApp>) {
         let Self { metadata, path, spec, digest, processes } = self;
         let spec = PinnedSpec::with_hashes(spec, digest, processes);
@@ -298,7 +312,12 @@ fn entries(seal: &Seal, chunk: &[u8]) -> io::Result<Vec<(AppKey, Arc<DesiredApp>
     if sha256(&[chunk]) != *seal {
         return Err(io::Error::other("a chunk of it is damaged"));
     }
-    let stored: Vec<Stored> = decoded(chunk)?;
+    let mut stored: Vec<Stored> = decoded(chunk)?;
+    for at in 1..stored.len() {
+        if let [.., before, after] = &mut stored[..=at] {
+            after.share(before);
+        }
+    }
     Ok(stored.into_iter().map(Stored::entry).collect())
 }
 
