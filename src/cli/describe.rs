@@ -167,7 +167,7 @@ fn app_rows<'a>(apps: impl IntoIterator<Item = &'a wire::App>, page: Page, now: 
             Cell::new(app.name()),
             Cell::new(app.phase.as_str()).tone(phase_tone(app.phase)),
             Cell::or_dash(telling.map(|condition| age(condition.since, now))),
-            Cell::new(telling.filter(|_| !app.ready).map_or("", |condition| condition.message.as_str())),
+            Cell::new(telling.filter(|_| !app.ready).map_or("", |condition| &*condition.message)),
         ]
     };
     table(&COLUMNS, &apps.into_iter().map(row).collect::<Vec<_>>(), page)

@@ -1,5 +1,7 @@
 //! The conditions of an app, what is in its way, and since when: a time stands as long as what it belongs to does.
 
+use std::borrow::Cow;
+
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::model::{Block, Hold};
 use setpoint_schema::name::AppKey;
@@ -50,6 +52,9 @@ impl Earlier<'_> {
     }
 }
 
+/// A condition's reason and message.
+type Why = (&'static str, Cow<'static, str>);
+
 /// `Ready`, `Reconciling` and `Stalled`.
 pub(super) fn conditions(
     facts: &AppFacts<'_>,
@@ -58,21 +63,21 @@ pub(super) fn conditions(
     blocked: &[Blocker],
     now: Timestamp,
 ) -> Vec<Condition> {
-    let condition = |kind, status, (reason, message): (&str, String)| {
+    let condition = |kind, status, (reason, message): Why| {
         let since = earlier.since(kind, status).unwrap_or(now);
-        Condition { kind, status, reason: reason.to_owned(), message, since }
+        Condition { kind, status, reason: reason.into(), message, since }
     };
     let (status, why) = readiness(facts, earlier);
     let ready = condition(ConditionKind::Ready, status, why);
     let reconciling = matches!(phase, Phase::Pending | Phase::Reconciling | Phase::Blocked | Phase::Deleting);
     let work = match facts.action.map(|action| (action, blocked.first())) {
-        Some((_, Some(blocker))) => ("Blocked", blocker.message.clone()),
-        Some((action, None)) => ("Progressing", action.kind.to_string()),
+        Some((_, Some(blocker))) => ("Blocked", blocker.message.clone().into()),
+        Some((action, None)) => ("Progressing", action.kind.to_string().into()),
         // What is under way was planned by an earlier pass.
-        None if facts.busy == Busy::Yes => ("Progressing", "its steps are being carried out".to_owned()),
-        None => ("Settled", "nothing is left to do".to_owned()),
+        None if facts.busy == Busy::Yes => ("Progressing", "its steps are being carried out".into()),
+        None => ("Settled", "nothing is left to do".into()),
     };
-    let no_mistakes = || ("NotStalled", "its declaration has no mistakes".to_owned());
+    let no_mistakes = || ("NotStalled", "its declaration has no mistakes".into());
     let stalled = stalled_reason(facts, &ready, now);
     let is_stalled = stalled.is_some();
     vec![
@@ -82,18 +87,19 @@ pub(super) fn conditions(
     ]
 }
 
-fn readiness(facts: &AppFacts<'_>, earlier: Earlier<'_>) -> (ConditionStatus, (&'static str, String)) {
+fn readiness(facts: &AppFacts<'_>, earlier: Earlier<'_>) -> (ConditionStatus, Why) {
     if facts.is_ready() {
-        return (ConditionStatus::True, ("Healthy", "as declared and healthy".to_owned()));
+        return (ConditionStatus::True, ("Healthy", "as declared and healthy".into()));
     }
     // A new daemon has to ask first; before it has, what was known is neither true nor false.
     if earlier.known.is_some_and(Known::is_unconfirmed) && facts.is_unasked() {
         return (
             ConditionStatus::Unknown,
-            ("NotAsked", "its agent has not been asked since the daemon started".to_owned()),
+            ("NotAsked", "its agent has not been asked since the daemon started".into()),
         );
     }
-    (ConditionStatus::False, facts.unready())
+    let (reason, message) = facts.unready();
+    (ConditionStatus::False, (reason, message.into()))
 }
 
 fn holds(holds: bool) -> ConditionStatus {
@@ -101,13 +107,13 @@ fn holds(holds: bool) -> ConditionStatus {
 }
 
 /// Why only a change of the declaration can help, if that is so.
-fn stalled_reason(facts: &AppFacts<'_>, ready: &Condition, now: Timestamp) -> Option<(&'static str, String)> {
+fn stalled_reason(facts: &AppFacts<'_>, ready: &Condition, now: Timestamp) -> Option<Why> {
     if let Some(mistakes) = facts.stalled {
-        return Some(("InvalidDeclaration", mistakes.to_owned()));
+        return Some(("InvalidDeclaration", mistakes.to_owned().into()));
     }
     let limit = facts.declared.spec.app.timeouts.ready;
     let is_over = ready_timeout(facts, ready.since)? < now;
-    is_over.then(|| ("ReadyTimeout", format!("not ready within {limit}: {}", ready.message)))
+    is_over.then(|| ("ReadyTimeout", format!("not ready within {limit}: {}", ready.message).into()))
 }
 
 /// When an app that is not ready counts as stalled, if it is one that only waits.

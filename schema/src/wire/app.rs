@@ -1,5 +1,6 @@
 //! The JSON form of an app: its state, its conditions and its processes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -232,9 +233,9 @@ pub struct Condition {
     /// Whether it holds.
     pub status: ConditionStatus,
     /// One CamelCase word for programs, as `WebUnhealthy`.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// A sentence for people.
-    pub message: String,
+    pub message: Cow<'static, str>,
     /// When `status` last changed.
     pub since: Timestamp,
 }

@@ -102,7 +102,7 @@ impl Resource for wire::App {
     fn cells(&self, now: Timestamp) -> Vec<Cell> {
         let wire::Resources { vcpus, memory, disk } = self.resources;
         let (since, message) =
-            telling(self).map_or((None, ""), |condition| (Some(age(condition.since, now)), condition.message.as_str()));
+            telling(self).map_or((None, ""), |condition| (Some(age(condition.since, now)), &*condition.message));
         vec![
             Cell::new(self.name()),
             Cell::new(self.phase.as_str()).tone(phase_tone(self.phase)),
@@ -394,7 +394,7 @@ fn any_team() -> &'static Team {
     &TEAM
 }
 
-fn no_labels() -> &'static std::collections::BTreeMap<String, String> {
-    static LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+fn no_labels() -> &'static setpoint_schema::notes::Notes {
+    static LABELS: setpoint_schema::notes::Notes = setpoint_schema::notes::Notes::new();
     &LABELS
 }
