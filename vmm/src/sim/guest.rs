@@ -421,7 +421,7 @@ impl Order<'_> {
     }
 
     fn build_outcome(&self, disk: &Disk, fate: &Fate) -> BuildState {
-        let tree = disk.tree.clone().unwrap_or_else(|| TreeDigest(String::new()));
+        let tree = disk.tree.clone().unwrap_or_else(|| TreeDigest("".into()));
         match (self.set.runtime.build.as_ref().and_then(|build| build.command.as_deref()), &fate.build_fails) {
             (None, _) => BuildState::None,
             (Some(""), _) => BuildState::Skipped,

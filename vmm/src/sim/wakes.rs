@@ -138,7 +138,7 @@ impl Stirs {
 /// The bell of each sandbox that somebody waits for.
 #[derive(Default)]
 struct Waiting {
-    bells: Mutex<HashMap<String, Arc<Bell>>>,
+    bells: Mutex<HashMap<Arc<str>, Arc<Bell>>>,
     disk_changes: AtomicU64,
     disks_are_watched: AtomicBool,
 }
@@ -148,7 +148,7 @@ impl Waiting {
         let mut waiting = self.lock();
         let bell = match waiting.get(sandbox.as_str()) {
             Some(bell) => Arc::clone(bell),
-            None => Arc::clone(waiting.entry(sandbox.0.clone()).or_default()),
+            None => Arc::clone(waiting.entry(Arc::clone(&sandbox.0)).or_default()),
         };
         Stirs { heard: bell.rings.load(Ordering::Acquire), bell }
     }
@@ -178,7 +178,7 @@ impl Waiting {
         self.disk_changes.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Bell>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Arc<Bell>>> {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -153,18 +153,19 @@ pub struct World {
 /// What was found out about each microVM, and of which content of its file, so that asking again reads nothing.
 type Seen = Mutex<HashMap<SandboxId, (Stamp, Boot)>>;
 
-/// What a driver tells of one boot.
+/// What a driver tells of one boot. Few have an end, and few rest.
 #[derive(Debug, Clone)]
 struct Boot {
     nonce: BootNonce,
     since: Timestamp,
-    end: Option<End>,
-    rest: Option<Rest>,
+    end: Option<Box<End>>,
+    rest: Option<Box<Rest>>,
 }
 
 impl Boot {
     fn of(vm: Vm) -> Self {
-        Self { nonce: vm.machine.nonce, since: vm.booted_at, end: vm.end, rest: vm.rest }
+        let (end, rest) = (vm.end.map(Box::new), vm.rest.map(Box::new));
+        Self { nonce: vm.machine.nonce, since: vm.booted_at, end, rest }
     }
 
     fn state(self, now: Timestamp) -> VmState {
@@ -172,7 +173,7 @@ impl Boot {
             return rest.state(self.nonce);
         }
         match self.end.filter(|end| end.at <= now) {
-            Some(End { at: _, reason }) => VmState::Exited { reason },
+            Some(end) => VmState::Exited { reason: end.reason },
             None => VmState::Running { nonce: self.nonce, since: self.since },
         }
     }
@@ -305,7 +306,7 @@ impl World {
 
     /// The microVMs that are not among `known`.
     pub(super) fn vms_beyond(&self, known: &BTreeSet<SandboxId>) -> Result<Vec<Vm>> {
-        let names = files::names(&self.vms_dir())?.into_iter().map(SandboxId);
+        let names = files::names(&self.vms_dir())?.into_iter().map(|name| SandboxId(name.into()));
         names.filter(|id| !known.contains(id)).filter_map(|id| self.vm(&id).transpose()).collect()
     }
 
@@ -433,7 +434,7 @@ impl World {
         // A file that cannot be read does not say that the microVM has ended.
         while let Err(error) = self.watch(sandbox, None, |vm, now| Ok(over(vm, now))).await {
             tracing::warn!(%sandbox, %error, "cannot tell whether the microVM runs");
-            tokio::time::sleep(REREAD_AFTER).await;
+            Box::pin(tokio::time::sleep(REREAD_AFTER)).await;
         }
     }
 
@@ -457,8 +458,8 @@ impl World {
                 return Ok(None);
             }
             match next.into_iter().chain(deadline).min() {
-                // Either way it is time to look again.
-                Some(next) => drop(tokio::time::timeout_at(next, changes.changed()).await),
+                // Either way it is time to look again. Boxed, since most of many waits have no end.
+                Some(next) => drop(Box::pin(tokio::time::timeout_at(next, changes.changed())).await),
                 None => changes.changed().await,
             }
         }
