@@ -12,7 +12,7 @@ use crate::config;
 /// The machine's name.
 #[must_use]
 pub fn id() -> HostId {
-    HostId(rustix::system::uname().nodename().to_string_lossy().into_owned())
+    HostId(rustix::system::uname().nodename().to_string_lossy().into())
 }
 
 /// The limits: as configured, else what the host can bear.

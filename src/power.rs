@@ -141,7 +141,7 @@ mod tests {
             key,
             generation: Generation(1),
             digest: app.spec.digest().clone(),
-            last_good: LastGood { app: Arc::new(app), revision: CommitId("1".repeat(40)) },
+            last_good: LastGood { app: Arc::new(app), revision: CommitId("1".repeat(40).into()) },
             retry: Retry::default(),
             heals: Vec::new(),
             repeats: Vec::new(),

@@ -179,7 +179,7 @@ impl Repository {
         libgit::set_limits();
         match Location::parse(&config.url)? {
             Location::Local(_) => Self::open(config)?.poll(),
-            Location::Remote(url) => Ok(CommitId(remote::ask(&url, config.branch.as_deref())?.to_string())),
+            Location::Remote(url) => Ok(CommitId(remote::ask(&url, config.branch.as_deref())?.to_string().into())),
         }
     }
 
@@ -510,7 +510,7 @@ fn missing(path: &Path) -> SourceError {
 }
 
 fn commit_id(id: Oid) -> CommitId {
-    CommitId(id.to_string())
+    CommitId(id.to_string().into())
 }
 
 fn oid(hex: &str) -> Result<Oid, SourceError> {

@@ -182,6 +182,10 @@ impl World {
     }
 
     fn put_sandbox(&mut self, id: &SandboxId, sandbox: Option<ObservedSandbox>) {
+        // What is as it was stays the same value, of which others have copies.
+        if sandbox.is_some() && self.observed.sandboxes.get(id).map(|known| &**known) == sandbox.as_ref() {
+            return;
+        }
         match &sandbox {
             Some(ObservedSandbox { guest: GuestState::Answering(_), .. }) | None => drop(self.quiet.remove(id)),
             Some(quiet) => drop(self.quiet.insert(id.clone(), quiet.record.app.clone())),

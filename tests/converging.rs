@@ -388,7 +388,7 @@ fn complaint(output: &Output) -> String {
 }
 
 fn sandbox_of(host: &Host, app: &str) -> SandboxId {
-    SandboxId(host.sandbox_of(app)["id"].as_str().unwrap().to_owned())
+    SandboxId(host.sandbox_of(app)["id"].as_str().unwrap().into())
 }
 
 fn vm_of(host: &Host, app: &str) -> Vm {

@@ -549,7 +549,7 @@ fn uncommitted_edits_are_seen_in_the_working_directory_alone() {
     world.git.write(&[("apps/blog/app.yaml", &app_with("blog", "suspend: true\n"))]);
     assert!(!world.load().desired.apps[&key("blog")].spec.app.suspend);
     let worktree = Worktree::read(world.git.path(), SourceLimits::default()).unwrap();
-    let revision = CommitId(WORKTREE.to_owned());
+    let revision = CommitId(WORKTREE.into());
     let loaded = loader().load_files(&worktree, &revision, &BTreeMap::new()).unwrap();
     assert!(loaded.desired.apps[&key("blog")].spec.app.suspend);
     let committed = &world.load().desired.apps[&key("blog")].spec.files;

@@ -146,7 +146,7 @@ fn edit(root: &Path, dice: &mut Dice) -> String {
 /// What a load says, but for the revision of templates that only kept apps start from: any revision that has one will do.
 fn shown(mut loaded: Loaded) -> Loaded {
     for root in loaded.desired.templates.values_mut() {
-        root.revision = CommitId(String::new());
+        root.revision = CommitId("".into());
     }
     loaded
 }

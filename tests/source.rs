@@ -144,10 +144,10 @@ fn a_commit_says_who_made_it_and_why() {
 #[test]
 fn a_rewritten_branch_is_no_descendant() {
     let git = Git::with(&[("a", "1")]);
-    let first = CommitId(git.head());
-    let second = CommitId(git.commit(&[("a", "2")]));
+    let first = CommitId(git.head().into());
+    let second = CommitId(git.commit(&[("a", "2")]).into());
     git.run(&["reset", "--quiet", "--hard", "HEAD~1"]);
-    let rewritten = CommitId(git.commit(&[("a", "3")]));
+    let rewritten = CommitId(git.commit(&[("a", "3")]).into());
     let repository = git.open();
     assert!(repository.is_descendant(&first, &first).unwrap());
     assert!(repository.is_descendant(&first, &second).unwrap());
@@ -159,14 +159,14 @@ fn a_rewritten_branch_is_no_descendant() {
 fn a_commit_that_was_collected_has_no_descendants() {
     let git = Git::with(&[("a", "1")]);
     let repository = git.open();
-    let never = CommitId("1".repeat(40));
+    let never = CommitId("1".repeat(40).into());
     assert!(!repository.is_descendant(&never, &repository.tip().unwrap()).unwrap());
 }
 
 #[test]
 fn a_shallow_clone_cannot_tell_a_rewritten_branch_and_says_so() {
     let git = Git::with(&[("a", "1")]);
-    let first = CommitId(git.head());
+    let first = CommitId(git.head().into());
     git.commit(&[("a", "2")]);
     git.commit(&[("a", "3")]);
     let other = tempfile::tempdir().unwrap();

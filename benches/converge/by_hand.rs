@@ -160,7 +160,7 @@ fn fresh_disk(dir: &Path) -> PathBuf {
         agent: Cow::Borrowed(&[]),
         busybox: None,
     });
-    let disk = DiskId("fresh".to_owned());
+    let disk = DiskId("fresh".into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(driver.unwrap().ensure_disk(&disk, ByteSize::mib(64), None)).unwrap();
     dir.join("disks/fresh.img")

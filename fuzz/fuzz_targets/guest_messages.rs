@@ -53,7 +53,7 @@ impl Rig {
         // SAFETY: nothing else runs yet, and ignoring a signal runs no code.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let sandbox = SandboxId("fuzz-00000001".to_owned());
+        let sandbox = SandboxId("fuzz-00000001".into());
         let vm = dir.path().join("vms").join(sandbox.as_str());
         fs::create_dir_all(&vm).expect("the directory is ours");
         // No VMM is started; the driver only asks for its version.
@@ -81,7 +81,7 @@ impl Rig {
     }
 
     fn run(&mut self, depth: u8, bytes: Vec<u8>) {
-        let nonce = BootNonce(NONCE.to_owned());
+        let nonce = BootNonce(NONCE.into());
         let Self { runtime, driver, listener, sandbox, _dir } = self;
         runtime.block_on(async {
             let guest = async {

@@ -38,7 +38,7 @@ pub fn carried_out(desired: &Desired) -> Observed {
 #[must_use]
 pub fn nothing() -> Observed {
     Observed {
-        host: HostId("assumed".to_owned()),
+        host: HostId("assumed".into()),
         limits: Limits { memory: UNLIMITED, vcpus: u32::MAX, disk: UNLIMITED, sandboxes: u32::MAX },
         sandboxes: SharedMap::new(),
         unrecorded: Vec::new(),
@@ -55,15 +55,15 @@ const GENERATION: Generation = Generation(1);
 
 /// Ids are never shown and only have to differ, which keys do.
 fn sandbox_id(app: &DesiredApp) -> SandboxId {
-    SandboxId(format!("{} assumed", app.metadata.key))
+    SandboxId(format!("{} assumed", app.metadata.key).into())
 }
 
 fn disk_id(app: &DesiredApp) -> DiskId {
-    DiskId(format!("{} assumed", app.metadata.key))
+    DiskId(format!("{} assumed", app.metadata.key).into())
 }
 
 fn nonce(app: &DesiredApp) -> BootNonce {
-    BootNonce(format!("{} assumed", app.metadata.key))
+    BootNonce(format!("{} assumed", app.metadata.key).into())
 }
 
 fn sandbox(app: &DesiredApp, revision: &CommitId) -> ObservedSandbox {
@@ -96,7 +96,7 @@ fn record(app: &DesiredApp, revision: &CommitId) -> SandboxRecord {
         id: sandbox_id(app),
         app: app.metadata.key.clone(),
         uid: app.metadata.uid.clone(),
-        host: HostId("assumed".to_owned()),
+        host: HostId("assumed".into()),
         disk: disk_id(app),
         from: None,
         machine,

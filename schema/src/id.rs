@@ -1,18 +1,23 @@
 //! Identities that Setpoint or git mints: hashes, generations, sandbox and disk ids, boot nonces.
 
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Defines a transparent text newtype for an id that this program or git made, so its spelling needs no check.
+/// Defines a transparent text newtype for an id that this program or git made, so its spelling needs no check. Its text is a
+/// `String`; or an `Arc<str>` that copies share, where every app has several copies in rows, observations and plans.
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
+        id!($(#[$doc])* $name: String);
+    };
+    ($(#[$doc:meta])* $name:ident: $text:ty) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
-        pub struct $name(pub String);
+        pub struct $name(pub $text);
 
         impl $name {
             /// The id as text.
@@ -38,7 +43,7 @@ macro_rules! id {
 
 id!(
     /// A git commit, 40 lower-case hex digits.
-    CommitId
+    CommitId: Arc<str>
 );
 id!(
     /// A git blob, 40 lower-case hex digits.
@@ -46,15 +51,15 @@ id!(
 );
 id!(
     /// One microVM of one app, as `<app>-<8 hex digits>`: also the name of its directory.
-    SandboxId
+    SandboxId: Arc<str>
 );
 id!(
     /// One data disk, as `<app>-<8 hex digits>`. It can outlive its sandbox.
-    DiskId
+    DiskId: Arc<str>
 );
 id!(
     /// One boot of one microVM, 32 hex digits: whoever answers with another nonce is not the guest that was started.
-    BootNonce
+    BootNonce: Arc<str>
 );
 id!(
     /// One saved state of one microVM, 32 hex digits: names its files.
@@ -62,19 +67,19 @@ id!(
 );
 id!(
     /// The machine a daemon runs on, from its host name.
-    HostId
+    HostId: Arc<str>
 );
 id!(
     /// The content of a workspace: hash over path, mode and blob id of every file.
-    TreeDigest
+    TreeDigest: Arc<str>
 );
 id!(
     /// The content that a template's root file system is made from.
-    TemplateDigest
+    TemplateDigest: Arc<str>
 );
 id!(
     /// A spec's content, SHA-256 over its canonical JSON, in hex.
-    SpecDigest
+    SpecDigest: Arc<str>
 );
 id!(
     /// What an action does to an app, SHA-256 in hex: the same for the same work done again.
@@ -93,7 +98,7 @@ impl SpecDigest {
     /// The digest of anything that serialises; maps are ordered, so equal values give equal digests.
     #[must_use]
     pub fn of(value: &impl Serialize) -> Self {
-        Self(sha256_hex(&[&canonical_json(value)]))
+        Self(sha256_hex(&[&canonical_json(value)]).into())
     }
 }
 

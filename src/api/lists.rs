@@ -184,7 +184,7 @@ struct SandboxCursor(SandboxId);
 impl FromStr for SandboxCursor {
     type Err = std::convert::Infallible;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(SandboxId(text.to_owned())))
+        Ok(Self(SandboxId(text.into())))
     }
 }
 

@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let worktree = Worktree::read(&args.path, SourceLimits { files: args.max_files, ..SourceLimits::default() })?;
     let nothing_known = BTreeMap::<AppKey, LastGood>::new();
     let mut loader = preview::loader();
-    let mut loaded = loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), &nothing_known)?;
+    let mut loaded = loader.load_files(&worktree, &CommitId(WORKTREE.into()), &nothing_known)?;
     loader.advise(&mut loaded);
     report(args, &loaded);
     if !loaded.diagnostics.is_empty() {

@@ -65,7 +65,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
 fn commit(text: &str) -> Result<CommitId, &'static str> {
     let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase());
     if hex && (4..=64).contains(&text.len()) {
-        Ok(CommitId(text.to_owned()))
+        Ok(CommitId(text.into()))
     } else {
         Err("a commit is written as 4 to 64 hexadecimal digits, as `git rev-parse HEAD` prints them")
     }

@@ -248,7 +248,7 @@ impl Followed {
         let reason = "no revision of the declarations could be read yet".to_owned();
         let kept = last_good.iter().map(|(key, known)| (key.clone(), known.revision.clone())).collect();
         let desired = Desired {
-            revision: accepted.unwrap_or_else(|| CommitId("0".repeat(40))),
+            revision: accepted.unwrap_or_else(|| CommitId("0".repeat(40).into())),
             apps: last_good.into_iter().map(|(key, known)| (key, known.app)).collect(),
             kept,
             stalled: BTreeMap::new(),

@@ -154,7 +154,7 @@ mod tests {
     fn action(app: &str) -> Action {
         Action {
             app: app.parse().unwrap(),
-            sandbox: SandboxId(format!("{app}-00000001")),
+            sandbox: SandboxId(format!("{app}-00000001").into()),
             kind: ActionKind::Create,
             reasons: vec![Reason::NotCreated],
             changes: Vec::new(),

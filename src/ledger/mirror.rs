@@ -9,9 +9,9 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use setpoint_schema::app::DesiredApp;
-use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
+use setpoint_schema::id::{CommitId, DiskId, HostId, SandboxId, SnapshotId, TemplateDigest};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, DiskRecord, SandboxRecord, SnapshotRecord};
+use setpoint_schema::observed::{AppRecord, DiskRecord, Machine, SandboxRecord, SnapshotRecord};
 use setpoint_schema::shared::SharedMap;
 use tokio::sync::Notify;
 
@@ -56,9 +56,19 @@ pub(super) struct Rows {
 impl Mirror {
     pub fn of(inventory: Inventory) -> Self {
         let mut rows = Rows::default();
-        inventory.sandboxes.into_iter().for_each(|record| rows.put_sandbox(Arc::new(record)));
-        inventory.disks.into_iter().for_each(|record| rows.put_disk(Arc::new(record)));
-        inventory.apps.into_iter().for_each(|record| rows.put_app(record));
+        let mut texts = Texts::default();
+        for mut record in inventory.apps {
+            texts.share_app(&mut record);
+            rows.put_app(record);
+        }
+        for mut record in inventory.disks {
+            share_key(&rows.apps, &mut record.app);
+            rows.put_disk(Arc::new(record));
+        }
+        for mut record in inventory.sandboxes {
+            texts.share_sandbox(&mut record, &rows);
+            rows.put_sandbox(Arc::new(record));
+        }
         inventory.snapshots.into_iter().for_each(|record| rows.put_snapshot(Arc::new(record)));
         Self {
             rows: Mutex::new(rows),
@@ -94,7 +104,7 @@ impl Mirror {
     }
 
     pub fn user_of_disk(&self, disk: &DiskId) -> Option<SandboxId> {
-        let first = (disk.clone(), SandboxId(String::new()));
+        let first = (disk.clone(), SandboxId("".into()));
         let rows = self.rows();
         let mut users = rows.users.range((Bound::Included(first), Bound::Unbounded));
         users.next().filter(|(used, _)| used == disk).map(|(_, sandbox)| sandbox.clone())
@@ -146,7 +156,9 @@ impl Mirror {
         let Rows { sandboxes, disks: _, apps, snapshots: _, users: _, changes: _ } = &mut *rows;
         for record in apps.values_mut() {
             if let Some(app) = declared.get(&record.key).filter(|app| **app == record.last_good.app) {
-                Arc::make_mut(record).last_good.app = Arc::clone(app);
+                let record = Arc::make_mut(record);
+                record.last_good.app = Arc::clone(app);
+                share_value(&mut record.digest, app.spec.digest());
             }
         }
         for record in sandboxes.values_mut() {
@@ -166,6 +178,57 @@ impl Mirror {
             rows.changes.apps.insert(key.clone());
         }
         self.changed.notify_one();
+    }
+}
+
+/// Texts that rows have in common. What is read from the store is a value of its own, and with ten thousand apps these would be 10 MB.
+#[derive(Default)]
+struct Texts {
+    hosts: BTreeSet<HostId>,
+    revisions: BTreeSet<CommitId>,
+    templates: BTreeSet<TemplateDigest>,
+}
+
+impl Texts {
+    fn share_app(&mut self, record: &mut AppRecord) {
+        share_one(&mut self.revisions, &mut record.last_good.revision);
+    }
+
+    fn share_sandbox(&mut self, record: &mut SandboxRecord, rows: &Rows) {
+        let SandboxRecord { id, app, uid, host, disk, machine, applied, intent: _, created_at: _, from: _ } = record;
+        let Machine { sandbox, app: owner, uid: owner_uid, nonce: _, vcpus: _, memory_mib: _, template, disk: own } =
+            machine;
+        share_key(&rows.apps, app);
+        share_key(&rows.disks, disk);
+        share_value(sandbox, id);
+        share_value(owner, app);
+        share_value(owner_uid, uid);
+        share_value(own, disk);
+        share_one(&mut self.hosts, host);
+        share_one(&mut self.templates, template);
+        if let Some(applied) = applied {
+            share_one(&mut self.revisions, &mut applied.revision);
+        }
+    }
+}
+
+/// Lets a value be the same as an equal one that was met before.
+fn share_one<T: Ord + Clone>(met: &mut BTreeSet<T>, value: &mut T) {
+    match met.get(value) {
+        Some(first) => value.clone_from(first),
+        None => drop(met.insert(value.clone())),
+    }
+}
+
+fn share_key<K: Ord + Clone, V>(rows: &BTreeMap<K, V>, key: &mut K) {
+    if let Some((known, _)) = rows.get_key_value(key) {
+        key.clone_from(known);
+    }
+}
+
+fn share_value<T: PartialEq + Clone>(value: &mut T, known: &T) {
+    if value == known {
+        value.clone_from(known);
     }
 }
 

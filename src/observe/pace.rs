@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn sandbox(number: usize) -> SandboxId {
-        SandboxId(format!("app-{number}-00000000"))
+        SandboxId(format!("app-{number}-00000000").into())
     }
 
     #[tokio::test(start_paused = true)]

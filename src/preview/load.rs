@@ -69,7 +69,7 @@ fn read(
         Declarations::Worktree(dir) => {
             let dir = path.as_ref().map_or_else(|| dir.clone(), |path| dir.join(path.as_str()));
             let worktree = Worktree::read(&dir, *limits)?;
-            loader.load_files(&worktree, &CommitId(WORKTREE.to_owned()), remembered)?
+            loader.load_files(&worktree, &CommitId(WORKTREE.into()), remembered)?
         }
         Declarations::Revision { repo, branch, rev } => {
             let (url, branch, path) = (repo.clone(), branch.clone(), path.clone());

@@ -109,7 +109,7 @@ impl Listing {
                 [path.as_bytes(), kind, entry.blob.as_str().as_bytes()]
             })
             .collect();
-        TreeDigest(sha256_hex(&parts))
+        TreeDigest(sha256_hex(&parts).into())
     }
 }
 

@@ -86,7 +86,7 @@ fn floor_write(dir: &Path) -> impl FnMut(u64) + Send + use<> {
 }
 
 fn put(store: &Store, writer: u64, n: u64) {
-    let id = DiskId(format!("disk-{writer}-{}", n % 50));
+    let id = DiskId(format!("disk-{writer}-{}", n % 50).into());
     let app = "blog".parse().unwrap();
     store.put::<Disks>(&id.clone(), &DiskRecord { id, app, size: ByteSize::mib(n), state: DiskState::InUse }).unwrap();
 }

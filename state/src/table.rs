@@ -111,19 +111,19 @@ impl Key for Only {
 
 impl Key for SandboxId {
     fn to_bytes(&self) -> Vec<u8> {
-        self.0.clone().into_bytes()
+        self.as_str().as_bytes().to_vec()
     }
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        String::from_utf8(bytes.to_vec()).ok().map(Self)
+        std::str::from_utf8(bytes).ok().map(|text| Self(text.into()))
     }
 }
 
 impl Key for DiskId {
     fn to_bytes(&self) -> Vec<u8> {
-        self.0.clone().into_bytes()
+        self.as_str().as_bytes().to_vec()
     }
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        String::from_utf8(bytes.to_vec()).ok().map(Self)
+        std::str::from_utf8(bytes).ok().map(|text| Self(text.into()))
     }
 }
 

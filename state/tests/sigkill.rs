@@ -128,7 +128,7 @@ fn write_until_killed(dir: &Path, acknowledgements: OwnedFd) {
 }
 
 fn disk(writer: u64, number: u64) -> DiskRecord {
-    let id = DiskId(format!("disk-{writer}-{}", number % SLOTS));
+    let id = DiskId(format!("disk-{writer}-{}", number % SLOTS).into());
     DiskRecord { id, app: "blog".parse().unwrap(), size: ByteSize::mib(number), state: DiskState::InUse }
 }
 

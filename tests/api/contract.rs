@@ -91,7 +91,7 @@ fn everything() -> Content {
         ("b", json!({"vm": {"state": "exited", "reason": "the guest shut down"}})),
         ("c", json!({})),
     ] {
-        let id = setpoint_schema::id::SandboxId(id.to_owned());
+        let id = setpoint_schema::id::SandboxId(id.into());
         let mut document = serde_json::to_value(sandbox(&id)).unwrap();
         fields.as_object().unwrap().iter().for_each(|(field, value)| document[field] = value.clone());
         sandboxes.push((id, serde_json::from_value(document).unwrap()));

@@ -154,7 +154,7 @@ pub fn snapshot() -> Snapshot {
 
 pub fn content() -> Content {
     let apps = ["alpha", "blog", "ops/alpha", "zeta"].map(|key| key.parse::<AppKey>().unwrap());
-    let ids = ["alpha-00000001", "blog-00000002", "zeta-00000003"].map(|id| SandboxId(id.to_owned()));
+    let ids = ["alpha-00000001", "blog-00000002", "zeta-00000003"].map(|id| SandboxId(id.into()));
     Content {
         at: "2026-01-01T00:00:05Z".parse().unwrap(),
         status: serde_json::from_value(status()).unwrap(),

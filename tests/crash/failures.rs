@@ -239,7 +239,7 @@ fn times_of(host: &Host, app: &str, kind: &str) -> Vec<Timestamp> {
 }
 
 fn sandbox_of(host: &Host, app: &str) -> SandboxId {
-    SandboxId(host.sandbox_of(app)["id"].as_str().unwrap().to_owned())
+    SandboxId(host.sandbox_of(app)["id"].as_str().unwrap().into())
 }
 
 fn vm_of(host: &Host, app: &str) -> Vm {

@@ -82,9 +82,13 @@ impl ByHand {
 /// The `number`th machine, with a sandbox and a disk of its own.
 async fn fresh(host: &Host, number: u32, memory_mib: u64) -> Machine {
     let name = format!("bench-{number:08x}");
-    let nonce = BootNonce(format!("{:032x}", 0x1000 * number));
-    let machine =
-        Machine { sandbox: SandboxId(name.clone()), disk: DiskId(name), memory_mib, ..machine(nonce.as_str()) };
+    let nonce = BootNonce(format!("{:032x}", 0x1000 * number).into());
+    let machine = Machine {
+        sandbox: SandboxId(name.as_str().into()),
+        disk: DiskId(name.into()),
+        memory_mib,
+        ..machine(nonce.as_str())
+    };
     host.driver.ensure_disk(&machine.disk, DISK, None).await.unwrap();
     machine
 }
@@ -92,11 +96,11 @@ async fn fresh(host: &Host, number: u32, memory_mib: u64) -> Machine {
 /// The same sandbox's next boot.
 fn next(machine: &Machine) -> Machine {
     let number = u128::from_str_radix(machine.nonce.as_str(), 16).unwrap() + 1;
-    Machine { nonce: BootNonce(format!("{number:032x}")), ..machine.clone() }
+    Machine { nonce: BootNonce(format!("{number:032x}").into()), ..machine.clone() }
 }
 
 fn snapshot(machine: &Machine) -> SnapshotId {
-    SnapshotId(machine.nonce.0.clone())
+    SnapshotId(machine.nonce.as_str().to_owned())
 }
 
 async fn agent(host: &Host, machine: &Machine) -> Arc<dyn Guest> {

@@ -46,7 +46,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         eprintln!("error: vm-shim is started by setpoint itself, with a boot nonce and a command");
         return ExitCode::from(2);
     };
-    let nonce = BootNonce(nonce.to_string_lossy().into_owned());
+    let nonce = BootNonce(nonce.to_string_lossy().into());
     match Running::start(nonce, program, args.collect()) {
         Ok(running) => {
             report_begun().and_then(|()| running.until_exit()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)

@@ -102,7 +102,7 @@ mod microvm {
 
     /// Starts a web process that keeps a number in its memory.
     async fn count(agent: &dyn Guest) {
-        let tree = TreeDigest("a".repeat(40));
+        let tree = TreeDigest("a".repeat(40).into());
         let entry = ManifestEntry { blob: BlobId("b".repeat(40)), kind: FileKind::Regular };
         let file = WorkspaceFile { path: "index.html".into(), entry, content: b"hello".to_vec() };
         agent.sync(&tree, stream::iter([Ok(file)]).boxed(), Vec::new()).await.unwrap();
@@ -180,9 +180,9 @@ mod microvm {
     async fn another(host: &Host, number: u32) -> Machine {
         let name = format!("blog-{number:08x}");
         let machine = Machine {
-            sandbox: SandboxId(name.clone()),
-            nonce: BootNonce(format!("{:032x}", 0x10_0000 + number)),
-            disk: DiskId(name),
+            sandbox: SandboxId(name.as_str().into()),
+            nonce: BootNonce(format!("{:032x}", 0x10_0000 + number).into()),
+            disk: DiskId(name.into()),
             ..boot(0)
         };
         host.driver.ensure_disk(&machine.disk, DISK, None).await.unwrap();

@@ -74,7 +74,7 @@ async fn an_app_is_served_from_inside_and_shuts_down_cleanly() {
     let guest = agent(&host, &host.driver).await;
     eprintln!("launch to agent: {:?}", started.elapsed());
 
-    let tree = TreeDigest("a".repeat(40));
+    let tree = TreeDigest("a".repeat(40).into());
     let entry = ManifestEntry { blob: BlobId("b".repeat(40)), kind: FileKind::Regular };
     let file = WorkspaceFile { path: "www/index.html".into(), entry: entry.clone(), content: b"hello".to_vec() };
     guest.sync(&tree, stream::iter([Ok(file)]).boxed(), Vec::new()).await.unwrap();

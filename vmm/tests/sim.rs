@@ -63,21 +63,21 @@ impl Bench {
 /// The `boot`th boot of an app's sandbox.
 fn machine(app: &str, boot: u32) -> Machine {
     Machine {
-        sandbox: SandboxId(format!("{app}-0000000a")),
+        sandbox: SandboxId(format!("{app}-0000000a").into()),
         app: app.parse().unwrap(),
         uid: None,
-        nonce: BootNonce(format!("{boot:032x}")),
+        nonce: BootNonce(format!("{boot:032x}").into()),
         vcpus: 1,
         memory_mib: 256,
-        template: TemplateDigest("minimal".to_owned()),
-        disk: DiskId(format!("{app}-0000000d")),
+        template: TemplateDigest("minimal".into()),
+        disk: DiskId(format!("{app}-0000000d").into()),
     }
 }
 
 fn web() -> ProcessSet {
     let web = Web { command: "httpd -f -p 3000".to_owned(), ..Web::default() };
     let runtime = Runtime { web: Some(web), ..Runtime::nothing() };
-    ProcessSet { runtime, env: Default::default(), tree: TreeDigest("t1".to_owned()) }
+    ProcessSet { runtime, env: Default::default(), tree: TreeDigest("t1".into()) }
 }
 
 fn file(path: &str, blob: &str) -> WorkspaceFile {
@@ -88,7 +88,7 @@ fn file(path: &str, blob: &str) -> WorkspaceFile {
 async fn sync(guest: &Arc<dyn Guest>, tree: &str, changed: Vec<WorkspaceFile>, removed: &[&str]) {
     let changed = stream::iter(changed.into_iter().map(Ok)).boxed();
     let removed = removed.iter().map(|path| (*path).to_owned()).collect();
-    guest.sync(&TreeDigest(tree.to_owned()), changed, removed).await.unwrap();
+    guest.sync(&TreeDigest(tree.into()), changed, removed).await.unwrap();
 }
 
 /// The status as soon as it is as `expected`.
@@ -137,7 +137,7 @@ async fn vms_outlive_their_driver() {
     let second = SimDriver::with_clock(bench.dir.path(), Arc::new(clock));
     assert_eq!(second.list().await.unwrap(), std::slice::from_ref(&machine));
     let guest = second.guest(&machine.sandbox, &machine.nonce).await.unwrap();
-    assert_eq!(guest.status().await.unwrap().tree, Some(TreeDigest("t1".to_owned())));
+    assert_eq!(guest.status().await.unwrap().tree, Some(TreeDigest("t1".into())));
 }
 
 #[tokio::test(start_paused = true)]
@@ -217,7 +217,7 @@ async fn a_sync_changes_what_it_names_and_keeps_the_rest() {
     let manifest = guest.manifest().await.unwrap();
     let files: Vec<_> = manifest.files.iter().map(|(path, entry)| (path.as_str(), entry.blob.as_str())).collect();
     assert_eq!(files, [("a", "1"), ("b", "2")]);
-    assert_eq!(manifest.tree, Some(TreeDigest("t2".to_owned())));
+    assert_eq!(manifest.tree, Some(TreeDigest("t2".into())));
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,9 +226,9 @@ async fn a_sync_that_breaks_off_records_nothing() {
     let machine = machine("blog", 1);
     bench.launch(&machine).await;
     let guest = bench.guest(&machine).await;
-    let broken = bench.driver.guest(&SandboxId("gone-00000000".to_owned()), &machine.nonce).await.err().unwrap();
+    let broken = bench.driver.guest(&SandboxId("gone-00000000".into()), &machine.nonce).await.err().unwrap();
     let changed = stream::iter([Ok(file("a", "1")), Err(broken)]).boxed();
-    assert!(guest.sync(&TreeDigest("t1".to_owned()), changed, Vec::new()).await.is_err());
+    assert!(guest.sync(&TreeDigest("t1".into()), changed, Vec::new()).await.is_err());
     assert_eq!(guest.manifest().await.unwrap(), Default::default());
 }
 
@@ -249,7 +249,7 @@ async fn the_workspace_survives_a_reboot_and_the_processes_do_not() {
 
     bench.launch(&machines[1]).await;
     let status = bench.guest(&machines[1]).await.status().await.unwrap();
-    assert_eq!((&status.tree, &status.processes), (&Some(TreeDigest("t1".to_owned())), &None));
+    assert_eq!((&status.tree, &status.processes), (&Some(TreeDigest("t1".into())), &None));
     assert!(guest.status().await.is_err(), "the earlier boot does not answer any more");
 }
 
@@ -269,7 +269,7 @@ async fn builds_run_then_processes_start_then_the_web_is_healthy() {
     let status = guest.status().await.unwrap();
     assert_eq!((&status.build, status.processes.as_ref()), (&BuildState::Running, Some(&set.digest())));
     let (status, took) = timed(status_when(&guest, |status| status.build != BuildState::Running)).await;
-    assert_eq!(status.build, BuildState::Passed { tree: TreeDigest("t1".to_owned()) });
+    assert_eq!(status.build, BuildState::Passed { tree: TreeDigest("t1".into()) });
     assert_eq!(status.unready().as_deref(), Some("web not probed yet"));
     let (_, then) = timed(status_when(&guest, |status| status.unready().is_none())).await;
     assert_eq!((took.as_secs(), then.as_secs()), (2, 1));
@@ -414,7 +414,7 @@ async fn many_can_be_the_first_to_write() {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let driver = Arc::new(SimDriver::new(dir.path()));
-        let digest = |index| TemplateDigest(format!("t{index}"));
+        let digest = |index| TemplateDigest(format!("t{index}").into());
         let make = |index| {
             let driver = Arc::clone(&driver);
             tokio::spawn(async move { driver.make_template(&digest(index), None).await })

@@ -23,19 +23,19 @@ pub struct Entropy(pub [u8; 16]);
 impl Entropy {
     /// An id for a new sandbox of `app` that no sandbox in the inventory has.
     pub(super) fn sandbox(self, app: &AppKey, observed: &Observed) -> SandboxId {
-        self.unused(app, "sandbox", |id| observed.sandboxes.contains_key(id), SandboxId)
+        self.unused(app, "sandbox", |id| observed.sandboxes.contains_key(id), |id| SandboxId(id.into()))
     }
 
     /// An id for a new data disk of `app` that no disk in the inventory has.
     pub(super) fn disk(self, app: &AppKey, observed: &Observed) -> DiskId {
-        self.unused(app, "disk", |id| observed.disks.contains_key(id), DiskId)
+        self.unused(app, "disk", |id| observed.disks.contains_key(id), |id| DiskId(id.into()))
     }
 
     /// A nonce for the next boot of `sandbox`, which last booted as `previous`.
     pub(super) fn nonce(self, sandbox: &SandboxId, previous: Option<&BootNonce>) -> BootNonce {
         let previous = previous.map_or("", BootNonce::as_str);
         let hash = sha256_hex(&[&self.0, b"boot", sandbox.as_str().as_bytes(), previous.as_bytes()]);
-        BootNonce(hash.chars().take(32).collect())
+        BootNonce(hash.chars().take(32).collect::<String>().into())
     }
 
     /// What the saved state of a boot is called. Whatever goes on from it is another boot, so each is paused but once.
@@ -140,7 +140,7 @@ pub(super) fn name(plan: &Plan, entropy: Entropy, crew: &impl Crew) -> PlanId {
         let mut scribe = Scribe::default();
         actions.iter().map(|of| action(of, &mut scribe)).collect()
     });
-    PlanId(digest(&(parent, revision, observation, entropy.0, actions, held, unchanged.len())).0)
+    PlanId(digest(&(parent, revision, observation, entropy.0, actions, held, unchanged.len())).as_str().to_owned())
 }
 
 /// The digest of a whole, hashed as it is written: nothing large is ever in memory as text.
@@ -148,7 +148,7 @@ fn digest(value: &impl Serialize) -> SpecDigest {
     let mut hash = BufWriter::with_capacity(1 << 12, Hasher(Sha256::new()));
     serde_json::to_writer(&mut hash, value).expect("hashing cannot fail, and all keys are text");
     let Hasher(hash) = hash.into_inner().map_err(io::IntoInnerError::into_error).expect("hashing cannot fail");
-    SpecDigest(hex(&hash.finalize()))
+    SpecDigest(hex(&hash.finalize()).into())
 }
 
 struct Hasher(Sha256);

@@ -125,7 +125,7 @@ fn markdown_fits_however_much_there_is_to_say_and_keeps_every_line_it_can() {
         let names: Vec<_> = (0..count).map(|n| format!("app-{n:05}")).collect();
         let of = |text: &str| {
             let apps = names.iter().enumerate().map(|(n, name)| app(name).command(&script(n, text)));
-            Desired { revision: CommitId("2".repeat(40)), ..desired(apps.collect::<Vec<_>>()) }
+            Desired { revision: CommitId("2".repeat(40).into()), ..desired(apps.collect::<Vec<_>>()) }
         };
         let observed = assumed::carried_out(&of("old"));
         let desired = of("new");

@@ -156,16 +156,19 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
     let annotations = [("note".to_owned(), annotation.to_owned())].into();
     let metadata = AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations };
     let digest = |text: &str| text.to_owned();
-    let spec =
-        SandboxSpec { app: AppSpec::default(), template: TemplateDigest(digest("t")), files: TreeDigest(digest("f")) };
+    let spec = SandboxSpec {
+        app: AppSpec::default(),
+        template: TemplateDigest(digest("t").into()),
+        files: TreeDigest(digest("f").into()),
+    };
     let path = RepoPath::new("apps/blog/app.yaml").unwrap();
     AppRecord {
         key: key.clone(),
         generation: Generation(1),
-        digest: SpecDigest(digest("s")),
+        digest: SpecDigest(digest("s").into()),
         last_good: LastGood {
             app: Arc::new(DesiredApp { metadata, spec: spec.into(), path }),
-            revision: CommitId("c".repeat(40)),
+            revision: CommitId("c".repeat(40).into()),
         },
         retry: Retry::default(),
         heals: Vec::new(),

@@ -19,7 +19,7 @@ pub fn app(name: &str) -> AppKey {
 }
 
 pub fn disk_id(name: &str) -> DiskId {
-    DiskId(name.to_owned())
+    DiskId(name.into())
 }
 
 /// A disk whose size tells one version of it from another.
@@ -29,13 +29,13 @@ pub fn disk(name: &str, size: u64) -> DiskRecord {
 
 pub fn machine(name: &str, disk: &str) -> Machine {
     Machine {
-        sandbox: SandboxId(name.to_owned()),
+        sandbox: SandboxId(name.into()),
         app: app("shop/blog"),
         uid: None,
-        nonce: BootNonce("0".repeat(32)),
+        nonce: BootNonce("0".repeat(32).into()),
         vcpus: 1,
         memory_mib: 256,
-        template: TemplateDigest("t".to_owned()),
+        template: TemplateDigest("t".into()),
         disk: disk_id(disk),
     }
 }

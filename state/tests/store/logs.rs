@@ -201,7 +201,7 @@ fn a_plan_with_ten_thousand_actions_fits_the_history() {
 }
 
 fn commit(name: &str) -> CommitId {
-    CommitId(name.to_owned())
+    CommitId(name.into())
 }
 
 fn revision(name: &str, second: i64) -> RevisionRecord {

@@ -113,8 +113,12 @@ fn carry_out(store: &Store, model: &mut Model, op: Op) {
 }
 
 fn compare(store: &Store, model: &Model) {
-    let disks: BTreeMap<String, u64> =
-        store.all::<Disks>().unwrap().into_iter().map(|(id, disk)| (id.0, disk.size.as_mib())).collect();
+    let disks: BTreeMap<String, u64> = store
+        .all::<Disks>()
+        .unwrap()
+        .into_iter()
+        .map(|(id, disk)| (id.as_str().to_owned(), disk.size.as_mib()))
+        .collect();
     let expected: BTreeMap<String, u64> =
         model.disks.iter().map(|(key, size)| (format!("disk-{key}"), *size)).collect();
     assert_eq!(disks, expected);

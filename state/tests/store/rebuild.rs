@@ -10,7 +10,7 @@ use crate::fixture::{app, disk, disk_id, machine, options};
 fn found() -> Rebuild {
     let disk = |name: &str| FoundDisk { id: disk_id(name), size: ByteSize::gib(1) };
     Rebuild {
-        host: HostId("host".to_owned()),
+        host: HostId("host".into()),
         machines: vec![machine("blog-0000000a", "blog-0000000b")],
         disks: vec![disk("blog-0000000b"), disk("old-shop-0000000c")],
         retain: Span::secs(3600),

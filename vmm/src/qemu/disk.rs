@@ -68,7 +68,7 @@ impl Disks {
                 continue;
             };
             let length = entry.metadata().map_err(io_error("inspect", &entry.path()))?.len();
-            disks.push((DiskId(id), ByteSize::bytes(length)));
+            disks.push((DiskId(id.into()), ByteSize::bytes(length)));
         }
         disks.sort();
         Ok(disks)

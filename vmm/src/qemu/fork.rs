@@ -67,7 +67,7 @@ struct Moment {
 
 impl QemuDriver {
     pub(super) fn moment(&self, snapshot: &SnapshotId) -> VmDir {
-        VmDir::of(&self.config.dir.join(SNAPSHOTS), &SandboxId(snapshot.0.clone()))
+        VmDir::of(&self.config.dir.join(SNAPSHOTS), &SandboxId(snapshot.as_str().into()))
     }
 
     /// Keeps a moment of a running boot.

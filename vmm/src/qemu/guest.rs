@@ -117,7 +117,7 @@ impl Guest for QemuGuest {
             let kind = file_kind(entry.kind());
             (entry.path, ManifestEntry { blob: BlobId(entry.blob), kind })
         });
-        Ok(Manifest { tree: present(manifest.tree).map(TreeDigest), files: files.collect() })
+        Ok(Manifest { tree: present(manifest.tree).map(|tree| TreeDigest(tree.into())), files: files.collect() })
     }
 
     async fn sync(
@@ -215,8 +215,8 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 pub(super) fn renew_request(old: &BootNonce, renewal: &Renewal) -> proto::RenewRequest {
     let Renewal { nonce, entropy, hostname, machine_id, mac } = renewal;
     proto::RenewRequest {
-        old_nonce: old.0.clone(),
-        nonce: nonce.0.clone(),
+        old_nonce: old.as_str().to_owned(),
+        nonce: nonce.as_str().to_owned(),
         unix_nanos: u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default(),
         entropy: entropy.to_vec().into(),
         hostname: hostname.clone(),
@@ -274,7 +274,7 @@ fn apply_request(
     };
     let text = |(name, value): (_, &EnvValue)| Ok((EnvName::to_string(name), value.reveal().ok_or(name)?.to_owned()));
     Ok(proto::ApplyRequest {
-        digest: set.digest().0,
+        digest: set.digest().as_str().to_owned(),
         web,
         build: declared_build,
         workers: workers.collect(),
@@ -296,8 +296,8 @@ fn status(reply: proto::StatusReply, nonce: &BootNonce) -> std::result::Result<G
     });
     Ok(GuestStatus {
         nonce: nonce.clone(),
-        tree: present(reply.tree).map(TreeDigest),
-        processes: present(reply.processes).map(SpecDigest),
+        tree: present(reply.tree).map(|tree| TreeDigest(tree.into())),
+        processes: present(reply.processes).map(|digest| SpecDigest(digest.into())),
         build: build_state(reply.build.unwrap_or_default()),
         web: reply.web.map(web_status),
         workers: workers.collect::<std::result::Result<_, String>>()?,
@@ -308,7 +308,7 @@ fn status(reply: proto::StatusReply, nonce: &BootNonce) -> std::result::Result<G
 fn build_state(build: proto::BuildStatus) -> BuildState {
     use proto::build_status::State;
     let state = build.state();
-    let tree = TreeDigest(build.tree);
+    let tree = TreeDigest(build.tree.into());
     match state {
         State::None => BuildState::None,
         State::Skipped => BuildState::Skipped,

@@ -220,7 +220,7 @@ pub(super) fn keep_devices(vm: &VmDir, snapshot: &SnapshotId) -> Result<Devices>
 
 /// Says whose memory an error is about, and what to do where the kernel is asked to forbid looking at it.
 pub(super) fn memory_error(vm: &VmDir) -> impl FnOnce(MemoryError) -> VmmError + Send + 'static + use<> {
-    let sandbox = SandboxId(vm.name());
+    let sandbox = SandboxId(vm.name().into());
     move |source| match source {
         MemoryError::Forbidden { pid, source } => VmmError::Unsupported {
             problem: format!("the kernel does not allow to look into process {pid}, the VMM of {sandbox}: {source}"),

@@ -63,9 +63,9 @@ impl QemuDriver {
 
     async fn boot_and_save(&self, vm: &VmDir, machine: &Machine) -> Result<()> {
         let blank = Machine {
-            sandbox: SandboxId(vm.name()),
-            nonce: BootNonce(random_id()?),
-            disk: DiskId(PLACEHOLDER.to_owned()),
+            sandbox: SandboxId(vm.name().into()),
+            nonce: BootNonce(random_id()?.into()),
+            disk: DiskId(PLACEHOLDER.into()),
             ..machine.clone()
         };
         let placeholder = vm.file(PLACEHOLDER);
@@ -156,7 +156,7 @@ impl QemuDriver {
         let initramfs = boot.initramfs.to_string_lossy();
         let parts = [&qemu, &options, &accel, &cpu, &size, &template, &kernel, initramfs.as_ref()];
         let key = sha256_hex(&parts.map(str::as_bytes));
-        Ok(VmDir::of(&self.config.dir.join("warm"), &SandboxId(key[..32].to_owned())))
+        Ok(VmDir::of(&self.config.dir.join("warm"), &SandboxId(key[..32].into())))
     }
 }
 
