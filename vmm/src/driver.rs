@@ -90,6 +90,11 @@ pub trait Driver: Send + Sync + 'static {
     /// What one microVM is doing, asked of its VMM and not of a record.
     async fn observe(&self, sandbox: &SandboxId) -> Result<VmState>;
 
+    /// The processor time that the VMM of a running microVM has taken so far; nothing where none runs, or it cannot be told.
+    async fn cpu_time(&self, _sandbox: &SandboxId) -> Result<Option<Duration>> {
+        Ok(None)
+    }
+
     /// Resolves when `sandbox` no longer runs the boot `nonce`; at once if it does not now.
     async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce);
 

@@ -205,6 +205,10 @@ impl Driver for QemuDriver {
         watch::observe(&self.vm(sandbox)).await
     }
 
+    async fn cpu_time(&self, sandbox: &SandboxId) -> Result<Option<Duration>> {
+        watch::cpu_time(&self.vm(sandbox)).await
+    }
+
     async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce) {
         watch::exited(&self.vm(sandbox), nonce).await;
     }

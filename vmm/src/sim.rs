@@ -93,6 +93,11 @@ impl Driver for SimDriver {
         self.sim.call(Operation::Observe, sandbox.as_str(), |world| world.state(sandbox)).await
     }
 
+    async fn cpu_time(&self, sandbox: &SandboxId) -> Result<Option<Duration>> {
+        let script = self.sim.script.current()?;
+        self.sim.world.cpu_time(sandbox, &script)
+    }
+
     async fn exited(&self, sandbox: &SandboxId, nonce: &BootNonce) {
         self.sim.world.ended(sandbox, nonce).await;
     }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,6 +101,32 @@ fn start_ticks(pid: i32) -> io::Result<Option<u64>> {
     };
     let ticks = parse_start_ticks(&String::from_utf8_lossy(&text));
     ticks.map(Some).ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))
+}
+
+/// What processes are told of time in: a hundredth of a second on every architecture that this runs on, whatever the kernel counts in.
+const TICK_MS: u64 = 10;
+
+/// The processor time that the process and its ended threads have taken; `None` when there is none of this number.
+pub(crate) fn cpu_time(process: ProcessId) -> io::Result<Option<Duration>> {
+    let text = match fs::read(format!("/proc/{}/stat", process.pid)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&text);
+    if parse_start_ticks(&text) != Some(process.start_ticks) {
+        return Ok(None);
+    }
+    let ticks = parse_cpu_ticks(&text).ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))?;
+    Ok(Some(Duration::from_millis(ticks.saturating_mul(TICK_MS))))
+}
+
+/// Fields 14 and 15: ticks in user mode and in the kernel.
+fn parse_cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(ticks()? + ticks()?)
 }
 
 /// Field 22, see proc_pid_stat(5). The command's name, field 2, stands in parentheses and may itself hold some: fields count from

@@ -11,7 +11,8 @@ use setpoint_schema::id::BootNonce;
 use setpoint_schema::observed::{ExitReason, VmState};
 use tokio::time::{sleep, timeout};
 
-use super::process::{ProcessId, ProcessRecord};
+use super::files::io_error;
+use super::process::{self, ProcessId, ProcessRecord};
 use super::qmp::Qmp;
 use super::vm_dir::{PROCESS, VmDir};
 use crate::driver::{Result, VmmError};
@@ -27,6 +28,14 @@ const KILLED: Duration = Duration::from_secs(30);
 /// moment; there is no event to wait for but the file.
 const RECORD: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The processor time that the VMM has taken; nothing where none runs.
+pub(super) async fn cpu_time(vm: &VmDir) -> Result<Option<Duration>> {
+    match life(vm).await? {
+        Life::Running(process) => process::cpu_time(process.qemu).map_err(io_error("read the times of", vm.path())),
+        Life::Absent | Life::Ended(_) => Ok(None),
+    }
+}
 
 /// Where one microVM stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Scripted microVMs that rest: time does not pass for them, and what is in their memory goes on when they are resumed.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
@@ -8,6 +10,7 @@ use setpoint_schema::quantity::ByteSize;
 
 use super::clock::{after, until};
 use super::files::{self, Lock};
+use super::script::Script;
 use super::sim_error;
 use super::world::{Disk, Vm, World};
 use crate::driver::{KeepDisk, Result, VmmError};
@@ -85,6 +88,16 @@ impl Moment {
 }
 
 impl World {
+    /// The processor time that a running microVM has taken, by its script.
+    pub(super) fn cpu_time(&self, sandbox: &SandboxId, script: &Script) -> Result<Option<Duration>> {
+        let now = self.now();
+        let vm = self.vm(sandbox)?.filter(|vm| vm.rest.is_none() && vm.ended(now).is_none());
+        Ok(vm.map(|vm| {
+            let percent = script.fate(sandbox.as_str(), vm.launches).cpu_percent;
+            until(now, vm.booted_at).mul_f64(f64::from(percent) / 100.0)
+        }))
+    }
+
     /// Keeps a moment of a running boot.
     pub(super) fn keep_moment(
         &self,

@@ -35,6 +35,7 @@
 //! unhealthy = "503"
 //! unhealthy_for = "500ms"    # absent: for ever
 //! build_fails = "exit code 2: no such file"
+//! cpu_percent = 50           # of one processor, from its boot on
 //! forgetful = true           # what its agent tells by itself lacks the workspace; asked, it has it
 //! ```
 
@@ -107,6 +108,7 @@ pub(super) struct Fate {
     pub(super) unhealthy_for: Option<Span>,
     pub(super) build_fails: Option<String>,
     pub(super) forgetful: bool,
+    pub(super) cpu_percent: u32,
 }
 
 /// What a fault does to the operation that it hits.
