@@ -17,6 +17,7 @@ pub mod files;
 pub mod follow;
 mod jobs;
 pub mod places;
+mod quiet;
 mod revisions;
 pub mod step;
 mod turns;

@@ -24,9 +24,11 @@ use crate::converge::warm::Warmer;
 use crate::converge::{Mandate, Pass, Reconciler};
 use crate::desired::{Cache, Loader};
 use crate::http::{TlsError, UnixSocketError};
+use crate::idle::{Keeper, Uses};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
+use crate::power::PowerSwitch;
 use crate::preview::saved::{CarryOutError, SavedPlan};
 use crate::render::Renderer;
 use crate::report::{chain, count};
@@ -124,7 +126,8 @@ impl Parts {
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind, metrics.clone()).await?;
         let limits = host::limits(&config.limits, &config.state.dir);
         let warmer = warmer(config, &driver, &ledger).await;
-        Ok(Self { hands: Hands { driver, observer, ledger, source, metrics, warmer }, follower, limits })
+        let uses = Uses::default();
+        Ok(Self { hands: Hands { driver, observer, ledger, source, metrics, warmer, uses }, follower, limits })
     }
 }
 
@@ -175,13 +178,17 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let administering = tokio::spawn(admin.serve(socket, shutdown.clone()));
     let reporting = tokio::spawn(report_to(manager.clone(), reconciler.passes(), shutdown.clone()));
     let tidying = tokio::spawn(allocator::tidy(hands.ledger.clone(), reconciler.passes(), shutdown.clone()));
+    let switch = PowerSwitch { ledger: hands.ledger.clone(), observer: hands.observer.clone() };
+    let keeping = tokio::spawn(
+        Keeper { uses: hands.uses.clone(), switch, driver: Arc::clone(&hands.driver) }.run(shutdown.clone()),
+    );
     let live = Live { config: in_force, tuning: reconciler.tuning(), manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.
     shutdown.cancel();
     manager.stopping();
-    for task in [following, serving, administering, reporting, tidying, reloading] {
+    for task in [following, serving, administering, reporting, tidying, reloading, keeping] {
         joined(task.await);
     }
     Ok(outcome?)
@@ -285,9 +292,12 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
     };
     let waits = pass.plan.held.iter().any(|held| match held.reason {
         Hold::Unready(_) => !out_of_time(&held.app),
-        Hold::Suspended | Hold::SuspendedHere(_) | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => {
-            false
-        }
+        Hold::Suspended
+        | Hold::SuspendedHere(_)
+        | Hold::PruneDisabled
+        | Hold::PruneUnsafe(_)
+        | Hold::Stalled(_)
+        | Hold::Unresumable(_) => false,
     });
     // A failure ends a one-time convergence once the rest is done; the daemon is who tries again.
     let gives_up = |block: &Block| match block {

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
+use setpoint_schema::power::{WakeOn, WakeSpec};
 use setpoint_vmm::driver::{Duplex, VmmError};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -28,6 +29,7 @@ pub use routes::{Naming, Route, Routes, Unrouted, Upstream, routes, same_hosts};
 
 use crate::http::target::Target;
 use crate::http::{self, Connection, Limits, Listener};
+use crate::idle::{Use, Uses};
 use crate::report::chain;
 use refusal::{Audience, Refusal};
 use waking::{Turn, Waking};
@@ -81,8 +83,6 @@ pub struct Patience {
     pub response_head: Duration,
     /// For the client, while the guest is ready to take more of a body: to send some of it.
     pub upload: Duration,
-    /// To serve after a request has woken it.
-    pub wake: Duration,
 }
 
 impl Default for Patience {
@@ -91,9 +91,19 @@ impl Default for Patience {
             connect: Duration::from_secs(10),
             response_head: Duration::from_secs(60),
             upload: Duration::from_secs(60),
-            wake: Duration::from_secs(10),
         }
     }
+}
+
+/// For this long at least after a request has woken an app, others are said that it is on its way.
+const RISE: Duration = Duration::from_secs(10);
+
+/// Where a request goes, and that the app is used meanwhile.
+struct Found {
+    app: AppKey,
+    port: u16,
+    sandbox: SandboxId,
+    using: Use,
 }
 
 /// Serves the ingress until `shutdown`, then lets answers that have begun come to their end; upgraded streams end at once.
@@ -113,13 +123,20 @@ pub struct Ingress {
     connector: Arc<dyn Connector>,
     patience: Patience,
     waking: Waking,
+    uses: Uses,
 }
 
 impl Ingress {
     /// Serves the newest of `routes`.
     #[must_use]
     pub fn new(routes: watch::Receiver<Arc<Routes>>, connector: Arc<dyn Connector>, patience: Patience) -> Self {
-        Self { routes, connector, patience, waking: Waking::default() }
+        Self { routes, connector, patience, waking: Waking::default(), uses: Uses::default() }
+    }
+
+    /// Says here who uses which app.
+    #[must_use]
+    pub fn counted_by(self, uses: Uses) -> Self {
+        Self { uses, ..self }
     }
 
     /// As [`serve`].
@@ -145,52 +162,65 @@ impl Ingress {
         }
         headers::check_framing(request.headers())?;
         let target = Target::of(&request)?;
-        let (route, sandbox) = self.route(&target).await?;
-        let stream = self.open(&route.app, &sandbox, route.port).await?;
-        exchange::exchange(stream, request, &target, connection, self.patience)
+        let Found { app, port, sandbox, using } = self.find(&target.name).await?;
+        let stream = self.open(&app, &sandbox, port).await?;
+        exchange::exchange(stream, request, &target, connection, self.patience, using)
             .await
-            .map_err(|error| Refusal::Guest { app: route.app, error })
+            .map_err(|error| Refusal::Guest { app, error })
     }
 
     /// The guest that a request is for; one that rests is woken and waited for.
-    async fn route(&self, target: &Target) -> Result<(Route, SandboxId), Refusal> {
-        let route = self.routes.borrow().get(&target.name).ok_or(Refusal::UnknownHost)?;
-        match &route.upstream {
-            Upstream::Ready(sandbox) => {
-                let sandbox = sandbox.clone();
-                Ok((route, sandbox))
-            }
-            Upstream::NotReady(_) if self.waking.is_expected(&route.app) => self.awake(&target.name, route.app).await,
-            Upstream::NotReady(reason) => {
-                let reason = reason.clone();
-                Err(Refusal::NotReady { app: route.app, reason })
-            }
-            Upstream::Asleep => {
-                if self.waking.begin(&route.app, self.patience.wake) == Turn::First {
-                    let (connector, app) = (Arc::clone(&self.connector), route.app.clone());
-                    // On its own: whoever came first may leave, and others wait by then.
-                    tokio::spawn(async move { connector.wake(&app).await });
+    async fn find(&self, host: &str) -> Result<Found, Refusal> {
+        let Route { app, wake, .. } = self.route(host)?;
+        // In this order: what the routes say once an app is being used holds for as long as it is.
+        let using = self.uses.begin(&app);
+        let Route { port, upstream, .. } = self.route(host)?;
+        match (upstream, using) {
+            (Upstream::Ready(sandbox), Some(using)) => Ok(Found { app, port, sandbox, using }),
+            (Upstream::NotReady(_), _) if self.waking.is_expected(&app) => self.awake(host, app, &wake).await,
+            (Upstream::NotReady(reason), _) => Err(Refusal::NotReady { app, reason }),
+            // One that is just being put to rest counts as asleep already.
+            (Upstream::Asleep | Upstream::Ready(_), _) => match wake.on {
+                WakeOn::Manual => Err(Refusal::Asleep { app }),
+                WakeOn::Request => {
+                    self.wake(&app, &wake);
+                    self.awake(host, app, &wake).await
                 }
-                self.awake(&target.name, route.app).await
-            }
+            },
+        }
+    }
+
+    fn route(&self, host: &str) -> Result<Route, Refusal> {
+        self.routes.borrow().get(host).ok_or(Refusal::UnknownHost)
+    }
+
+    fn wake(&self, app: &AppKey, wake: &WakeSpec) {
+        if self.waking.begin(app, wake.hold.as_duration().max(RISE)) == Turn::First {
+            let (connector, app) = (Arc::clone(&self.connector), app.clone());
+            // On its own: whoever came first may leave, and others wait by then.
+            tokio::spawn(async move { connector.wake(&app).await });
         }
     }
 
     /// Waits for an app that is on its way up.
-    async fn awake(&self, host: &str, app: AppKey) -> Result<(Route, SandboxId), Refusal> {
-        let mut routes = self.routes.clone();
+    async fn awake(&self, host: &str, app: AppKey, wake: &WakeSpec) -> Result<Found, Refusal> {
+        let (mut routes, mut turns) = (self.routes.clone(), self.uses.turns());
         let ready = async {
             loop {
+                turns.mark_unchanged();
+                let using = self.uses.begin(&app);
                 let route = routes.borrow_and_update().get(host).ok_or(Refusal::UnknownHost)?;
-                if let Upstream::Ready(sandbox) = &route.upstream {
-                    let sandbox = sandbox.clone();
-                    return Ok((route, sandbox));
+                if let (Upstream::Ready(sandbox), Some(using)) = (route.upstream, using) {
+                    return Ok(Found { app: app.clone(), port: route.port, sandbox, using });
                 }
                 // Whoever publishes routes is gone only when everything ends.
-                routes.changed().await.map_err(|_| Refusal::UnknownHost)?;
+                tokio::select! {
+                    changed = routes.changed() => changed.map_err(|_| Refusal::UnknownHost)?,
+                    Ok(()) = turns.changed() => {}
+                }
             }
         };
-        match timeout(self.patience.wake, ready).await {
+        match timeout(wake.hold.as_duration(), ready).await {
             Ok(found) => {
                 self.waking.end(&app);
                 found

@@ -13,6 +13,7 @@ pub mod desired;
 mod drivers;
 mod host;
 pub mod http;
+pub mod idle;
 pub mod ingress;
 pub mod ledger;
 pub mod metrics;

@@ -1,6 +1,6 @@
 //! The power state that holds here in place of a declared one: who may ask for which, and what comes of it.
 //!
-//! Asked by the admin socket for people and by the ingress for requests that come for an app at rest. It is a field of the app's
+//! Asked by the admin socket for people, by the ingress for requests that come for an app at rest, and for apps that nobody uses. It is a field of the app's
 //! record in the store, so it outlives the daemon; the loop wakes because a record changed, and the planner does the rest.
 
 use std::collections::BTreeMap;
@@ -8,10 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use setpoint_schema::app::Power;
+use setpoint_schema::id::BootNonce;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride};
+use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride, Retry, VmState};
+use setpoint_schema::power::{IdleAction, OnResumeFailure};
 use setpoint_state::{EventKind, NewEvent, StateError};
 
+use crate::idle;
 use crate::ledger::Ledger;
 use crate::observe::Observer;
 
@@ -29,6 +32,8 @@ pub struct PowerSwitch {
 pub enum Wanted {
     /// That the app rests, with its memory kept.
     Paused,
+    /// That the app rests, shut down.
+    Stopped,
     /// That it runs.
     Running,
 }
@@ -46,6 +51,25 @@ pub enum Answer {
     Unknown,
 }
 
+impl Wanted {
+    /// What is wanted of an app that nobody uses.
+    #[must_use]
+    pub const fn resting(action: IdleAction) -> Self {
+        match action {
+            IdleAction::Pause => Self::Paused,
+            IdleAction::Stop => Self::Stopped,
+        }
+    }
+
+    const fn state(self) -> Power {
+        match self {
+            Self::Paused => Power::Paused,
+            Self::Stopped => Power::Stopped,
+            Self::Running => Power::Running,
+        }
+    }
+}
+
 impl PowerSwitch {
     /// Sees to it that `wanted` holds for an app, and records it as an event.
     ///
@@ -54,7 +78,8 @@ impl PowerSwitch {
     pub async fn ask(&self, app: &AppKey, wanted: Wanted, cause: PowerCause) -> Result<Answer, StateError> {
         let Some(known) = self.ledger.app(app) else { return Ok(Answer::Unknown) };
         let now = self.observer.now();
-        let first = answer(&known, wanted, &cause, now);
+        let again = self.unresumable(&known, wanted, &cause);
+        let first = answer(&known, wanted, &cause, again.as_ref(), now);
         if !matches!(first, Answer::Changed(_)) {
             return Ok(first);
         }
@@ -64,11 +89,10 @@ impl PowerSwitch {
         let result = Arc::clone(&noted);
         // Decided anew among the records as they are by then: somebody else may have asked meanwhile.
         let change = move |records: &BTreeMap<AppKey, Arc<AppRecord>>| {
-            let answer = records.get(&key).map_or(Answer::Unknown, |record| answer(record, wanted, &cause, now));
+            let answer =
+                records.get(&key).map_or(Answer::Unknown, |record| answer(record, wanted, &cause, again.as_ref(), now));
             let changed = match (&answer, records.get(&key)) {
-                (Answer::Changed(held), Some(record)) => {
-                    Some(AppRecord { power: held.clone(), ..AppRecord::clone(record) })
-                }
+                (Answer::Changed(held), Some(record)) => Some(changed(record, held.clone(), again, now)),
                 (Answer::Changed(_) | Answer::AlreadySo(_) | Answer::Refused(_) | Answer::Unknown, _) => None,
             };
             *result.lock().unwrap_or_else(PoisonError::into_inner) = answer;
@@ -79,18 +103,37 @@ impl PowerSwitch {
         let answer = noted.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(answer)
     }
+
+    /// The paused boot of an app that is to stay at rest because it could not go on, where somebody wants it to try again.
+    fn unresumable(&self, app: &AppRecord, wanted: Wanted, cause: &PowerCause) -> Option<BootNonce> {
+        let spec = &app.last_good.spec.app.power;
+        let asks = (wanted, spec.on_resume_failure) == (Wanted::Running, OnResumeFailure::Alert);
+        match cause {
+            PowerCause::Asked { .. } if asks => {}
+            PowerCause::Asked { .. } | PowerCause::Idle { .. } | PowerCause::Request => return None,
+        }
+        let sandboxes = self.ledger.sandboxes();
+        let mut views = sandboxes.values().filter(|row| row.app == app.key).map(|row| self.observer.view(&row.id));
+        views.find_map(|view| match view.vm {
+            Some(VmState::Paused { nonce, fault: Some(_), .. }) => Some(nonce),
+            Some(VmState::Paused { .. } | VmState::Absent | VmState::Exited { .. } | VmState::Running { .. })
+            | None => None,
+        })
+    }
 }
 
-/// What is to hold, as far as the record tells.
-fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, now: Timestamp) -> Answer {
-    let declared = record.last_good.spec.app.power;
+/// What is to hold, as far as the record tells. `again` is the paused boot of it that is to be gone on from once more.
+fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, again: Option<&BootNonce>, now: Timestamp) -> Answer {
+    let declared = record.last_good.spec.app.power.state;
     let held = record.power_over(declared);
     let state = record.power_here(declared);
-    let wanted = match wanted {
-        Wanted::Paused => Power::Paused,
-        Wanted::Running => Power::Running,
-    };
-    if state == wanted {
+    let wanted = wanted.state();
+    // Nobody is said to have stopped using what rests already.
+    let is_late = matches!(cause, PowerCause::Idle { .. }) && state != Power::Running;
+    if state == wanted && again.is_some() && record.usage().again.as_ref() != again {
+        return Answer::Changed(held.cloned());
+    }
+    if state == wanted || is_late {
         return Answer::AlreadySo(held.cloned());
     }
     match declared {
@@ -102,9 +145,31 @@ fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, now: Timestamp
     }
 }
 
+/// The record of an app for which this holds from now on. A wake from a rest that nobody asked for is remembered.
+fn changed(record: &AppRecord, power: Option<PowerOverride>, again: Option<BootNonce>, now: Timestamp) -> AppRecord {
+    let declared = record.last_good.spec.app.power.state;
+    let rested = record.power_over(declared).is_some_and(PowerOverride::is_idle);
+    let record = if rested {
+        record.with_usage(|usage| {
+            usage.wakes.push(now);
+            idle::remembered(&mut usage.wakes, now);
+        })
+    } else {
+        record.clone()
+    };
+    match again {
+        // What failed before is no reason to wait with what somebody asks for now.
+        Some(again) => {
+            AppRecord { power, retry: Retry::default(), ..record.with_usage(|usage| usage.again = Some(again)) }
+        }
+        None => AppRecord { power, ..record },
+    }
+}
+
 fn kind(wanted: Wanted) -> EventKind {
     match wanted {
         Wanted::Paused => EventKind::PausedHere,
+        Wanted::Stopped => EventKind::StoppedHere,
         Wanted::Running => EventKind::WokenHere,
     }
 }
@@ -112,6 +177,7 @@ fn kind(wanted: Wanted) -> EventKind {
 fn sentence(wanted: Wanted, cause: &PowerCause) -> String {
     let what = match wanted {
         Wanted::Paused => "to be paused",
+        Wanted::Stopped => "to be stopped",
         Wanted::Running => "to be woken",
     };
     match cause {
@@ -127,13 +193,14 @@ mod tests {
 
     use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
     use setpoint_schema::id::{CommitId, Generation, TemplateDigest, TreeDigest};
-    use setpoint_schema::observed::{LastGood, Retry};
+    use setpoint_schema::observed::LastGood;
+    use setpoint_schema::short::Short;
 
     use super::*;
 
     fn record(declared: Power, power: Option<PowerOverride>) -> AppRecord {
         let key: AppKey = "blog".parse().unwrap();
-        let app = AppSpec { power: declared, ..AppSpec::default() };
+        let app = AppSpec { power: Short::of(declared), ..AppSpec::default() };
         let spec = SandboxSpec { app, template: TemplateDigest("t".into()), files: TreeDigest("f".into()) };
         let metadata = AppMetadata { key: key.clone(), uid: None, labels: [].into(), annotations: [].into() };
         let app = DesiredApp { metadata, spec: spec.into(), path: "apps/blog/app.yaml".parse().unwrap() };
@@ -148,6 +215,7 @@ mod tests {
             suspended: None,
             power,
             restored: Vec::new(),
+            usage: None,
         }
     }
 
@@ -156,7 +224,7 @@ mod tests {
     }
 
     fn ask(record: &AppRecord, wanted: Wanted) -> Answer {
-        answer(record, wanted, &PowerCause::Request, Timestamp::UNIX_EPOCH)
+        answer(record, wanted, &PowerCause::Request, None, Timestamp::UNIX_EPOCH)
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Reporter {
             web: guest.and_then(|guest| guest.web.as_ref()).map(Into::into),
             workers: guest.map(|guest| guest.workers.iter().map(Into::into).collect()).unwrap_or_default(),
             restarts: guest.map_or(0, facts::restarts),
-            power: spec.power,
+            power: spec.power.state,
             template: spec.template.clone(),
             resources: (&spec.resources).into(),
             labels: facts.declared.metadata.labels.clone(),

@@ -18,6 +18,7 @@ use setpoint::converge::step::Hands;
 use setpoint::converge::warm::Warmer;
 use setpoint::converge::{Pass, Reconciler};
 use setpoint::desired::Loader;
+use setpoint::idle::Uses;
 use setpoint::ledger::Ledger;
 use setpoint::metrics::Metrics;
 use setpoint::observe::Observer;
@@ -234,7 +235,15 @@ impl Running {
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused, metrics.clone())
             .await
             .unwrap();
-        let hands = Hands { driver, observer: observer.clone(), ledger, source, metrics, warmer: Warmer::off() };
+        let hands = Hands {
+            driver,
+            observer: observer.clone(),
+            ledger,
+            source,
+            metrics,
+            warmer: Warmer::off(),
+            uses: Uses::default(),
+        };
         let reconciler = Reconciler::new(hands, Converge::default(), limits(), follower.followed());
         let (passes, shutdown) = (reconciler.passes(), CancellationToken::new());
         let task = tokio::spawn(reconciler.run(shutdown.clone()));

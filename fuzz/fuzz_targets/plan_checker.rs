@@ -131,7 +131,7 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
         let power = *input.choose(&[Power::Running, Power::Running, Power::Running, Power::Paused, Power::Stopped])?;
         let (prune, suspend, shrink) = (input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
         declared = declared.spec(|spec| {
-            spec.power = power;
+            spec.power.state = power;
             spec.prune = if prune { Prune::Disabled } else { Prune::Enabled };
             spec.suspend = suspend;
             spec.resources.shrink = if shrink { Shrink::Replace } else { Shrink::Refuse };

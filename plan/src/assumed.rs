@@ -67,7 +67,7 @@ fn nonce(app: &DesiredApp) -> BootNonce {
 }
 
 fn sandbox(app: &DesiredApp, revision: &CommitId) -> ObservedSandbox {
-    let (vm, guest) = match app.spec.app.power {
+    let (vm, guest) = match app.spec.app.power.state {
         Power::Running => {
             (VmState::Running { nonce: nonce(app), since: NOW }, GuestState::Answering(Arc::new(healthy(app))))
         }
@@ -138,5 +138,6 @@ fn memory(app: &Arc<DesiredApp>, revision: &CommitId) -> AppRecord {
         suspended: None,
         power: None,
         restored: Vec::new(),
+        usage: None,
     }
 }

@@ -168,12 +168,12 @@ fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: 
     let of = |app| observed.apps.get(app).and_then(|record| record.power.as_ref());
     let earlier = || observed.sandboxes.get(&action.sandbox).and_then(|sandbox| of(&sandbox.record.app));
     let held = of(app).or_else(earlier);
-    let held = held.filter(|held| held.declared == declared.spec.app.power);
+    let held = held.filter(|held| held.declared == declared.spec.app.power.state);
     let starts = action.steps.iter().any(|step| matches!(step, Step::Launch(_) | Step::Resume(_)));
     let ends = action.steps.iter().any(|step| matches!(step, Step::Stop { .. }));
     // One that sleeps is woken to be shut down.
     let stays_up = starts && !(action.kind == ActionKind::Stop && ends);
-    if stays_up && held.map_or(declared.spec.app.power, |held| held.state) != Power::Running {
+    if stays_up && held.map_or(declared.spec.app.power.state, |held| held.state) != Power::Running {
         out.push(Violation::StartsStopped(app.clone()));
     }
 }

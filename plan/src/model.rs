@@ -212,6 +212,8 @@ pub enum Hold {
     Stalled(String),
     /// All is carried out and it is not ready yet: what it lacks.
     Unready(String),
+    /// It rests and cannot go on from its saved memory, and is declared to stay so until somebody has looked: why it cannot.
+    Unresumable(String),
 }
 
 /// One step of an action. Each can be asked whether it is needed, applied, and verified.

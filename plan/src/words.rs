@@ -135,6 +135,9 @@ impl fmt::Display for Hold {
             Self::PruneUnsafe(why) => write!(f, "not removed, because {why}"),
             Self::Stalled(why) => write!(f, "its declaration has mistakes: {why}"),
             Self::Unready(why) => write!(f, "not ready: {why}"),
+            Self::Unresumable(why) => {
+                write!(f, "stays at rest, because it could not go on from its saved memory: {why}")
+            }
         }
     }
 }

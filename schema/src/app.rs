@@ -15,9 +15,11 @@ use crate::env::EnvValue;
 use crate::id::{SpecDigest, TemplateDigest, TreeDigest};
 use crate::name::{AppKey, EnvName, HostName, RepoPath, TemplateName, Uid};
 use crate::notes::Notes;
+use crate::power::{PowerSpec, WakeSpec};
 use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
 use crate::shared::SmallMap;
+use crate::short::Short;
 use crate::window::Windows;
 
 declared! {
@@ -35,8 +37,10 @@ declared! {
         process env: SmallMap<EnvName, EnvValue> = SmallMap::new() => check::env,
         /// What is reachable through the ingress.
         nested expose: Expose = Expose::default(),
-        /// Whether the microVM runs.
-        by_value power: Power = Power::Running,
+        /// Whether the microVM runs, and when it rests by itself.
+        nested power: Short<PowerSpec> = Short::default(),
+        /// Who wakes it when it is at rest.
+        nested wake: Short<WakeSpec> = Short::default(),
         /// Apps that must be ready before this one starts or changes.
         live depends_on as "dependsOn": BTreeSet<AppKey> = BTreeSet::new(),
         /// Whether removing the declaration removes the app.

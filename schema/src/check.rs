@@ -97,6 +97,16 @@ pub(crate) fn wait(span: &Span) -> Verdict {
     rule((Span::millis(1)..=Span::secs(86_400)).contains(span), "must be longer than nothing and at most 24h")
 }
 
+/// Shorter would rest an app between two requests of one visit; longer is for ever in all but name.
+pub(crate) fn idle_after(span: &Span) -> Verdict {
+    rule((Span::secs(1)..=Span::secs(365 * 86_400)).contains(span), "must be 1s to 365d")
+}
+
+/// Whoever asks has given up by then.
+pub(crate) fn wake_hold(span: &Span) -> Verdict {
+    rule(*span <= Span::secs(300), "must be at most 5m")
+}
+
 /// Longer is for ever in all but name, and would carry the end past what a calendar knows.
 pub(crate) fn retain(retain: &Retain) -> Verdict {
     const LONGEST: Span = Span::secs(3650 * 86_400);

@@ -143,6 +143,39 @@ pub struct AppRecord {
     /// The tokens of restores that count as carried out, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restored: Vec<String>,
+    /// How it is used, once there is anything to say of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Box<Usage>>,
+}
+
+/// How an app is used: what its resting by itself depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Usage {
+    /// When it was used last. Not written down with each use, so that it may have been used a little later, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<Timestamp>,
+    /// Until when somebody keeps it from resting by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<Keepalive>,
+    /// When it was woken after having rested by itself, newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wakes: Vec<Timestamp>,
+    /// The boot that was shut down here though it is declared to run: that it is down is no accident.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<BootNonce>,
+    /// The paused boot that somebody wants to be gone on from once more, though that has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub again: Option<BootNonce>,
+}
+
+/// A time for which an app does not rest by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keepalive {
+    /// Its end.
+    pub until: Timestamp,
+    /// Who asked for it, as `uid 1000`.
+    pub by: String,
 }
 
 /// A power state in place of a declared one. It holds until another power is declared, or until it is lifted.
@@ -164,9 +197,31 @@ impl PowerOverride {
     pub fn holds_over(&self, declared: Power) -> bool {
         self.declared == declared
     }
+
+    /// Whether it holds because nobody used the app.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.cause, PowerCause::Idle { .. })
+    }
 }
 
 impl AppRecord {
+    /// How it is used.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        static NOTHING: Usage = Usage { used: None, keepalive: None, wakes: Vec::new(), stopped: None, again: None };
+        self.usage.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// The same app, used otherwise.
+    #[must_use]
+    pub fn with_usage(&self, change: impl FnOnce(&mut Usage)) -> Self {
+        let mut usage = self.usage().clone();
+        change(&mut usage);
+        let usage = (usage != Usage::default()).then(|| Box::new(usage));
+        Self { usage, ..self.clone() }
+    }
+
     /// What holds here in place of a declared power.
     #[must_use]
     pub fn power_over(&self, declared: Power) -> Option<&PowerOverride> {

@@ -190,6 +190,7 @@ fn conclude(pass: &Pass) -> Result<ExitCode, Failure> {
     });
     let unready = pass.plan.held.iter().filter_map(|held| match &held.reason {
         Hold::Unready(reason) => Some(format!("{} is not ready: {reason}", held.app)),
+        Hold::Unresumable(_) => Some(format!("{} {}", held.app, held.reason)),
         Hold::Suspended | Hold::SuspendedHere(_) | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) => {
             None
         }

@@ -91,12 +91,27 @@ impl Books {
 
     /// Before an action acts: a heal is counted first, so that a crash in it counts too.
     pub async fn note_begin(&self, action: &Action, now: Timestamp) -> Result<()> {
+        self.note_stop(action).await?;
         let Some(reason) = heal_reason(action) else { return Ok(()) };
         let event = NewEvent::new(EventKind::Exited, "VmDown", reason).app(&action.app).sandbox(&action.sandbox);
         let app = action.app.clone();
         self.ledger
             .note(vec![event], move |apps| apps.get(&app).map(|app| healed(app, now)).into_iter().collect())
             .await
+    }
+
+    /// A boot that is shut down though its app is declared to run is remembered, so that its end is not taken for an accident.
+    async fn note_stop(&self, action: &Action) -> Result<()> {
+        let is_here = action.reasons.iter().any(|reason| matches!(reason, Reason::PowerHere(_)));
+        let sandbox = self.ledger.sandbox(&action.sandbox).filter(|_| is_here && action.kind == ActionKind::Stop);
+        let Some(sandbox) = sandbox else { return Ok(()) };
+        let app = action.app.clone();
+        let stopped = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
+            let record =
+                apps.get(&app).map(|app| app.with_usage(|usage| usage.stopped = Some(sandbox.machine.nonce.clone())));
+            record.into_iter().collect()
+        };
+        self.ledger.note(Vec::new(), stopped).await
     }
 
     /// After actions: their outcomes, and when each may be tried again.
@@ -170,6 +185,7 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             suspended: None,
             power: None,
             restored: Vec::new(),
+            usage: None,
         }),
         // A changed spec is a new chance: earlier failures and heals say nothing about it.
         Some(record) if record.digest != digest => Some(AppRecord {
@@ -182,10 +198,11 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
             repeats: Vec::new(),
             // Only whoever suspended it here ends that.
             suspended: record.suspended.clone(),
-            // What held in place of one power holds in place of that one alone.
-            power: record.power.clone().filter(|held| held.holds_over(app.spec.app.power)),
             // Once is once, whatever else is declared meanwhile.
             restored: record.restored.clone(),
+            // What held in place of one power holds in place of that one alone, and who changes an app has use for it.
+            power: record.power.clone().filter(|held| held.holds_over(app.spec.app.power.state) && !held.is_idle()),
+            usage: record.with_usage(|usage| (usage.wakes, usage.again) = (Vec::new(), None)).usage,
         }),
         Some(record) if record.last_good.metadata != app.metadata || record.last_good.path != app.path => {
             Some(AppRecord { last_good: last_good(), ..record.clone() })
@@ -216,7 +233,11 @@ enum Tried {
 fn retried(app: &AppRecord, tried: Tried, now: Timestamp) -> Option<AppRecord> {
     let mut record = app.clone();
     match tried {
-        Tried::Failed(error) => back_off(&mut record.retry, error, now),
+        Tried::Failed(error) => {
+            back_off(&mut record.retry, error, now);
+            // Once more is once.
+            record = record.with_usage(|usage| usage.again = None);
+        }
         Tried::Succeeded { work, began } => {
             record.retry = Retry::default();
             if let Some(work) = work {

@@ -10,6 +10,7 @@ use setpoint_state::{JournalEntry, Outcome as JournalOutcome, PlanRef, StateErro
 use tokio_util::sync::CancellationToken;
 
 use crate::converge::places::Placement;
+use crate::converge::quiet::Stillness;
 use crate::converge::step::{Hands, StepError};
 use crate::report::chain;
 
@@ -103,8 +104,13 @@ impl Work<'_> {
     }
 
     async fn timed(&self, step: &Step) -> Result<Option<()>, StepError> {
-        let began = Instant::now();
         let (hands, superseded) = (self.hands, self.superseded);
+        let hush = match hands.hush(self.action, step, superseded).await? {
+            Stillness::Still(hush) => Some(hush),
+            Stillness::Untouched => None,
+            Stillness::Used | Stillness::Cancelled => return Ok(None),
+        };
+        let began = Instant::now();
         let result = match step {
             // Takes its time, and whoever wants the app meanwhile is not to wait for its end and its undoing.
             Step::Pause { .. } => hands.carry_out_unless(step, superseded).await,
@@ -113,6 +119,9 @@ impl Work<'_> {
             _ => hands.carry_out(step).await.map(Some),
         };
         self.hands.metrics.step(step.name(), began.elapsed());
+        if let (Some(hush), Ok(Some(()))) = (hush, &result) {
+            hush.keep();
+        }
         result
     }
 

@@ -111,7 +111,7 @@ impl Jobs {
         for (app, job) in self.busy.iter().filter(|(_, job)| job.action.kind == ActionKind::Pause) {
             // Somebody wants the app again before it has come to rest. That a guest which is being saved does not answer is no
             // reason to stop: the plan has no pause for one that is silent.
-            let declared = desired.apps.get(app).map(|app| app.spec.app.power);
+            let declared = desired.apps.get(app).map(|app| app.spec.app.power.state);
             let here = |declared| observed.apps.get(app).map_or(declared, |record| record.power_here(declared));
             if declared.map(here) == Some(Power::Running) {
                 job.superseded.cancel();

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
 use crate::converge::warm::Warmer;
+use crate::idle::Uses;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
@@ -42,6 +43,8 @@ pub struct Hands {
     pub metrics: Metrics,
     /// Has warm templates made.
     pub warmer: Warmer,
+    /// Knows who uses which app.
+    pub uses: Uses,
 }
 
 /// Why a step failed; the cause is the source.

@@ -14,11 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Snapshot;
 use crate::converge::Pass;
+use crate::converge::step::Hands;
+use crate::idle::Uses;
 use crate::ingress::{self, Naming, Routes, Upstream};
 use crate::ledger::Ledger;
 use crate::metrics::{Metrics, Stage};
 use crate::report::chain;
 use crate::status::{Changes, Identity, Names, Report, Reporter, Tracker, View};
+
+mod rest;
 
 /// Publishes passes.
 pub(super) struct Publisher {
@@ -29,6 +33,7 @@ pub(super) struct Publisher {
     routes: watch::Sender<Arc<Routes>>,
     ledger: Ledger,
     metrics: Metrics,
+    uses: Uses,
 }
 
 impl Publisher {
@@ -38,13 +43,13 @@ impl Publisher {
         earlier: &[EventRecord],
         snapshots: watch::Sender<Option<Arc<Snapshot>>>,
         routes: watch::Sender<Arc<Routes>>,
-        ledger: Ledger,
-        metrics: Metrics,
+        hands: Hands,
     ) -> Self {
+        let Hands { ledger, metrics, uses, .. } = hands;
         let naming =
             Naming { domain: identity.domain.clone(), pattern: setpoint_schema::project::HostPattern::default() };
         let (reporter, tracker) = (Reporter::new(identity, earlier), Tracker::default());
-        Self { reporter, tracker, naming, snapshots, routes, ledger, metrics }
+        Self { reporter, tracker, naming, snapshots, routes, ledger, metrics, uses }
     }
 
     /// Publishes every pass until `shutdown`.
@@ -76,6 +81,7 @@ impl Publisher {
         let routes = Arc::new(reroute(&self.routes.borrow(), &self.naming, &view, &changes));
         let Report { snapshot, events, until } = self.reporter.report(&view, &changes, &self.naming, &routes, now);
         self.routes.send_replace(routes);
+        rest::tell(&self.uses, &view, &changes);
         self.snapshots.send_if_modified(|current| {
             let says_more = current.as_ref().is_none_or(|current| !current.says_as_much_as(&snapshot));
             *current = Some(snapshot);
@@ -107,9 +113,10 @@ fn reroute(before: &Routes, naming: &Naming, view: &View<'_>, changes: &Changes)
 fn upstream(view: &View<'_>, key: &AppKey) -> Option<Upstream> {
     let app = view.shown(key)?;
     match view.power(key, app) {
-        Power::Running => {}
-        Power::Paused => return Some(Upstream::Asleep),
-        Power::Stopped => return Some(Upstream::NotReady("it is stopped".to_owned())),
+        (Power::Running, _) => {}
+        (Power::Paused, _) => return Some(Upstream::Asleep),
+        (Power::Stopped, Some(held)) if held.is_idle() => return Some(Upstream::Asleep),
+        (Power::Stopped, _) => return Some(Upstream::NotReady("it is stopped".to_owned())),
     }
     let not_ready = |why: &str| Upstream::NotReady(why.to_owned());
     let of = |sandbox: &ObservedSandbox| match &sandbox.guest {

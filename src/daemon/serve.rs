@@ -17,7 +17,7 @@ use crate::daemon::DaemonError;
 use crate::daemon::answers::Answers;
 use crate::daemon::publish::Publisher;
 use crate::http::{Accepted, Guard, Limits, Listener, Tls, Token, UnixSocket};
-use crate::ingress::{self, Routes};
+use crate::ingress::{self, Ingress, Patience, Routes};
 use crate::status::Identity;
 
 /// How many events are looked through for how things were before this daemon: all that the store keeps.
@@ -81,8 +81,9 @@ impl Servers {
             api.serve(listener, Limits::default(), shutdown.clone())
         }));
         let ingress_listener = Listener::from(ingress_listener).counted(hands.metrics.ingress_traffic());
-        let ingress = ingress::serve(ingress_listener, routes.subscribe(), answers, shutdown.clone());
-        let publisher = Publisher::new(identity, &earlier, snapshots, routes, hands.ledger, hands.metrics);
+        let ingress = Ingress::new(routes.subscribe(), answers, Patience::default()).counted_by(hands.uses.clone());
+        let ingress = ingress.serve(ingress_listener, ingress::LIMITS, shutdown.clone());
+        let publisher = Publisher::new(identity, &earlier, snapshots, routes, hands);
         // Ten thousand of them are not kept for as long as the daemon runs.
         drop(earlier);
         tokio::join!(api, ingress, publisher.run(passes, shutdown));

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::idle::Use;
+
 /// A request body that tells who is waited for, so that a guest is not blamed for a slow client, and that ends with an error when
 /// the client sends nothing for too long.
 pub(super) struct Upload {
@@ -71,15 +73,16 @@ impl Body for Upload {
     }
 }
 
-/// A response body that ends its guest connection when it is dropped: at its end, or as soon as the client leaves.
+/// A response body that ends its guest connection, and the use of the app, when it is dropped: at its end, or as soon as the client
+/// leaves.
 pub(super) struct Download {
     inner: Incoming,
-    _guest: AbortOnDropHandle<()>,
+    _kept: (AbortOnDropHandle<()>, Use),
 }
 
 impl Download {
-    pub(super) fn new(inner: Incoming, guest: AbortOnDropHandle<()>) -> Self {
-        Self { inner, _guest: guest }
+    pub(super) fn new(inner: Incoming, kept: (AbortOnDropHandle<()>, Use)) -> Self {
+        Self { inner, _kept: kept }
     }
 }
 

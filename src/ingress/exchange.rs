@@ -26,6 +26,7 @@ use super::body::{Download, Turn, Upload, UploadError};
 use super::{Patience, headers};
 use crate::http::Connection;
 use crate::http::target::Target;
+use crate::idle::Use;
 
 /// The largest head of an answer. More than browsers accept, and little enough to hold one for each client.
 const RESPONSE_HEAD_BYTES: usize = 64 << 10;
@@ -67,13 +68,14 @@ impl From<hyper::Error> for ExchangeError {
     }
 }
 
-/// Passes `request` on over `stream` and the answer back.
+/// Passes `request` on over `stream` and the answer back; the app is being used until all of that is over.
 pub(super) async fn exchange(
     stream: Pin<Box<dyn Duplex>>,
     mut request: Request<Incoming>,
     target: &Target,
     connection: &Connection,
     patience: Patience,
+    using: Use,
 ) -> Result<Response<Body>, ExchangeError> {
     let upgrade = Upgrade::asked_by(&mut request);
     let (request, turns) = outbound(request, upgrade.as_ref(), target, connection, patience.upload);
@@ -86,8 +88,8 @@ pub(super) async fn exchange(
     let response = head_in_time(guest.send_request(request), turns, patience.response_head).await?;
     match (response.status(), upgrade) {
         (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ExchangeError::UnaskedUpgrade),
-        (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => Ok(tunnel(response, upgrade, driver, connection)),
-        (_, _) => Ok(inbound(response).map(|body| Body::new(Download::new(body, driver)))),
+        (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => Ok(tunnel(response, upgrade, (driver, using), connection)),
+        (_, _) => Ok(inbound(response).map(|body| Body::new(Download::new(body, (driver, using))))),
     }
 }
 
@@ -168,13 +170,13 @@ fn inbound<B>(response: Response<B>) -> Response<B> {
 fn tunnel(
     mut response: Response<Incoming>,
     upgrade: Upgrade,
-    driver: AbortOnDropHandle<()>,
+    kept: (AbortOnDropHandle<()>, Use),
     connection: &Connection,
 ) -> Response<Body> {
     let guest = hyper::upgrade::on(&mut response);
     let protocol = response.headers().get(hyper::header::UPGRADE).cloned().unwrap_or(upgrade.protocol);
     connection.spawn_tunnel(async move {
-        let _driver = driver;
+        let _kept = kept;
         if let Ok((guest, client)) = tokio::try_join!(guest, upgrade.client) {
             // Either side may break off at any time; there is nobody left to tell.
             let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(guest)).await;

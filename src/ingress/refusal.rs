@@ -32,6 +32,8 @@ pub(super) enum Refusal {
     NotReady { app: AppKey, reason: String },
     #[error("{app} was at rest and is on its way up")]
     Waking { app: AppKey },
+    #[error("{app} is at rest, and a request does not wake it")]
+    Asleep { app: AppKey },
     #[error("{app} could not be reached: {error}")]
     Unreachable { app: AppKey, error: ConnectError },
     #[error("{app} did not take a connection in time")]
@@ -64,7 +66,7 @@ impl Refusal {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::NotReady { .. } | Self::Waking { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady { .. } | Self::Waking { .. } | Self::Asleep { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. } | Self::Guest { error: ExchangeError::Silent, .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -79,14 +81,15 @@ impl Refusal {
 
     pub(super) fn into_response(self, audience: Audience) -> Response<Body> {
         let problem = problem(self.status(), self.to_string());
+        let advice = self.advice();
         let mut response = match audience {
             Audience::Program => problem::response(&problem),
-            Audience::Browser => page(&problem),
+            Audience::Browser => page(&problem, advice.as_ref()),
         };
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if let Some((name, value)) = self.advice() {
+        if let Some((name, value)) = advice {
             headers.insert(name, HeaderValue::from_static(value));
         }
         response
@@ -100,6 +103,7 @@ impl Refusal {
             Self::Target(_)
             | Self::TransferCoding
             | Self::UnknownHost
+            | Self::Asleep { .. }
             | Self::Unreachable { .. }
             | Self::ConnectTimeout { .. }
             | Self::Guest { .. } => None,
@@ -107,14 +111,15 @@ impl Refusal {
     }
 }
 
-fn page(problem: &Problem) -> Response<Body> {
+fn page(problem: &Problem, advice: Option<&(HeaderName, &'static str)>) -> Response<Body> {
     let Problem { title, status, detail, .. } = problem;
     let (title, detail) = (escape(title), escape(detail));
     // Whoever watches an app start sees it as soon as it is there.
-    let refresh = if *status == StatusCode::SERVICE_UNAVAILABLE {
-        format!("<meta http-equiv=\"refresh\" content=\"{RETRY_AFTER_S}\">")
-    } else {
-        String::new()
+    let refresh = match advice {
+        Some((name, seconds)) if *name == header::RETRY_AFTER => {
+            format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">")
+        }
+        Some(_) | None => String::new(),
     };
     let html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">{refresh}<title>{status} {title}</title>\

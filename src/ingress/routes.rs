@@ -6,6 +6,7 @@ use std::sync::Arc;
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::{AppKey, HostName};
+use setpoint_schema::power::WakeSpec;
 use setpoint_schema::project::HostPattern;
 use setpoint_schema::shared::SharedMap;
 
@@ -21,6 +22,8 @@ pub struct Routes {
 struct Names {
     /// Whose each host name is, and the port on the guest's localhost.
     hosts: BTreeMap<String, (AppKey, u16)>,
+    /// Who wakes each app, where that is said.
+    wakes: BTreeMap<AppKey, WakeSpec>,
     unrouted: Vec<Unrouted>,
 }
 
@@ -33,6 +36,8 @@ pub struct Route {
     pub port: u16,
     /// The guest.
     pub upstream: Upstream,
+    /// Who wakes the app when it rests.
+    pub wake: WakeSpec,
 }
 
 /// The guest of an app, or why there is none to ask.
@@ -42,7 +47,7 @@ pub enum Upstream {
     Ready(SandboxId),
     /// It does not: the reason, for whoever opens the address.
     NotReady(String),
-    /// The app rests, and a request wakes it.
+    /// The app rests, and may be woken.
     Asleep,
 }
 
@@ -63,7 +68,8 @@ impl Routes {
     pub fn get(&self, host: &str) -> Option<Route> {
         let (app, port) = self.names.hosts.get(host)?;
         let upstream = Upstream::clone(self.upstreams.get(app)?);
-        Some(Route { app: app.clone(), port: *port, upstream })
+        let wake = self.names.wakes.get(app).cloned().unwrap_or_default();
+        Some(Route { app: app.clone(), port: *port, upstream, wake })
     }
 
     /// Host names that apps asked for and did not get.
@@ -104,7 +110,9 @@ impl Names {
 pub fn routes<'a>(apps: impl IntoIterator<Item = (&'a DesiredApp, Upstream)>, naming: &Naming) -> Routes {
     let mut apps: Vec<_> = apps.into_iter().collect();
     apps.sort_by(|(a, _), (b, _)| a.metadata.key.cmp(&b.metadata.key));
-    let mut names = Names::default();
+    let said = |app: &DesiredApp| (app.metadata.key.clone(), app.spec.app.wake.0.clone());
+    let wakes = apps.iter().map(|(app, _)| said(app)).filter(|(_, wake)| *wake != WakeSpec::default()).collect();
+    let mut names = Names { wakes, ..Names::default() };
     for hosts_of in [Naming::own_hosts, declared_hosts] {
         for (app, _) in &apps {
             for (host, port) in hosts_of(naming, app) {
@@ -116,10 +124,11 @@ pub fn routes<'a>(apps: impl IntoIterator<Item = (&'a DesiredApp, Upstream)>, na
     Routes { names: Arc::new(names), upstreams: upstreams.collect() }
 }
 
-/// Whether two declarations of one app ask for the same host names.
+/// Whether two declarations of one app ask for the same host names, and are woken alike.
 #[must_use]
 pub fn same_hosts(a: &DesiredApp, b: &DesiredApp) -> bool {
-    web_port(a) == web_port(b) && a.spec.app.expose == b.spec.app.expose
+    let (one, other) = (&a.spec.app, &b.spec.app);
+    web_port(a) == web_port(b) && one.expose == other.expose && one.wake == other.wake
 }
 
 /// How host names are made.

@@ -7,7 +7,7 @@ use setpoint_plan::model::{Action, Block, Hold, Plan};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::ObservedSandbox;
+use setpoint_schema::observed::{AppRecord, ObservedSandbox, PowerOverride};
 use setpoint_schema::shared::{Difference, SharedMap};
 
 use super::facts::{AppFacts, Before, Busy};
@@ -205,11 +205,24 @@ impl<'a> View<'a> {
         self.pass.observed.sandboxes.get(id).map(|sandbox| &**sandbox)
     }
 
-    /// The power state that holds for an app here.
+    /// The power state that holds for an app here, and what it holds by in place of the declared one.
     #[must_use]
-    pub fn power(&self, key: &AppKey, app: &DesiredApp) -> Power {
-        let declared = app.spec.app.power;
-        self.pass.observed.apps.get(key).map_or(declared, |record| record.power_here(declared))
+    pub fn power(&self, key: &AppKey, app: &DesiredApp) -> (Power, Option<&'a PowerOverride>) {
+        let declared = app.spec.app.power.state;
+        let held = self.record(key).and_then(|record| record.power_over(declared));
+        (held.map_or(declared, |held| held.state), held)
+    }
+
+    /// What is remembered of an app.
+    #[must_use]
+    pub fn record(&self, key: &AppKey) -> Option<&'a AppRecord> {
+        self.pass.observed.apps.get(key).map(|record| &**record)
+    }
+
+    /// Whether an app is being worked on.
+    #[must_use]
+    pub fn is_busy(&self, key: &AppKey) -> bool {
+        self.pass.busy.contains(key)
     }
 
     pub(super) fn busy(&self, key: &AppKey) -> Busy {
@@ -221,7 +234,7 @@ impl<'a> View<'a> {
         Some(AppFacts {
             declared: self.shown(key)?,
             stalled: followed.desired.stalled.get(key).map(String::as_str),
-            record: self.pass.observed.apps.get(key).map(|record| &**record),
+            record: self.record(key),
             sandbox: self.sandbox(key),
             action: self.actions.get(key).map(|action| &***action),
             held: self.held.get(key).copied(),

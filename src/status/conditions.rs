@@ -111,6 +111,9 @@ fn stalled_reason(facts: &AppFacts<'_>, ready: &Condition, now: Timestamp) -> Op
     if let Some(mistakes) = facts.stalled {
         return Some(("InvalidDeclaration", mistakes.to_owned().into()));
     }
+    if let Some(held @ Hold::Unresumable(_)) = facts.held {
+        return Some(("ResumeFailed", format!("{held}; `setpoint wake` tries again").into()));
+    }
     let limit = facts.declared.spec.app.timeouts.ready;
     let is_over = ready_timeout(facts, ready.since)? < now;
     is_over.then(|| ("ReadyTimeout", format!("not ready within {limit}: {}", ready.message).into()))
@@ -154,6 +157,7 @@ pub(super) fn held(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp) -
         Hold::PruneUnsafe(_) => BlockerReason::PruneUnsafe,
         Hold::Stalled(_) => BlockerReason::Stalled,
         Hold::Unready(_) => BlockerReason::Unready,
+        Hold::Unresumable(_) => BlockerReason::Unresumable,
     };
     let suspended = facts.overridden().filter(|_| reason == BlockerReason::SuspendedHere);
     let suspended = suspended.map(|suspension| suspension.suspended_since);

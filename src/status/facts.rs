@@ -56,7 +56,12 @@ impl<'a> AppFacts<'a> {
         let recorded = self.record.and_then(|record| record.suspended.as_ref()).map(Into::into);
         recorded.or_else(|| match self.held? {
             Hold::SuspendedHere(suspension) => Some(suspension.into()),
-            Hold::Suspended | Hold::PruneDisabled | Hold::PruneUnsafe(_) | Hold::Stalled(_) | Hold::Unready(_) => None,
+            Hold::Suspended
+            | Hold::PruneDisabled
+            | Hold::PruneUnsafe(_)
+            | Hold::Stalled(_)
+            | Hold::Unready(_)
+            | Hold::Unresumable(_) => None,
         })
     }
 
@@ -70,7 +75,7 @@ impl<'a> AppFacts<'a> {
             (Busy::No, Some(action), _) if action.kind == ActionKind::Create => Phase::Pending,
             (Busy::No, Some(_), _) => Phase::Reconciling,
             (Busy::No, None, Some(Hold::Suspended | Hold::SuspendedHere(_))) => Phase::Suspended,
-            (Busy::No, None, Some(Hold::Stalled(_))) => Phase::Stalled,
+            (Busy::No, None, Some(Hold::Stalled(_) | Hold::Unresumable(_))) => Phase::Stalled,
             (Busy::No, None, Some(Hold::Unready(_))) => Phase::Unready,
             (Busy::No, None, Some(Hold::PruneDisabled | Hold::PruneUnsafe(_)) | None) => self.settled_phase(),
         }
@@ -78,11 +83,11 @@ impl<'a> AppFacts<'a> {
 
     /// What holds in place of the declared power.
     pub fn power_here(&self) -> Option<&'a PowerOverride> {
-        self.record?.power_over(self.declared.spec.app.power)
+        self.record?.power_over(self.declared.spec.app.power.state)
     }
 
     fn power(&self) -> Power {
-        self.power_here().map_or(self.declared.spec.app.power, |held| held.state)
+        self.power_here().map_or(self.declared.spec.app.power.state, |held| held.state)
     }
 
     fn settled_phase(&self) -> Phase {

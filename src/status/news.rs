@@ -97,7 +97,10 @@ impl Announced {
                 | EventKind::Paused
                 | EventKind::Woken
                 | EventKind::PausedHere
+                | EventKind::StoppedHere
                 | EventKind::WokenHere
+                | EventKind::KeptAlive
+                | EventKind::WakesOften
                 | EventKind::Healed
                 | EventKind::Adopted
                 | EventKind::Exited
@@ -189,7 +192,10 @@ fn work(kind: EventKind) -> Work {
         | EventKind::SuspendedHere
         | EventKind::ResumedHere
         | EventKind::PausedHere
+        | EventKind::StoppedHere
         | EventKind::WokenHere
+        | EventKind::KeptAlive
+        | EventKind::WakesOften
         | EventKind::SourceError
         | EventKind::SourceRecovered
         | EventKind::RevisionAttempted

@@ -158,8 +158,14 @@ pub enum EventKind {
     ResumedHere,
     /// An app is to rest here, whatever is declared.
     PausedHere,
+    /// An app is to be shut down here, whatever is declared.
+    StoppedHere,
     /// An app is to run here, whatever is declared.
     WokenHere,
+    /// Somebody on this host keeps an app from resting by itself, or no longer does.
+    KeptAlive,
+    /// An app sleeps and wakes in a loop.
+    WakesOften,
     /// The source could not be read.
     SourceError,
     /// The source can be read again.

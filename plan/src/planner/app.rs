@@ -82,6 +82,7 @@ fn run(case: &Case<'_>) -> Verdict {
         Condition::Answers(status) => update(case, status),
         Condition::Waits(reason) => wait(case, reason),
         Condition::Sleeps => Verdict::Act(Box::new(boot::resume(case))),
+        Condition::Stuck(fault) => Verdict::Hold(Hold::Unresumable(fault)),
         Condition::Boots(cause) => Verdict::Act(Box::new(boot::again(case, &cause))),
         Condition::Anew => Verdict::Act(Box::new(boot::anew(case))),
         Condition::DiskTooLarge { from, to } => Verdict::Act(Box::new(boot::refuse_shrink(case, from, to))),
@@ -145,7 +146,11 @@ fn pause(case: &Case<'_>) -> Verdict {
         }
         Condition::Waits(reason) => wait(case, reason),
         // A guest that hangs cannot be brought to rest, and its memory is not worth keeping.
-        Condition::Boots(_) | Condition::Sleeps | Condition::Anew | Condition::DiskTooLarge { .. } => stop(case),
+        Condition::Boots(_)
+        | Condition::Sleeps
+        | Condition::Stuck(_)
+        | Condition::Anew
+        | Condition::DiskTooLarge { .. } => stop(case),
     }
 }
 
@@ -318,11 +323,11 @@ impl<'a> Case<'a> {
 
     /// Writes down the declared power as applied, unless that is written, and the change that this is.
     fn power_applied(&self) -> (Option<Step>, Vec<FieldChange>) {
-        let declared = self.spec().app.power;
-        let Some(applied) = self.applied().filter(|applied| applied.spec.app.power != declared) else {
+        let declared = self.spec().app.power.state;
+        let Some(applied) = self.applied().filter(|applied| applied.spec.app.power.state != declared) else {
             return (None, Vec::new());
         };
-        let spec = applied.spec.with(|spec| spec.app.power = declared);
+        let spec = applied.spec.with(|spec| spec.app.power.state = declared);
         let changes = applied.spec.diff(&spec);
         if spec == *self.spec() {
             return (self.record_applied(), changes);

@@ -3,11 +3,12 @@
 use jiff::Timestamp;
 use setpoint_schema::app::{DesiredApp, Power, Shrink};
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::id::{DiskId, SandboxId};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId};
 use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{
     DiskRecord, ExitReason, GuestState, GuestStatus, Intent, Machine, SandboxRecord, VmState,
 };
+use setpoint_schema::power::OnResumeFailure;
 use setpoint_schema::quantity::{ByteSize, Span};
 
 use super::app::{Case, recorded};
@@ -23,6 +24,8 @@ pub(super) enum Condition<'a> {
     Waits(String),
     /// It rests and can go on from its saved memory.
     Sleeps,
+    /// It rests, cannot go on, and is to stay so.
+    Stuck(String),
     /// It has to boot.
     Boots(Cause),
     /// It has to be made anew.
@@ -64,7 +67,12 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
             }
             patience(case, *since)
         }
-        VmState::Paused { fault: Some(fault), .. } => Condition::Boots(Cause::Unresumable(fault.clone())),
+        VmState::Paused { nonce, fault: Some(fault), .. } if !is_tried_again(case, nonce) => {
+            match case.spec().app.power.on_resume_failure {
+                OnResumeFailure::Boot => Condition::Boots(Cause::Unresumable(fault.clone())),
+                OnResumeFailure::Alert => Condition::Stuck(fault.clone()),
+            }
+        }
         VmState::Paused { .. } => {
             let size = (record.machine.vcpus, record.machine.memory_mib);
             if size == (resources.vcpus, resources.memory.as_mib()) {
@@ -74,6 +82,12 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
             }
         }
     }
+}
+
+/// Whether somebody wants this paused boot to be gone on from once more.
+fn is_tried_again(case: &Case<'_>, nonce: &BootNonce) -> bool {
+    let again = case.world.memory(case.key()).and_then(|memory| memory.usage().again.as_ref());
+    again == Some(nonce)
 }
 
 /// The disk that is larger than declared. One that was accepted as it is when the same size was applied stays.
@@ -252,10 +266,11 @@ fn kind(case: &Case<'_>, otherwise: ActionKind) -> ActionKind {
 fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
     // A reboot that was declared is not an accident, even where a crash cut it short with the microVM down.
     let declared = case.changes.iter().any(|change| change.disruption >= Disruption::Reboot);
-    let was_stopped = case.applied().is_some_and(|applied| applied.spec.app.power != Power::Running);
+    let was_stopped = case.applied().is_some_and(|applied| applied.spec.app.power.state != Power::Running);
     match cause {
         Cause::OtherMachine => None,
         Cause::Down(_) if was_stopped => Some(Reason::PowerChanged(Power::Running)),
+        Cause::Down(_) if was_stopped_here(case) => Some(case.power_reason()),
         Cause::Down(_) if declared => None,
         // The first launch has not happened yet.
         Cause::Down(_) if case.applied().is_none() && case.kept.vm == VmState::Absent => None,
@@ -263,6 +278,12 @@ fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
         Cause::Hung(reason) => Some(Reason::GuestHung(reason.clone())),
         Cause::Unresumable(reason) => Some(Reason::Unresumable(reason.clone())),
     }
+}
+
+/// Whether the microVM was shut down on this host though it is declared to run.
+fn was_stopped_here(case: &Case<'_>) -> bool {
+    let stopped = case.world.memory(case.key()).and_then(|memory| memory.usage().stopped.as_ref());
+    stopped == Some(&case.record().machine.nonce)
 }
 
 fn grows(case: &Case<'_>) -> bool {

@@ -7,6 +7,7 @@ use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, FLAP_HEALS, FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
+use setpoint_schema::power::WakeOn;
 use setpoint_schema::window::Opening;
 
 use super::order::Ranks;
@@ -74,10 +75,12 @@ fn dependencies(
 fn unready(world: &World<'_>, key: &AppKey, verdict: &Verdict) -> Option<String> {
     let app = world.desired.apps.get(key)?;
     match verdict {
-        Verdict::Unchanged => match world.power(app).0 {
-            Power::Running => None,
-            Power::Paused => Some("it is paused".to_owned()),
-            Power::Stopped => Some("it is stopped".to_owned()),
+        Verdict::Unchanged => match world.power(app) {
+            (Power::Running, _) => None,
+            // Whoever asks it something finds it awake.
+            (_, Some(held)) if held.is_idle() && app.spec.app.wake.on == WakeOn::Request => None,
+            (Power::Paused, _) => Some("it is paused".to_owned()),
+            (Power::Stopped, _) => Some("it is stopped".to_owned()),
         },
         Verdict::Hold(Hold::Suspended | Hold::SuspendedHere(_)) => {
             let answers = world.sandboxes(key).iter().any(|sandbox| is_well(sandbox));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, SpecDigest, hex, sha256_hex};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord, SnapshotRecord};
+use setpoint_schema::observed::{AppRecord, LastGood, Observed, ObservedSandbox, SandboxRecord, SnapshotRecord, Usage};
 use setpoint_schema::shared::SharedMap;
 use sha2::{Digest as _, Sha256};
 
@@ -122,9 +122,12 @@ fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
 }
 
 fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
-    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power, restored } = app;
+    // Of how it is used, no plan depends on more than this.
+    let Usage { used: _, keepalive: _, wakes: _, stopped, again } = app.usage();
+    let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power, restored, usage: _ } =
+        app;
     let LastGood { app, revision } = last_good;
-    let history = (retry, heals, repeats, suspended, power, restored);
+    let history = (retry, heals, repeats, suspended, power, restored, stopped, again);
     scribe.hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, history))
 }
 

@@ -199,7 +199,7 @@ impl<'a> About<'a, '_> {
     /// The power state that holds for the app, declared as `app`, and what it holds by in place of the declaration; also under the
     /// name that its sandbox had before a rename.
     pub fn power(&self, world: &World<'a>, app: &DesiredApp) -> (Power, Option<&'a PowerOverride>) {
-        let declared = app.spec.app.power;
+        let declared = app.spec.app.power.state;
         let of = |memory: Option<&'a AppRecord>| memory?.power_over(declared);
         let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
         let held = of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of));

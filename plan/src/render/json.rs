@@ -160,6 +160,7 @@ fn hold_code(hold: &Hold) -> &'static str {
         Hold::PruneUnsafe(_) => "prune_unsafe",
         Hold::Stalled(_) => "stalled",
         Hold::Unready(_) => "unready",
+        Hold::Unresumable(_) => "unresumable",
     }
 }
 

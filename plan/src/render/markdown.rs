@@ -263,7 +263,7 @@ fn hold_word(hold: &Hold) -> &'static str {
     match hold {
         Hold::Suspended | Hold::SuspendedHere(_) => "suspended",
         Hold::PruneDisabled | Hold::PruneUnsafe(_) => "kept",
-        Hold::Stalled(_) => "stalled",
+        Hold::Stalled(_) | Hold::Unresumable(_) => "stalled",
         Hold::Unready(_) => "unready",
     }
 }

@@ -52,7 +52,7 @@ pub trait Declare: Sized {
         self.spec(|spec| spec.resources.disk = DiskSize(ByteSize::gib(gib)))
     }
     fn power(self, power: Power) -> Self {
-        self.spec(|spec| spec.power = power)
+        self.spec(|spec| spec.power.state = power)
     }
     fn depends_on(self, apps: &[&str]) -> Self {
         self.spec(|spec| spec.depends_on = apps.iter().map(|app| key(app)).collect())

@@ -167,7 +167,7 @@ pub fn happen(world: &mut World, happening: Happening) {
 fn ask(world: &mut World, which: usize, power: Option<Power>) {
     let keys: Vec<_> = world.desired.apps.keys().cloned().collect();
     let Some(key) = which.checked_rem(keys.len()).map(|at| &keys[at]) else { return };
-    let declared = world.desired.apps.get(key).unwrap().spec.app.power;
+    let declared = world.desired.apps.get(key).unwrap().spec.app.power.state;
     let since = world.now;
     let cause = PowerCause::Idle { since };
     world.memory(key).power = power.map(|state| PowerOverride { state, declared, since, cause });
@@ -250,7 +250,7 @@ fn assert_explained(world: &World) {
     let stuck = plan.actions.iter().any(|action| action.blocked.iter().any(|b| matches!(b, Block::DiskShrink { .. })));
     let unmet = |app: &Arc<DesiredApp>| {
         let held = world.observed.apps.get(&app.metadata.key).and_then(|memory| memory.power.as_ref());
-        app.spec.app.power != Power::Running || app.spec.app.suspend || held.is_some()
+        app.spec.app.power.state != Power::Running || app.spec.app.suspend || held.is_some()
     };
     if !stuck
         && !world.desired.apps.values().any(unmet)

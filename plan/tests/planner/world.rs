@@ -132,6 +132,7 @@ impl World {
                 suspended,
                 power,
                 restored,
+                usage: known.and_then(|known| known.usage.clone()),
             };
             self.observed.apps.insert(key.clone(), Arc::new(record));
         }

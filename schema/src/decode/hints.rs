@@ -30,6 +30,9 @@ fn misplaced(structure: &str, field: &str) -> Option<&'static str> {
         ("AppSpec", "image") => "name a template with `template:`",
         ("AppSpec", "replicas") => "an app is one microVM; declare a second app for a second one",
         ("AppSpec", "name" | "team" | "labels" | "annotations" | "uid") => "it belongs below `metadata:`",
+        ("AppSpec", "idle" | "onResumeFailure") => "it belongs below `power:`",
+        ("AppSpec" | "PowerSpec", "hold") => "it belongs below `wake:`",
+        ("PowerSpec", "after" | "action" | "cpuBelow" | "cpu_below") => "it belongs below `power.idle:`",
         ("Resources", "cpu" | "cpus") => "did you mean `vcpus`?",
         ("Web" | "Worker", "env" | "environment") => "variables belong in the `env` of app.yaml",
         ("Web", "health" | "healthcheck") => "did you mean `health_path`?",
@@ -59,6 +62,9 @@ pub(super) fn for_type(node: &Node<'_>, what: &str) -> Option<String> {
         }
         ("a size such as `512Mi`", ScalarKind::Integer) => Some(format!("write the unit, as in `{text}Mi`")),
         ("a time such as `90s`", ScalarKind::Integer) => Some(format!("write the unit, as in `{text}s`")),
+        ("a share of a processor such as `5%`", ScalarKind::Integer) => {
+            Some(format!("write the unit, as in `{text}%`"))
+        }
         (what, ScalarKind::Text)
             if what.starts_with("a whole number") && crate::quantity::parse_integer(text).is_some() =>
         {

@@ -8,6 +8,7 @@ use super::{Decode, Decoder};
 use crate::app::{DiskSize, Power, Prune, Retain, Shrink};
 use crate::name::{AppKey, AppName, EnvName, HostName, RepoPath, Team, TemplateName, Uid, WorkerName};
 use crate::node::{Node, Scalar, ScalarKind, Value, shorten};
+use crate::power::{CpuShare, IdleAction, OnResumeFailure, WakeOn};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SmallMap;
 
@@ -24,6 +25,7 @@ macro_rules! from_text {
 from_text! {
     ByteSize: "a size such as `512Mi`",
     Span: "a time such as `90s`",
+    CpuShare: "a share of a processor such as `5%`",
     AppName: "the name of an app",
     Team: "the name of a team",
     TemplateName: "the name of a template",
@@ -47,6 +49,9 @@ from_word! {
     Power { "running": Running, "paused": Paused, "stopped": Stopped },
     Prune { "enabled": Enabled, "disabled": Disabled },
     Shrink { "refuse": Refuse, "replace": Replace },
+    IdleAction { "pause": Pause, "stop": Stop },
+    OnResumeFailure { "boot": Boot, "alert": Alert },
+    WakeOn { "request": Request, "manual": Manual },
 }
 
 impl Decode for bool {

@@ -57,6 +57,8 @@ pub enum BlockerReason {
     Stalled,
     /// All is carried out, and it is not ready yet.
     Unready,
+    /// It could not go on from its saved memory, and is declared to stay at rest then.
+    Unresumable,
 }
 
 impl BlockerReason {
@@ -80,6 +82,7 @@ impl BlockerReason {
             Self::PruneUnsafe => "PruneUnsafe",
             Self::Stalled => "Stalled",
             Self::Unready => "Unready",
+            Self::Unresumable => "Unresumable",
         }
     }
 }

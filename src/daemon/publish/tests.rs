@@ -19,6 +19,7 @@ use setpoint_schema::project::Project;
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Runtime, Web};
 use setpoint_schema::shared::SharedMap;
+use setpoint_schema::short::Short;
 use setpoint_schema::wire::{self, BlockerReason, ConditionKind, ConditionStatus};
 use setpoint_state::EventKind;
 
@@ -105,12 +106,12 @@ fn declared(which: usize, how: u8) -> DesiredApp {
         3 => app.expose.hosts = BTreeSet::from([HostName::new("www.example.org").unwrap()]),
         4 => app.depends_on = BTreeSet::from([key(0)]),
         5 => app.windows = serde_json::from_str(r#"[{"kind": "deny"}]"#).unwrap(),
-        6 => app.power = Power::Stopped,
+        6 => app.power = Short::of(Power::Stopped),
         7 => app.suspend = true,
         8 => app.runtime = Some(Runtime::nothing().into()),
         9 => app.timeouts.ready = Span::secs(5),
         10 => files = TreeDigest("f2".into()),
-        11 => app.power = Power::Paused,
+        11 => app.power = Short::of(Power::Paused),
         _ => app.runtime = Some(web(4000).into()),
     }
     DesiredApp {
@@ -288,6 +289,7 @@ impl Life {
             suspended: None,
             power: None,
             restored: Vec::new(),
+            usage: None,
         };
         let mut record = self.observed.apps.get(&key(which)).map_or(fresh, |record| AppRecord::clone(record));
         let soon = self.now.checked_add(jiff::SignedDuration::from_secs(30)).unwrap();

@@ -48,6 +48,7 @@ impl Seen {
                 suspended,
                 power,
                 restored,
+                usage: _,
             } = &**record;
             let trouble = format!("{} failures, {} heals", retry.failures, heals.len());
             if let Some(suspension) = suspended {

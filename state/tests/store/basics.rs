@@ -176,5 +176,6 @@ fn app_record(key: &AppKey, annotation: &str) -> AppRecord {
         suspended: None,
         power: None,
         restored: Vec::new(),
+        usage: None,
     }
 }
