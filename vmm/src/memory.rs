@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use image::Image;
-pub(crate) use process::{Captured, GuestRam, Mapped};
+pub(crate) use process::{Captured, GuestRam, Mapped, Room};
 pub(crate) use restore::Loading;
 pub(crate) use save::Pages;
 pub(crate) use store::Store;

@@ -17,6 +17,7 @@
 mod accel;
 mod cgroup;
 mod command;
+mod copying;
 mod cpio;
 mod disk;
 pub(crate) mod files;

@@ -6,8 +6,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
+use std::num::NonZero;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -20,6 +23,12 @@ const FRESH_NAME: &str = "/memfd:memory-backend-memfd";
 
 /// How much of the page map is read at once: the entries of 512 MiB of memory.
 const PAGEMAP_READ: usize = 1 << 20;
+
+/// How much more room is made for a copy than is written when it is made: what a guest writes in the milliseconds until it stands.
+const MORE: usize = 4 << 20;
+
+/// How much of a copy is worth a thread: some milliseconds' worth.
+const COPY_EACH: usize = 8 << 20;
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -52,6 +61,12 @@ pub(crate) struct Captured {
     pub(super) touched: Vec<Touched>,
     /// Their content, one behind the other.
     pub(super) content: Vec<u8>,
+}
+
+/// Memory for a copy of pages.
+#[derive(Debug)]
+pub(crate) struct Room {
+    bytes: Vec<u8>,
 }
 
 impl Captured {
@@ -167,20 +182,47 @@ impl GuestRam {
         Ok(touched)
     }
 
+    /// Room for a copy of the pages that are written now, and of some more, made while the guest runs.
+    pub fn room(&self) -> Result<Room> {
+        let written = length(&self.touched()?);
+        // Filled rather than only asked for: the kernel gives the memory now, and not while the guest stands still.
+        Ok(Room { bytes: vec![1; written + written / 8 + MORE] })
+    }
+
     /// Copies the pages that were written since the process began, so that the guest need not stand still any longer.
-    pub fn capture(&self) -> Result<Captured> {
+    pub fn capture(&self, room: Room) -> Result<Captured> {
         let touched = self.touched()?;
-        let length = touched.iter().map(|touched| bytes(touched.pages)).sum();
-        let mut content = vec![0; length];
-        let mut rest = content.as_mut_slice();
-        for Touched { chunk, pages } in &touched {
-            for range in ranges(*pages) {
-                let (part, behind) = rest.split_at_mut(range.len());
-                self.read(u64::from(*chunk) * CHUNK as u64 + range.start as u64, part)?;
+        let mut content = room.bytes;
+        content.resize(length(&touched), 0);
+        let readers = (content.len() / COPY_EACH).clamp(1, thread::available_parallelism().map_or(1, NonZero::get));
+        thread::scope(|scope| {
+            let mut rest = content.as_mut_slice();
+            let mut others = Vec::new();
+            for part in touched.chunks(touched.len().div_ceil(readers).max(1)) {
+                let (own, behind) = rest.split_at_mut(length(part));
                 rest = behind;
+                if rest.is_empty() {
+                    self.copy(part, own)?;
+                } else {
+                    others.push(scope.spawn(move || self.copy(part, own)));
+                }
+            }
+            let joined = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            joined.collect::<Result<()>>()
+        })?;
+        Ok(Captured { bytes: self.bytes, touched, content })
+    }
+
+    /// Copies the pages of `touched`, one behind the other.
+    fn copy(&self, touched: &[Touched], mut content: &mut [u8]) -> Result<()> {
+        for Touched { chunk, pages } in touched {
+            for range in ranges(*pages) {
+                let (part, behind) = content.split_at_mut(range.len());
+                self.read(u64::from(*chunk) * CHUNK as u64 + range.start as u64, part)?;
+                content = behind;
             }
         }
-        Ok(Captured { bytes: self.bytes, touched, content })
+        Ok(())
     }
 
     /// Reads from `offset` of the guest's memory on.
@@ -192,6 +234,11 @@ impl GuestRam {
     pub(super) fn write(&self, offset: u64, content: &[u8]) -> Result<()> {
         self.memory.write_all_at(content, self.offset + offset).map_err(failed("write", &self.path))
     }
+}
+
+/// What the pages take.
+fn length(touched: &[Touched]) -> usize {
+    touched.iter().map(|touched| bytes(touched.pages)).sum()
 }
 
 /// One line of `/proc/PID/maps`, see proc_pid_maps(5).

@@ -1,11 +1,14 @@
 //! Keeping a moment of a running microVM, which goes on, and beginning others from it.
 //!
 //! ```text
-//! freeze processes ─▶ stop ─▶ devices ─▶ begin to copy the disk ─▶ written pages into memory ─▶ go on, thaw ─▶ files
+//!                                  ┌▶ devices ─▶ begin to copy the disk ┐
+//! prepare ─▶ freeze processes ─▶ stop                                     ├▶ go on, thaw ─▶ files
+//!                                  └▶ written pages into memory ─────────┘
 //! ```
 //!
-//! The disk is copied by QEMU while the microVM runs on: what it is about to overwrite is copied first, so that the copy is of the
-//! moment at which it began. So the processors stand still only as long as copying the written pages takes.
+//! Between the stop and the going on happens only what must: the target of the disk's copy is open before and written after (see
+//! [`copying`]), room for the pages is made before, and they are copied while QEMU does its part. QEMU's monitor reads its commands
+//! byte by byte, some microseconds each; so they are short, and sent together: it reads one while it carries out the other.
 //!
 //! ```text
 //! snapshots/<snapshot>/saved.json, <snapshot>.state   as of a paused microVM
@@ -16,16 +19,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
 use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::ByteSize;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
 
 use super::files::{io_error, read_json, remove_if_there, write_json};
 use super::guest::QemuGuest;
@@ -34,22 +38,19 @@ use super::pause::{busy_with_power, keep_devices, memory_error, not_running, not
 use super::process::ProcessRecord;
 use super::qmp::Qmp;
 use super::resume::renewal;
-use super::saved::{FROM, OriginRecord, SavedRecord, Shape, VERSION, devices_name};
+use super::saved::{FROM, OriginRecord, SavedRecord, Shape, VERSION};
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
-use super::{QemuDriver, blocking, busy};
+use super::{QemuDriver, blocking, busy, copying};
 use crate::driver::{Guest as _, Result, Take, Taken, VmmError};
 use crate::failpoint::reach;
-use crate::memory::{Captured, GuestRam, Mapped, MemoryError, Pages};
+use crate::memory::{Captured, GuestRam, Image, Mapped, MemoryError, Pages, Room};
 
 pub(super) const SNAPSHOTS: &str = "snapshots";
 pub(super) const DISK: &str = "disk.img";
 
-/// QEMU's name for the copying of the disk.
-const JOB: &str = "snapshot";
-
-/// Between two looks at how far the disk is copied. QEMU's monitor has room for one, so that nobody stays to wait for the event.
-const LOOK: Duration = Duration::from_millis(10);
+/// Where QEMU writes its devices' state, in the microVM's directory.
+const DEVICES: &str = "moment.state";
 
 /// `from.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,10 +58,17 @@ struct FromRecord {
     snapshot: SnapshotId,
 }
 
+/// All that can be looked up and opened before a moment.
+struct Prepared {
+    ram: GuestRam,
+    room: Room,
+    parent: Option<Image>,
+}
+
 /// What one moment was.
 struct Moment {
     captured: Captured,
-    parent: Option<crate::memory::Image>,
+    parent: Option<Image>,
     stopped: Duration,
     at: Timestamp,
 }
@@ -91,18 +99,26 @@ impl QemuDriver {
         let _saving = self.saving.read().await;
         kept.create()?;
         self.empty_copy(&kept, &machine.disk)?;
+        let prepared = self.prepare(&vm, &process, &machine, &kept).await?;
         reach("snapshot/freeze")?;
         let moment = async {
             agent.freeze_processes().await?;
-            self.stop_and_capture(&vm, &process, &machine, &kept, snapshot).await
+            capture(&vm, prepared).await
         };
         let moment = moment.await;
         // Whether or not that went well.
         self.go_on(&vm, agent).await;
-        let moment = moment?;
-        reach("snapshot/memory")?;
-        let saved = self.keep_files(&vm, &kept, &machine, &process, snapshot, moment).await?;
-        Ok(saved)
+        let saved = async {
+            let moment = moment?;
+            copying::hurry(&vm).await?;
+            reach("snapshot/memory")?;
+            self.keep_files(&vm, &kept, &machine, &process, snapshot, moment).await
+        };
+        let saved = saved.await;
+        if saved.is_err() {
+            copying::give_up(&vm).await;
+        }
+        saved
     }
 
     /// The file that the disk is copied into, as long as the disk.
@@ -114,36 +130,19 @@ impl QemuDriver {
         options.open(&path).and_then(|file| file.set_len(length)).map_err(io_error("make", &path))
     }
 
-    /// What must happen while nothing moves; the microVM is stopped on return, or as it was.
-    async fn stop_and_capture(
-        &self,
-        vm: &VmDir,
-        process: &ProcessRecord,
-        machine: &Machine,
-        kept: &VmDir,
-        snapshot: &SnapshotId,
-    ) -> Result<Moment> {
-        // All that can be looked up before is.
-        let parent = vm.origin(&process.nonce)?.map(|origin| self.memory.image(&origin));
-        let parent = parent.transpose().map_err(memory_error(vm))?;
-        let base = parent.as_ref().and_then(|parent| parent.base.as_ref()).map(|base| self.memory.base_path(base));
-        let mapped = base.as_deref().map_or(Mapped::Fresh, Mapped::Base);
-        let ram = GuestRam::find(process.qemu.pid, machine.memory_mib << 20, mapped).map_err(memory_error(vm))?;
-        let devices = absolute(kept.file(&devices_name(snapshot)));
-        let backup = backup(kept);
-        // A copy that an earlier try left behind would be in the way.
-        end_copying(vm).await?;
-        let mut qmp = Qmp::connect(vm).await?;
-        reach("snapshot/stop")?;
-        let started = Instant::now();
-        let at = Timestamp::now();
-        qmp.execute("stop", json!({})).await?;
-        // Not `live`, or QEMU lets go of its disks and cannot go on.
-        qmp.execute("xen-save-devices-state", json!({ "filename": devices, "live": false })).await?;
-        qmp.execute("drive-backup", backup).await?;
-        let captured = blocking(move || Ok(ram.capture())).await?.map_err(memory_error(vm))?;
-        qmp.execute("cont", json!({})).await?;
-        Ok(Moment { captured, parent, stopped: started.elapsed(), at })
+    /// All that can be done before anything stands still.
+    async fn prepare(&self, vm: &VmDir, process: &ProcessRecord, machine: &Machine, kept: &VmDir) -> Result<Prepared> {
+        let (store, origin, failed) = (self.memory.clone(), vm.origin(&process.nonce)?, memory_error(vm));
+        let (pid, bytes) = (process.qemu.pid, machine.memory_mib << 20);
+        let look = move || -> std::result::Result<Prepared, MemoryError> {
+            let parent = origin.map(|origin| store.image(&origin)).transpose()?;
+            let base = parent.as_ref().and_then(|parent| parent.base.as_ref()).map(|base| store.base_path(base));
+            let ram = GuestRam::find(pid, bytes, base.as_deref().map_or(Mapped::Fresh, Mapped::Base))?;
+            Ok(Prepared { room: ram.room()?, ram, parent })
+        };
+        let prepared = blocking(move || look().map_err(failed)).await?;
+        copying::prepare(vm, &absolute(kept.file(DISK))).await?;
+        Ok(prepared)
     }
 
     /// Puts a moment on the disk, while the microVM runs on.
@@ -158,6 +157,8 @@ impl QemuDriver {
     ) -> Result<Taken> {
         let Moment { captured, parent, stopped, at } = moment;
         let written = ByteSize::bytes(captured.written());
+        let state = vm.file(DEVICES);
+        fs::rename(&state, kept.devices(snapshot)).map_err(io_error("rename", &state))?;
         let devices = keep_devices(kept, snapshot)?;
         let (store, id, failed) = (self.memory.clone(), snapshot.clone(), memory_error(vm));
         let keep = move || -> std::result::Result<u64, MemoryError> {
@@ -165,7 +166,7 @@ impl QemuDriver {
             Ok(store.size(&id)?.as_bytes())
         };
         let memory = blocking(move || keep().map_err(failed)).await?;
-        copied(vm).await?;
+        copying::finish(vm).await?;
         let disk = kept.clone();
         let blocks = blocking(move || disk.make_disk_durable()).await?;
         reach("snapshot/record")?;
@@ -258,51 +259,25 @@ impl QemuDriver {
     }
 }
 
-/// The command by which QEMU begins to copy the disk.
-pub(super) fn backup(kept: &VmDir) -> Value {
-    json!({
-        "job-id": JOB, "device": "data", "target": absolute(kept.file(DISK)), "format": "raw", "mode": "existing",
-        "sync": "full", "auto-dismiss": false,
-    })
-}
-
-/// Waits until QEMU has copied the whole disk.
-pub(super) async fn copied(vm: &VmDir) -> Result<()> {
-    let failed = |problem: &str| VmmError::Vmm { vmm: "qemu", problem: format!("did not copy the disk: {problem}") };
-    match concluded(vm).await? {
-        Some(Value::String(error)) => Err(failed(&error)),
-        Some(_) => Ok(()),
-        None => Err(failed("it has forgotten about it")),
-    }
-}
-
-/// Ends the copying of an earlier snapshot that was cut short.
-pub(super) async fn end_copying(vm: &VmDir) -> Result<()> {
+/// What must happen while nothing moves; the microVM goes on if that went well.
+async fn capture(vm: &VmDir, prepared: Prepared) -> Result<Moment> {
+    let Prepared { ram, room, parent } = prepared;
     let mut qmp = Qmp::connect(vm).await?;
-    let Some(job) = copying(&mut qmp).await? else { return Ok(()) };
-    if job["status"] != "concluded" {
-        qmp.execute("block-job-cancel", json!({ "device": JOB, "force": true })).await?;
-    }
-    drop(qmp);
-    concluded(vm).await.map(drop)
-}
-
-/// The error of the copying, if it had one, once it has come to its end; nothing if there is no such work.
-async fn concluded(vm: &VmDir) -> Result<Option<Value>> {
-    loop {
-        let mut qmp = Qmp::connect(vm).await?;
-        let Some(mut job) = copying(&mut qmp).await? else { return Ok(None) };
-        if job["status"] == "concluded" {
-            qmp.execute("job-dismiss", json!({ "id": JOB })).await?;
-            return Ok(Some(job["error"].take()));
-        }
-        drop(qmp);
-        sleep(LOOK).await;
-    }
-}
-
-/// The copying as QEMU describes it.
-async fn copying(qmp: &mut Qmp) -> Result<Option<Value>> {
-    let jobs = qmp.execute("query-jobs", json!({})).await?;
-    Ok(jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB).cloned())
+    reach("snapshot/stop")?;
+    let started = Instant::now();
+    let at = Timestamp::now();
+    // Not `live`, or QEMU lets go of its disks and cannot go on.
+    let devices = ("xen-save-devices-state", json!({ "filename": DEVICES, "live": false }));
+    let commands = [("stop", json!({})), devices, copying::begin()];
+    qmp.send(&commands).await?;
+    let [stop, devices, copy] = commands.map(|(name, _)| name);
+    qmp.answer_to(stop).await?;
+    // From here on nothing writes to the guest's memory.
+    let captured = spawn_blocking(move || ram.capture(room));
+    qmp.answer_to(devices).await?;
+    qmp.answer_to(copy).await?;
+    let captured =
+        captured.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic())).map_err(memory_error(vm))?;
+    qmp.execute("cont", json!({})).await?;
+    Ok(Moment { captured, parent, stopped: started.elapsed(), at })
 }

@@ -20,12 +20,13 @@ use setpoint_schema::quantity::ByteSize;
 
 use super::disk::{copy_file, release_holes};
 use super::files::{io_error, read_json, write_json};
-use super::fork::{DISK, backup, copied, end_copying};
+use super::fork::DISK;
+use super::launch::absolute;
 use super::pause::{busy_with_power, not_running};
 use super::qmp::Qmp;
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
-use super::{QemuDriver, blocking, busy};
+use super::{QemuDriver, blocking, busy, copying};
 use crate::driver::{Guest, KeepDisk, Result, Taken, VmmError};
 use crate::failpoint::reach;
 
@@ -117,8 +118,7 @@ impl QemuDriver {
         agent: &dyn Guest,
     ) -> Result<(Timestamp, Duration)> {
         self.empty_copy(kept, disk)?;
-        // A copy that an earlier try left behind would be in the way.
-        end_copying(vm).await?;
+        copying::prepare(vm, &absolute(kept.file(DISK))).await?;
         let mut qmp = Qmp::connect(vm).await?;
         reach("snapshot/freeze")?;
         let started = Instant::now();
@@ -126,7 +126,8 @@ impl QemuDriver {
             agent.freeze().await?;
             let at = Timestamp::now();
             reach("snapshot/disk")?;
-            qmp.execute("drive-backup", backup(kept)).await?;
+            let (begin, copy) = copying::begin();
+            qmp.execute(begin, copy).await?;
             Ok(at)
         };
         let begun = begun.await;
@@ -136,9 +137,17 @@ impl QemuDriver {
             tracing::warn!(sandbox = vm.name(), %error, "guest was not thawed after its disk was kept");
         }
         let stopped = started.elapsed();
-        let at = begun?;
-        copied(vm).await?;
-        Ok((at, stopped))
+        let copied = async {
+            let at = begun?;
+            copying::hurry(vm).await?;
+            copying::finish(vm).await?;
+            Ok((at, stopped))
+        };
+        let copied = copied.await;
+        if copied.is_err() {
+            copying::give_up(vm).await;
+        }
+        copied
     }
 
     /// Copies the disk of a microVM that does not run.

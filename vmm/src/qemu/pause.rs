@@ -26,7 +26,7 @@ use super::qmp::Qmp;
 use super::saved::{SavedRecord, VERSION, checksum, devices_name};
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
-use super::{QemuDriver, blocking, busy};
+use super::{QemuDriver, blocking, busy, copying};
 use crate::driver::{Guest, Pause, Paused, Result, VmmError};
 use crate::failpoint::reach;
 use crate::memory::{GuestRam, Mapped, MemoryError, Pages};
@@ -163,7 +163,7 @@ impl QemuDriver {
             tracing::warn!(%sandbox, "microVM stood still after a pause that was cut short; it goes on");
             qmp.execute("cont", json!({})).await?;
         }
-        Ok(())
+        copying::end_left_over(&vm, qmp).await
     }
 }
 

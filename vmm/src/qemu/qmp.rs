@@ -69,17 +69,28 @@ impl Qmp {
         self.ask(command, arguments, event).await.map(|(_, event)| event)
     }
 
+    /// Sends commands together, which are carried out in this order whatever becomes of each; [`Self::answer_to`] has to be asked
+    /// for each in turn. QEMU takes eight at most.
+    pub async fn send(&mut self, commands: &[(&str, Value)]) -> Result<()> {
+        let lines: String = commands.iter().map(|(command, arguments)| line(command, arguments)).collect();
+        within("send", async { self.write(lines.as_bytes()).await }).await
+    }
+
+    /// The answer to the next of the commands that were sent together.
+    pub async fn answer_to(&mut self, command: &str) -> Result<Value> {
+        within(command, self.answer(command, "")).await.map(|(result, _)| result)
+    }
+
     async fn ask(&mut self, command: &str, arguments: Value, event: &str) -> Result<(Value, Option<Value>)> {
         within(command, async {
-            let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
-            line.push('\n');
-            self.stream
-                .write_all(line.as_bytes())
-                .await
-                .map_err(|error| problem(format!("monitor went away: {error}")))?;
+            self.write(line(command, &arguments).as_bytes()).await?;
             self.answer(command, event).await
         })
         .await
+    }
+
+    async fn write(&mut self, lines: &[u8]) -> Result<()> {
+        self.stream.write_all(lines).await.map_err(|error| problem(format!("monitor went away: {error}")))
     }
 
     /// The answer to a command that was sent, and the last event called `event` before it.
@@ -129,8 +140,7 @@ impl Qmp {
 
     /// Hands a descriptor over, for later commands to name.
     async fn send_descriptor(&mut self, descriptor: BorrowedFd<'_>, name: &str) -> Result<()> {
-        let mut line = json!({ "execute": "getfd", "arguments": { "fdname": name } }).to_string();
-        line.push('\n');
+        let line = line("getfd", &json!({ "fdname": name }));
         let stream = self.stream.get_ref();
         let send = || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -157,6 +167,11 @@ impl Qmp {
         read.map_err(|error| problem(format!("monitor went away: {error}")))?;
         if line.ends_with(b"\n") { Ok(line) } else { Err(problem("monitor closed the connection".to_owned())) }
     }
+}
+
+/// One command as the monitor reads it.
+fn line(command: &str, arguments: &Value) -> String {
+    format!("{}\n", json!({ "execute": command, "arguments": arguments }))
 }
 
 async fn within<T>(command: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
