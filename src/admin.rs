@@ -8,6 +8,7 @@
 //!   POST /v1/apps/{team}/{name}/resume    ends that
 //!   POST /v1/apps/{team}/{name}/pause     lets an app rest with its memory kept, until another power is declared
 //!   POST /v1/apps/{team}/{name}/wake      lets it run
+//!   POST /v1/apps/{team}/{name}/keepalive?for=2h   keeps it from resting by itself for so long; `for=0s` ends that
 //! ```
 //!
 //! A suspension is a field of the app's record in the store, so it outlives the daemon, and the loop wakes because a record changed.
@@ -27,7 +28,8 @@ use serde::Serialize;
 use setpoint_plan::model::Hold;
 use setpoint_schema::name::{AppKey, AppName, Team};
 use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride, Suspension};
-use setpoint_schema::wire::{Override, OverrideChange, PowerChange};
+use setpoint_schema::quantity::Span;
+use setpoint_schema::wire::{KeepaliveChange, Override, OverrideChange, PowerChange};
 use setpoint_state::{EventKind, NewEvent, StateError};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
@@ -36,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::converge::Pass;
 use crate::http::problem;
+use crate::keepalive;
 use crate::ledger::Ledger;
 use crate::observe::Observer;
 use crate::power::{Answer, PowerSwitch, Wanted};
@@ -83,6 +86,34 @@ pub enum Verb {
     Pause,
     /// Let it run.
     Wake,
+    /// Keep it from resting by itself.
+    Keepalive,
+}
+
+/// What is asked for, with what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// A verb without more.
+    Plain(Verb),
+    /// Keep it from resting by itself for so long.
+    Keepalive(Span),
+}
+
+impl From<Verb> for Asked {
+    fn from(verb: Verb) -> Self {
+        Self::Plain(verb)
+    }
+}
+
+impl Asked {
+    /// The last part of its path, with its query.
+    #[must_use]
+    pub fn path(self) -> String {
+        match self {
+            Self::Plain(verb) => verb.as_str().to_owned(),
+            Self::Keepalive(span) => format!("{}?for={span}", Verb::Keepalive.as_str()),
+        }
+    }
 }
 
 impl Verb {
@@ -94,10 +125,11 @@ impl Verb {
             Self::Resume => "resume",
             Self::Pause => "pause",
             Self::Wake => "wake",
+            Self::Keepalive => "keepalive",
         }
     }
 
-    const ALL: [Self; 4] = [Self::Suspend, Self::Resume, Self::Pause, Self::Wake];
+    const ALL: [Self; 5] = [Self::Suspend, Self::Resume, Self::Pause, Self::Wake, Self::Keepalive];
 }
 
 /// A suspension's beginning or end.
@@ -166,6 +198,7 @@ impl Admin {
             Verb::Resume => self.freeze(&app, Freeze::End, caller).await,
             Verb::Pause => self.switch(&app, Wanted::Paused, caller).await,
             Verb::Wake => self.switch(&app, Wanted::Running, caller).await,
+            Verb::Keepalive => self.keepalive(&app, request.uri().query(), caller).await,
         };
         answered.unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)))
     }
@@ -184,6 +217,27 @@ impl Admin {
             Answer::AlreadySo(held) => accepted(false, held),
             Answer::Refused(why) => refuse(StatusCode::CONFLICT, format!("{app}: {why}")),
             Answer::Unknown => unknown(app),
+        })
+    }
+
+    async fn keepalive(&self, app: &AppKey, query: Option<&str>, caller: Caller) -> Result<Response<Body>, StateError> {
+        let span = query.and_then(|query| query.strip_prefix("for=")).and_then(|text| text.parse::<Span>().ok());
+        let Some(span) = span else {
+            return Ok(refuse(StatusCode::BAD_REQUEST, "`for` has to say for how long, as `for=2h`"));
+        };
+        let (by, now) = (caller.user(), self.observer.now());
+        Ok(match keepalive::keep(&self.ledger, app, span, by, now).await? {
+            keepalive::Answer::Done { changed, now, action } => {
+                tracing::info!(%app, %span, by = caller.in_full(), "keepalive changed");
+                accept(&KeepaliveChange { app: app.clone(), changed, now: now.as_ref().map(Into::into), action })
+            }
+            keepalive::Answer::TooLong(most) => refuse(
+                StatusCode::BAD_REQUEST,
+                format!(
+                    "{span} is longer than the {most} for which an app is kept from resting at most; ask again by then, or declare it without `power.idle`"
+                ),
+            ),
+            keepalive::Answer::Unknown => unknown(app),
         })
     }
 

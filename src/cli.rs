@@ -11,6 +11,7 @@ mod follow;
 mod get;
 mod history;
 mod init;
+mod keepalive;
 mod logs;
 mod output;
 mod pages;
@@ -95,6 +96,8 @@ enum Command {
     Pause(suspend::Args),
     /// Let an app run that rests
     Wake(suspend::Args),
+    /// Keep an app on this host from resting by itself for a while
+    Keepalive(keepalive::Args),
     /// Find and explain what is wrong with this machine, or with a daemon
     Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
@@ -211,6 +214,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Resume(args) => block_on(suspend::run(Config::load(&overrides)?, args, Verb::Resume)),
         Command::Pause(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Pause)),
         Command::Wake(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Wake)),
+        Command::Keepalive(args) => block_on(keepalive::run(Config::load(&overrides)?, args)),
         Command::Doctor(args) => block_on(doctor::run(Config::load(&overrides)?, args)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }

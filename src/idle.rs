@@ -29,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use due::remembered;
-pub use due::{Rule, patience, wakes_often};
+pub use due::{Rule, advice, patience, wakes_often};
 pub(crate) use keeper::Keeper;
 
 use due::Book;

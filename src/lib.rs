@@ -15,6 +15,7 @@ mod host;
 pub mod http;
 pub mod idle;
 pub mod ingress;
+mod keepalive;
 pub mod ledger;
 pub mod metrics;
 pub mod observe;

@@ -83,7 +83,8 @@ impl PowerSwitch {
         if !matches!(first, Answer::Changed(_)) {
             return Ok(first);
         }
-        let event = NewEvent::new(kind(wanted), "Override", sentence(wanted, &cause)).app(app);
+        let mut events = vec![NewEvent::new(kind(wanted), "Override", sentence(wanted, &cause)).app(app)];
+        events.extend(news_of_loop(&known, wanted, now).map(|event| event.app(app)));
         let key = app.clone();
         let noted = Arc::new(Mutex::new(first));
         let result = Arc::clone(&noted);
@@ -98,7 +99,7 @@ impl PowerSwitch {
             *result.lock().unwrap_or_else(PoisonError::into_inner) = answer;
             changed.into_iter().collect()
         };
-        self.ledger.note(vec![event], change).await?;
+        self.ledger.note(events, change).await?;
         tracing::info!(%app, ?wanted, "power override changed");
         let answer = noted.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(answer)
@@ -149,14 +150,13 @@ fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, again: Option<
 fn changed(record: &AppRecord, power: Option<PowerOverride>, again: Option<BootNonce>, now: Timestamp) -> AppRecord {
     let declared = record.last_good.spec.app.power.state;
     let rested = record.power_over(declared).is_some_and(PowerOverride::is_idle);
-    let record = if rested {
-        record.with_usage(|usage| {
+    let record = record.with_usage(|usage| {
+        usage.keepalive.take_if(|keepalive| keepalive.until <= now);
+        if rested {
             usage.wakes.push(now);
-            idle::remembered(&mut usage.wakes, now);
-        })
-    } else {
-        record.clone()
-    };
+        }
+        idle::remembered(&mut usage.wakes, now);
+    });
     match again {
         // What failed before is no reason to wait with what somebody asks for now.
         Some(again) => {
@@ -164,6 +164,14 @@ fn changed(record: &AppRecord, power: Option<PowerOverride>, again: Option<BootN
         }
         None => AppRecord { power, ..record },
     }
+}
+
+/// The event of the wake that makes a loop of those before it.
+fn news_of_loop(record: &AppRecord, wanted: Wanted, now: Timestamp) -> Option<NewEvent> {
+    let (before, after) = (&record.usage().wakes, changed(record, None, None, now));
+    let wakes = &after.usage().wakes;
+    let begins = wanted == Wanted::Running && idle::wakes_often(wakes) && !idle::wakes_often(before);
+    begins.then(|| NewEvent::new(EventKind::WakesOften, "WakesOften", idle::advice(wakes.len())))
 }
 
 fn kind(wanted: Wanted) -> EventKind {

@@ -206,6 +206,8 @@ impl Reporter {
             held: conditions::held(facts, earlier, now),
             overridden: facts.overridden(),
             power_here: facts.power_here().map(Into::into),
+            idle: facts.idle().map(Box::new),
+            keepalive: facts.keepalive().map(Box::new),
             depends_on: spec.depends_on.iter().cloned().collect(),
             sandbox: facts.sandbox.map(|sandbox| sandbox.record.id.clone()),
             preview: facts.preview(),

@@ -292,6 +292,25 @@ fn verbs_that_change_what_a_daemon_does() {
 }
 
 #[test]
+fn keeping_an_app_awake() {
+    let (host, elsewhere) = (daemon_on_examples(), Host::sim());
+    let asked: [&[&str]; 7] = [
+        &["keepalive", "hello", "--end"],
+        &["keepalive", "hello", "2h"],
+        &["keepalive", "hello", "0"],
+        &["keepalive", "hello", "2d"],
+        &["keepalive", "hello"],
+        &["keepalive", "hello", "long"],
+        &["keepalive", "nobody", "2h"],
+    ];
+    let [piped, seen] = SHOW.map(|show| {
+        let texts = asked.iter().map(|args| show(&host, args));
+        texts.chain([show(&elsewhere, &["keepalive", "hello", "2h"])]).collect::<Vec<_>>()
+    });
+    assert_recorded("keepalive", piped.into_iter(), seen.into_iter());
+}
+
+#[test]
 fn verbs_on_the_state_of_a_daemon() {
     let mut host = daemon_on_examples();
     let state: [&[&str]; 3] = [&["state", "show"], &["state", "rebuild"], &["state"]];

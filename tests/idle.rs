@@ -177,10 +177,151 @@ fn what_rests_says_since_when_nobody_used_it() {
     assert!(described.contains("nobody used it"), "{described}");
 }
 
+/// What a client reads that accepts this, head and body; the connection ends with the answer.
+fn answer_to(host: &Host, accept: &str) -> String {
+    let mut stream = TcpStream::connect(host.ingress_address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let request = format!("GET / HTTP/1.0\r\nHost: blog.localhost\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.to_lowercase()
+}
+
+#[test]
+fn who_waits_too_long_for_a_wake_is_told_so_and_a_browser_asks_again_by_itself() {
+    let host = Host::sim();
+    std::fs::write(host.state().join("vmm/script.toml"), "[latency]\nresume = \"4s\"\n").unwrap();
+    let host = started(host, "power: {idle: {after: 2s}}\nwake: {hold: 1s}");
+    wait_phase(&host, "paused");
+    let began = std::time::Instant::now();
+    let page = answer_to(&host, "text/html,*/*");
+    let held = began.elapsed();
+    assert!((1..4).contains(&held.as_secs()), "{held:?}");
+    assert!(page.starts_with("http/1.0 503") || page.starts_with("http/1.1 503"), "{page}");
+    for part in ["retry-after: 2", "content-type: text/html", "http-equiv=\"refresh\"", "on its way up"] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+    let problem = answer_to(&host, "application/json");
+    for part in [" 503", "retry-after: 2", "content-type: application/problem+json"] {
+        assert!(problem.contains(part), "{part} in {problem}");
+    }
+    host.wait_served("blog", "");
+}
+
+#[test]
+fn a_request_does_not_wake_an_app_that_is_woken_by_hand() {
+    let host = running("power: {idle: {after: 2s}}\nwake: manual");
+    wait_phase(&host, "paused");
+    let page = answer_to(&host, "text/html");
+    assert!(page.contains(" 503") && page.contains("a request does not wake it"), "{page}");
+    assert!(!page.contains("refresh") && !page.contains("retry-after"), "asking again does not help: {page}");
+    let problem = answer_to(&host, "*/*");
+    assert!(problem.contains(" 503") && problem.contains("application/problem+json"), "{problem}");
+    assert_eq!(count(&host, "wokenHere"), 0);
+    said(&host.run(&["wake", "blog"]));
+    wait_phase(&host, "ready");
+    assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
+}
+
+#[test]
+fn an_app_is_kept_from_resting_for_as_long_as_somebody_wants_and_no_longer() {
+    let host = running("power: {idle: {after: 2s}}");
+    assert_eq!(said(&host.run(&["keepalive", "blog", "1h"])), "blog is not paused for want of use for 1h\n");
+    let app = host.app("blog");
+    let until: jiff::Timestamp = app["keepalive"]["until"].as_str().unwrap().parse().unwrap();
+    let left = until.duration_since(jiff::Timestamp::now()).as_secs();
+    assert!((3000..=3600).contains(&left), "{left}");
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(count(&host, "pausedHere"), 0);
+    let server = format!("http://{}", host.api_address());
+    let wide = said(&host.run(&["get", "apps", "-o", "wide", "--server", &server]));
+    assert!(wide.contains("pause in 59m"), "{wide}");
+    let described = said(&host.run(&["describe", "app", "blog", "--server", &server]));
+    assert!(described.contains("Keepalive") && described.contains("for 59m more"), "{described}");
+    assert!(host.events_of("blog").iter().any(|event| event.starts_with("keptAlive: does not rest by itself until")));
+    assert_eq!(said(&host.run(&["keepalive", "blog", "0"])), "blog is no longer kept from resting\n");
+    wait_phase(&host, "paused");
+    assert_eq!(said(&host.run(&["keepalive", "blog", "--end"])), "blog is not kept from resting\n");
+    let refused = host.run(&["keepalive", "blog", "25h"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("25h is longer than the 1d"), "{refused:?}");
+}
+
+#[test]
+fn an_app_that_sleeps_and_wakes_in_a_loop_is_noticed_and_rests_later() {
+    let host = running("power: {idle: {after: 1s}}");
+    for _ in 0..7 {
+        wait_phase(&host, "paused");
+        assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
+    }
+    let app = host.wait_for("the loop to show", |host| {
+        let app = host.app("blog");
+        let ready = app["conditions"].as_array().unwrap().iter().find(|of| of["type"] == "Ready").unwrap().clone();
+        (ready["status"] == "True" && ready["reason"] == "WakesOften").then_some((app, ready))
+    });
+    assert!(app.1["message"].as_str().unwrap().contains("`power.idle.after`"), "{app:?}");
+    assert_eq!((&app.0["idle"]["after"], &app.0["idle"]["waits"]), (&"1s".into(), &"2s".into()));
+    assert_eq!(count(&host, "wakesOften"), 1, "{:?}", host.events_of("blog"));
+}
+
+#[test]
+fn what_is_next_for_an_app_is_an_instant_that_stands_still() {
+    let host = running("power: {idle: {after: 1h}}");
+    assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
+    let idle = host.wait_for("its use", |host| {
+        let idle = host.app("blog")["idle"].clone();
+        idle["due"].is_string().then_some(idle)
+    });
+    let time = |field: &str| idle[field].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert_eq!(time("due").duration_since(time("since")).as_secs(), 3600);
+    let settled = host.wait_for("its record", |host| {
+        let before = host.app("blog");
+        std::thread::sleep(Duration::from_millis(1500));
+        (host.app("blog") == before).then_some(before)
+    });
+    for _ in 0..20 {
+        host.fetch("blog.localhost", "/").unwrap();
+    }
+    assert_eq!(host.app("blog"), settled, "uses that come close together change nothing that is shown");
+}
+
 fn started(mut host: Host, spec: &str) -> Host {
     host.write_app("blog", spec, "first");
     host.commit("an app");
     host.start();
     host.wait_converged();
     host
+}
+
+/// With real microVMs.
+mod microvm {
+    use super::*;
+
+    /// The worker counts in its own memory and shows the number in a file.
+    const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
+                           i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; sleep 0.05; done\n";
+
+    fn count(host: &Host) -> Option<u64> {
+        let answer = host.fetch("blog.localhost", "/count").filter(|answer| answer.status == 200)?;
+        answer.body.trim().parse().ok()
+    }
+
+    #[test]
+    fn an_idle_app_is_saved_and_a_request_finds_it_where_it_was() {
+        let mut host = Host::real();
+        host.write_app("blog", "power: {idle: {after: 5s}}\nwake: {hold: 60s}", "first");
+        host.write("apps/blog/sandbox.yaml", COUNTER);
+        host.commit("an app that counts");
+        host.start();
+        host.wait_converged();
+        let before = host.wait_for("a count", |host| count(host).filter(|count| *count > 20));
+        wait_phase(&host, "paused");
+        assert_eq!(host.qemu_pids(), Vec::<u32>::new(), "nothing of it runs");
+        let after = count(&host).expect("the request that wakes it is answered");
+        assert!(after >= before, "{after} after {before}: it began anew");
+        host.wait_for("its going on", |host| count(host).filter(|count| *count > after + 5));
+        assert_eq!(host.app("blog")["restarts"], 0);
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
 }

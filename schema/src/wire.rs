@@ -21,8 +21,8 @@ mod settings;
 mod template;
 
 pub use app::{
-    App, Build, Condition, ConditionKind, ConditionStatus, MissingUrl, Override, OverrideChange, Phase, PowerCause,
-    PowerChange, PowerHere, Preview, Process, Resources, Web, WebHealth, Worker,
+    App, Build, Condition, ConditionKind, ConditionStatus, Idle, Keepalive, KeepaliveChange, MissingUrl, Override,
+    OverrideChange, Phase, PowerCause, PowerChange, PowerHere, Preview, Process, Resources, Web, WebHealth, Worker,
 };
 pub use blocker::{Blocker, BlockerReason};
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};

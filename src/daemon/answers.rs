@@ -12,7 +12,7 @@ use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire;
 use setpoint_state::{EventId, EventRecord, RevisionOutcome, RevisionRecord};
-use setpoint_vmm::driver::{Duplex, Guest};
+use setpoint_vmm::driver::{Duplex, Guest, VmmError};
 use tokio::sync::watch;
 
 use crate::api::{Backend, BackendError, Follow, LogStream, Snapshot};
@@ -128,7 +128,13 @@ impl Backend for Answers {
         let agent = self.agent(app)?;
         let follow = matches!(follow, Follow::Yes);
         let logs = agent.logs(process, tail, follow).await.map_err(|error| BackendError::NotFound(chain(&error)))?;
-        Ok(logs.map(|piece| piece.map(Bytes::from).map_err(|error| failed("read the log", error))).boxed())
+        // Whoever watches an app uses it.
+        let using = if follow { self.hands.uses.begin(app) } else { None };
+        let piece = move |piece: Result<Vec<u8>, VmmError>| {
+            let _ = &using;
+            piece.map(Bytes::from).map_err(|error| failed("read the log", error))
+        };
+        Ok(logs.map(piece).boxed())
     }
 }
 

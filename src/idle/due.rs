@@ -60,6 +60,16 @@ pub fn wakes_often(wakes: &[Timestamp]) -> bool {
     recent(wakes) > LOOP_WAKES
 }
 
+/// What to do about a loop of so many wakes.
+#[must_use]
+pub fn advice(times: usize) -> String {
+    format!(
+        "woken {times} times within {} m after having rested for want of use, so it rests later each time: \
+         declare a longer `power.idle.after`, or `wake: manual`",
+        LOOP_WINDOW.as_mins()
+    )
+}
+
 /// Of these times, as many as are worth remembering at `now`.
 pub fn remembered(wakes: &mut Vec<Timestamp>, now: Timestamp) {
     wakes.retain(|wake| now.duration_since(*wake) <= LOOP_WINDOW);

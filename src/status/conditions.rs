@@ -9,6 +9,7 @@ use setpoint_schema::wire::{self, Blocker, BlockerReason, Condition, ConditionKi
 
 use super::facts::{AppFacts, Before, Busy};
 use super::news::Known;
+use crate::idle;
 
 /// What was said of an app before: by the pass before, or, right after a start, by the events of earlier daemons.
 #[derive(Clone, Copy)]
@@ -89,7 +90,7 @@ pub(super) fn conditions(
 
 fn readiness(facts: &AppFacts<'_>, earlier: Earlier<'_>) -> (ConditionStatus, Why) {
     if facts.is_ready() {
-        return (ConditionStatus::True, ("Healthy", "as declared and healthy".into()));
+        return (ConditionStatus::True, healthy(facts));
     }
     // A new daemon has to ask first; before it has, what was known is neither true nor false.
     if earlier.known.is_some_and(Known::is_unconfirmed) && facts.is_unasked() {
@@ -100,6 +101,14 @@ fn readiness(facts: &AppFacts<'_>, earlier: Earlier<'_>) -> (ConditionStatus, Wh
     }
     let (reason, message) = facts.unready();
     (ConditionStatus::False, (reason, message.into()))
+}
+
+/// An app that is well may still be woken again and again, and only its declaration can help with that.
+fn healthy(facts: &AppFacts<'_>) -> Why {
+    match facts.looping_wakes() {
+        None => ("Healthy", "as declared and healthy".into()),
+        Some(times) => ("WakesOften", format!("healthy; {}", idle::advice(times)).into()),
+    }
 }
 
 fn holds(holds: bool) -> ConditionStatus {

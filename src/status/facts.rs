@@ -1,11 +1,17 @@
 //! What a pass knows of one app, and what follows from that: its phase, whether it is ready, why not.
 
+use jiff::Timestamp;
 use setpoint_plan::model::{Action, ActionKind, Block, Hold};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::CommitId;
-use setpoint_schema::observed::{AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, PowerOverride, VmState};
+use setpoint_schema::observed::{
+    AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, PowerCause, PowerOverride, VmState,
+};
+use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime;
 use setpoint_schema::wire::{self, Phase};
+
+use crate::idle;
 
 /// Everything that a pass knows of one app.
 #[derive(Clone, Copy)]
@@ -84,6 +90,43 @@ impl<'a> AppFacts<'a> {
     /// What holds in place of the declared power.
     pub fn power_here(&self) -> Option<&'a PowerOverride> {
         self.record?.power_over(self.declared.spec.app.power.state)
+    }
+
+    /// How its resting by itself stands.
+    pub fn idle(&self) -> Option<wire::Idle> {
+        let spec = self.declared.spec.app.power.idle.as_ref()?;
+        let usage = self.record?.usage();
+        let waits = idle::patience(spec.after, &usage.wakes);
+        let running = match self.sandbox.map(|sandbox| &sandbox.vm) {
+            Some(VmState::Running { since, .. }) if self.power() == Power::Running => Some(*since),
+            Some(VmState::Running { .. } | VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. })
+            | None => None,
+        };
+        let in_use = running.map(|since| usage.used.map_or(since, |used| used.max(since)));
+        let at_rest = self.power_here().and_then(|held| match held.cause {
+            PowerCause::Idle { since } => Some(since),
+            PowerCause::Asked { .. } | PowerCause::Request => None,
+        });
+        let due = in_use.filter(|_| self.busy == Busy::No).and_then(|since| since.checked_add(waits).ok());
+        let kept = usage.keepalive.as_ref().map_or(Timestamp::MIN, |keepalive| keepalive.until);
+        Some(wire::Idle {
+            after: spec.after,
+            waits: Span::millis(u64::try_from(waits.as_millis()).unwrap_or(u64::MAX)),
+            action: spec.action,
+            since: in_use.or(at_rest),
+            due: due.map(|due| due.max(kept)),
+        })
+    }
+
+    /// What keeps it from resting by itself.
+    pub fn keepalive(&self) -> Option<wire::Keepalive> {
+        self.record?.usage().keepalive.as_ref().map(Into::into)
+    }
+
+    /// How often it was woken lately, if it sleeps and wakes in a loop.
+    pub fn looping_wakes(&self) -> Option<usize> {
+        let wakes = &self.record?.usage().wakes;
+        idle::wakes_often(wakes).then_some(wakes.len())
     }
 
     fn power(&self) -> Power {

@@ -1,11 +1,12 @@
 //! Pausing, going on, and what holds in place of a declared power.
 
-use setpoint_plan::model::{ActionKind, Block, Reason};
-use setpoint_plan::render::{Color, json, text};
+use setpoint_plan::model::{ActionKind, Block, Hold, Reason};
+use setpoint_plan::render::{Color, Origin, json, text};
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::observed::{ExitReason, GuestState, PowerCause, PowerOverride, VmState};
-use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::observed::{AppRecord, ExitReason, GuestState, PowerCause, PowerOverride, VmState};
+use setpoint_schema::power::{IdleRule, IdleSpec, OnResumeFailure, WakeOn};
+use setpoint_schema::quantity::{ByteSize, Span};
 
 use crate::declare::{Declare, app, key};
 use crate::world::{World, names};
@@ -157,6 +158,75 @@ fn a_removed_app_that_sleeps_goes_with_its_memory() {
     world.declare([app("other")]);
     world.settle();
     assert!(world.observed.sandboxes.values().all(|sandbox| sandbox.record.app == key("other")));
+}
+
+fn idle(state: Power) -> PowerOverride {
+    let since = "2026-01-01T09:00:00Z".parse().unwrap();
+    PowerOverride { cause: PowerCause::Idle { since }, ..asked(Power::Running, state) }
+}
+
+#[test]
+fn a_rest_for_want_of_use_is_as_declared_and_nobody_waits_for_its_end() {
+    let mut world = World::running([app("blog")]);
+    world.memory(&key("blog")).power = Some(idle(Power::Paused));
+    let action = world.action("blog");
+    assert_eq!((action.kind, action.origin()), (ActionKind::Pause, Origin::Declared));
+    world.settle();
+    world.declare([app("blog"), app("shop").depends_on(&["blog"])]);
+    assert!(world.action("shop").blocked.is_empty(), "who asks it something finds it awake");
+    world.declare([app("blog").spec(|spec| spec.wake.on = WakeOn::Manual), app("shop").depends_on(&["blog"])]);
+    assert!(matches!(world.action("shop").blocked[..], [Block::Dependency { .. }]), "nobody is found asleep");
+}
+
+#[test]
+fn an_app_that_was_shut_down_for_want_of_use_comes_back_without_an_accident() {
+    let mut world = World::running([app("blog")]);
+    world.memory(&key("blog")).power = Some(idle(Power::Stopped));
+    assert_eq!(world.action("blog").kind, ActionKind::Stop);
+    world.settle();
+    let stopped = world.sandbox("blog").record.machine.nonce.clone();
+    let record = world.memory(&key("blog"));
+    *record = AppRecord { power: None, ..record.with_usage(|usage| usage.stopped = Some(stopped)) };
+    let action = world.action("blog");
+    assert_eq!(action.kind, ActionKind::Reboot);
+    assert!(!action.reasons.iter().any(Reason::is_heal), "{:?}", action.reasons);
+    world.settle();
+    world.kill("blog", ExitReason::Unknown);
+    assert!(world.action("blog").reasons.iter().any(Reason::is_heal), "of another boot it says nothing");
+}
+
+#[test]
+fn saved_memory_that_fails_is_kept_where_that_is_declared_until_somebody_tries_again() {
+    let careful = || app("blog").spec(|spec| spec.power.on_resume_failure = OnResumeFailure::Alert);
+    let mut world = World::running([careful()]);
+    world.memory(&key("blog")).power = Some(asked(Power::Running, Power::Paused));
+    world.settle();
+    let VmState::Paused { nonce, fault, .. } = &mut world.sandbox("blog").vm else { panic!("it is not paused") };
+    *fault = Some("chunk 3 is damaged".to_owned());
+    let nonce = nonce.clone();
+    world.memory(&key("blog")).power = None;
+    let plan = world.plan();
+    assert!(plan.actions.is_empty());
+    assert_eq!(plan.held[0].reason, Hold::Unresumable("chunk 3 is damaged".to_owned()));
+    let record = world.memory(&key("blog"));
+    *record = record.with_usage(|usage| usage.again = Some(nonce));
+    assert_eq!(world.action("blog").kind, ActionKind::Resume);
+}
+
+#[test]
+fn when_an_app_rests_and_who_wakes_it_is_written_down_and_disturbs_nothing() {
+    let mut world = World::running([app("blog")]);
+    let rule = IdleSpec { after: Span::secs(300), ..IdleSpec::default() };
+    world.declare([app("blog").spec(|spec| {
+        spec.power.idle = IdleRule(Some(rule.clone()));
+        spec.wake.hold = Span::secs(20);
+    })]);
+    let action = world.action("blog");
+    assert_eq!((action.kind, names(&action)), (ActionKind::Update(Disruption::Live), vec!["record-applied"]));
+    let paths: Vec<_> = action.changes.iter().map(|change| change.path.as_str()).collect();
+    assert_eq!(paths, ["power.idle", "wake.hold"]);
+    let plan = world.plan();
+    insta::assert_snapshot!("a_rule_for_rest_as_text", text(&plan, Color::Never));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use setpoint_plan::render;
 use setpoint_schema::app::{DesiredApp, Power, Prune, Retain, Shrink};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{ExitReason, GuestState, Limits, PowerCause, PowerOverride, VmState};
+use setpoint_schema::power::{OnResumeFailure, WakeOn};
 use setpoint_schema::quantity::ByteSize;
 
 use crate::declare::{Declare, app, days, key};
@@ -93,6 +94,9 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
                 spec.resources.vcpus = vcpus;
                 spec.prune = if prune == 0 { Prune::Disabled } else { Prune::Enabled };
                 spec.suspend = prune == 9;
+                spec.power.on_resume_failure =
+                    if prune % 4 == 3 { OnResumeFailure::Alert } else { OnResumeFailure::Boot };
+                spec.wake.on = if prune == 8 { WakeOn::Manual } else { WakeOn::Request };
                 spec.resources.shrink = if shrinks { Shrink::Replace } else { Shrink::Refuse };
             })
     })

@@ -13,7 +13,8 @@ use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
 use crate::notes::Notes;
 use crate::observed::{self, BuildState, Health, PowerOverride, ProcessState, Suspension, WebStatus, WorkerStatus};
-use crate::quantity::ByteSize;
+use crate::power::IdleAction;
+use crate::quantity::{ByteSize, Span};
 
 /// One app: what it is to be, what it is, and why the two differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +47,10 @@ pub struct App {
     pub overridden: Option<Override>,
     /// The power state that holds on the daemon's host in place of the declared one; null where that holds.
     pub power_here: Option<PowerHere>,
+    /// How its resting by itself stands; null for an app that does not.
+    pub idle: Option<Box<Idle>>,
+    /// Until when somebody on the daemon's host keeps it from resting by itself; null where nobody does.
+    pub keepalive: Option<Box<Keepalive>>,
     /// The apps that must be ready before it starts or changes.
     pub depends_on: Vec<AppKey>,
     /// The app's microVM; null while there is none.
@@ -260,6 +265,54 @@ pub enum ConditionStatus {
     False,
     /// Nobody could be asked.
     Unknown,
+}
+
+/// How an app stands that rests once nobody has used it for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Idle {
+    /// For how long it is declared that nobody has used it then.
+    pub after: Span,
+    /// For how long that is at present: longer while it sleeps and wakes in a loop.
+    pub waits: Span,
+    /// What is done then.
+    pub action: IdleAction,
+    /// Since when nobody has used it, as far as that is recorded: uses are recorded once in a tenth of `waits`. Null while it is at rest
+    /// for another reason, or has no microVM.
+    pub since: Option<Timestamp>,
+    /// When it rests unless somebody uses it before; null while it is at rest, or worked on.
+    pub due: Option<Timestamp>,
+}
+
+/// That somebody keeps an app from resting by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    /// Its end, which may be over.
+    pub until: Timestamp,
+    /// Who asked for it, as `uid 1000`.
+    pub by: String,
+}
+
+impl From<&observed::Keepalive> for Keepalive {
+    fn from(keepalive: &observed::Keepalive) -> Self {
+        let observed::Keepalive { until, by } = keepalive;
+        Self { until: *until, by: by.clone() }
+    }
+}
+
+/// What the admin socket answers: what keeps an app from resting by itself now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeepaliveChange {
+    /// Which app.
+    pub app: AppKey,
+    /// Whether it was otherwise before.
+    pub changed: bool,
+    /// What is in force; null where nothing is.
+    pub now: Option<Keepalive>,
+    /// What would be done with the app if nobody used it; null for one that does not rest by itself.
+    pub action: Option<IdleAction>,
 }
 
 /// What there is to look at in a browser.

@@ -9,7 +9,7 @@ use crate::cli::age::{self, age};
 use crate::cli::client::{Client, ClientError};
 use crate::cli::events;
 use crate::cli::follow::{self, Query};
-use crate::cli::get::kinds::{Resource as _, path_of_app, preview, suspended_here, time};
+use crate::cli::get::kinds::{Resource as _, next_rest, path_of_app, preview, suspended_here, time};
 use crate::cli::output::Object;
 use crate::cli::style::Tone;
 use crate::cli::table::{Cell, Column, Page, harmless, table};
@@ -58,6 +58,8 @@ impl WholeApp {
         lines.add("Template", app.template.as_str());
         lines.add("Resources", &format!("{vcpus} vcpu, {memory} memory, {disk} disk"));
         lines.add("Power", &power(app, now));
+        lines.add_all("Idle", &idle(app, now).into_iter().collect::<Vec<_>>());
+        lines.add_all("Keepalive", &keepalive(app, now).into_iter().collect::<Vec<_>>());
         let (applied, attempted) = (short(&app.last_applied_revision), short(&app.last_attempted_revision));
         lines.add("Revision", &format!("{applied} applied, {attempted} attempted"));
         lines.add("Generation", &format!("{} declared, {observed} observed", app.generation));
@@ -185,6 +187,25 @@ fn process(name: &str, process: &wire::Process, more: &str) -> Vec<Cell> {
 /// The word that a value has on the wire.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// When it rests for want of use.
+fn idle(app: &wire::App, now: Timestamp) -> Option<String> {
+    let wire::Idle { after, waits, action, since, due: _ } = app.idle.as_deref()?;
+    let rule = if waits == after {
+        format!("{} after {after}", action.as_str())
+    } else {
+        format!("{} after {waits} for now, declared {after}", action.as_str())
+    };
+    let unused = since.map(|since| format!("; not used for {}", age(since, now))).unwrap_or_default();
+    let next = next_rest(app, now).map(|next| format!(", {next} unless it is")).unwrap_or_default();
+    Some(format!("{rule}{unused}{next}"))
+}
+
+/// What keeps it from that.
+fn keepalive(app: &wire::App, now: Timestamp) -> Option<String> {
+    let wire::Keepalive { until, by } = app.keepalive.as_deref().filter(|keepalive| keepalive.until > now)?;
+    Some(format!("for {} more, until {until:.0}: asked for by {by}", age(now, *until)))
 }
 
 /// The declared power, and what holds here in its place.

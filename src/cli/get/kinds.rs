@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
+use setpoint_schema::app::Power;
 use setpoint_schema::name::{AppKey, Team};
 use setpoint_schema::wire::{self, ConditionKind, Phase, RevisionState};
 
@@ -72,6 +73,9 @@ impl Resource for wire::App {
         Column::wide("SANDBOX"),
         Column::wide("REVISION"),
         Column::wide("RESTARTS"),
+        Column::wide("POWER"),
+        Column::wide("IDLE"),
+        Column::wide("NEXT"),
         Column::new("MESSAGE"),
     ];
 
@@ -117,6 +121,9 @@ impl Resource for wire::App {
             Cell::or_dash(self.sandbox.as_ref().map(ToString::to_string)),
             Cell::or_dash(self.last_applied_revision.as_ref().map(|commit| commit.short())),
             Cell::new(self.restarts.to_string()),
+            Cell::new(power_state(self)),
+            Cell::or_dash(self.idle.as_ref().and_then(|idle| idle.since).map(|since| age(since, now))),
+            Cell::or_dash(next_rest(self, now)),
             Cell::new(match &self.overridden {
                 Some(here) => suspended_here(here, now),
                 None if has_news(self.phase) => message.to_owned(),
@@ -141,6 +148,22 @@ pub fn telling(app: &wire::App) -> Option<&wire::Condition> {
         Phase::Pending | Phase::Blocked | Phase::Reconciling | Phase::Deleting => ConditionKind::Reconciling,
     };
     app.conditions.iter().find(|condition| condition.kind == kind)
+}
+
+/// The power state that an app is to be in.
+fn power_state(app: &wire::App) -> &'static str {
+    match app.power_here.as_ref().map_or(app.power, |here| here.state) {
+        Power::Running => "running",
+        Power::Paused => "paused",
+        Power::Stopped => "stopped",
+    }
+}
+
+/// What becomes of an app if nobody uses it, and when.
+#[must_use]
+pub fn next_rest(app: &wire::App, now: Timestamp) -> Option<String> {
+    let idle = app.idle.as_deref()?;
+    Some(format!("{} in {}", idle.action.as_str(), age(now, idle.due?)))
 }
 
 /// What somebody has set on the host, against the declaration.
