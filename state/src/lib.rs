@@ -21,7 +21,8 @@ pub use record::{
     EVENT_TEXT_LIMIT, EventId, EventKind, EventRecord, JournalEntry, JournalEvent, JournalRecord, Meta, NewEvent,
     Outcome, PlanAction, PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, SourceMarker,
 };
-pub use store::batch::Batch;
+pub use store::batch::{Batch, Rows};
+pub use store::journal::Turn;
 pub use store::options::Options;
 pub use store::rebuild::{FoundDisk, Rebuild};
 pub use store::snapshot::Snapshot;

@@ -7,7 +7,7 @@ pub(crate) mod batch;
 mod commit;
 mod engine;
 pub(crate) mod history;
-mod journal;
+pub(crate) mod journal;
 mod lock;
 mod mark;
 pub(crate) mod options;

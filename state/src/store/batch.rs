@@ -45,6 +45,21 @@ impl Batch {
     }
 }
 
+/// Records that are written with a turn of the journal.
+#[derive(Debug, Default)]
+pub struct Rows(pub(crate) Vec<Write>);
+
+impl Rows {
+    /// Writes one record, as [`Batch::put`] does.
+    ///
+    /// # Errors
+    /// See [`Batch::put`].
+    pub fn put<T: Inventory>(&mut self, key: &T::Key, value: &T::Value) -> Result<&mut Self> {
+        self.0.push(put::<T>(key, value)?);
+        Ok(self)
+    }
+}
+
 /// The write of one record.
 pub(crate) fn put<T: Table>(key: &T::Key, value: &T::Value) -> Result<Write> {
     let full = full_key::<T>(key);

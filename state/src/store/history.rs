@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::Checksum;
 use crate::error::{Result, StateError};
-use crate::record::{Meta, PlanRecord, RevisionRecord};
+use jiff::Timestamp;
+
+use crate::record::{Meta, NewEvent, PlanRecord, RevisionRecord};
 use crate::store::batch::{put, remove};
 use crate::store::{Store, sync_dir};
 use crate::table::{Metas, Only, PlanFiles, Plans, Revisions};
@@ -30,6 +32,14 @@ impl Store {
     /// # Errors
     /// See [`Store::commit`].
     pub fn record_revision(&self, revision: &RevisionRecord) -> Result<()> {
+        self.record_revision_with(revision, Vec::new())
+    }
+
+    /// The same with events that tell of it, all of it or nothing.
+    ///
+    /// # Errors
+    /// See [`Store::commit`].
+    pub fn record_revision_with(&self, revision: &RevisionRecord, events: Vec<NewEvent>) -> Result<()> {
         self.submit(|sequence| {
             let same =
                 |last: &RevisionRecord| last.commit == revision.commit && last.attempted_at == revision.attempted_at;
@@ -45,6 +55,9 @@ impl Store {
             }
             let mut writes = vec![put::<Revisions>(&number, revision)?, put::<Metas>(&Only, &meta)?];
             writes.extend(trimmed.map(|number| remove::<Revisions>(&number)));
+            for event in events {
+                writes.extend(sequence.event(Timestamp::now(), event)?.1);
+            }
             sequence.revisions = next;
             sequence.last_revision = Some(revision.clone());
             sequence.meta = meta;

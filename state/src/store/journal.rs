@@ -9,10 +9,23 @@ use setpoint_schema::name::AppKey;
 use crate::error::Result;
 use crate::record::{EventRecord, JournalEntry, JournalEvent, NewEvent, Outcome, PlanRef, bounded};
 use crate::store::Store;
-use crate::store::batch::{put, remove};
+use crate::store::batch::{Rows, put, remove};
 use crate::store::engine::Write;
 use crate::store::sequence::Sequence;
 use crate::table::OpenSteps;
+
+/// How an action goes on from one step that acts to the next.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// The step that acted, and is done.
+    pub done: Option<JournalEntry>,
+    /// The steps after it that are done by writing `rows`: the place of each among the action's, and its name.
+    pub with_it: Vec<(u32, &'static str)>,
+    /// The step that is about to act, if there is one left.
+    pub next: Option<(u32, &'static str)>,
+    /// What is written down of the inventory with all this.
+    pub rows: Rows,
+}
 
 impl Store {
     /// Records that a step is about to act. When this returns the step may begin.
@@ -23,35 +36,33 @@ impl Store {
         self.submit(|sequence| begin(sequence, app.clone(), plan.clone(), step_index, step))
     }
 
-    /// The same for callers that must not block: `then` is called by the one thread that writes, which it must not hold up, when
-    /// the step may begin, or with why it may not.
-    pub fn journal_begin_then(
+    /// Records how far an action is, all of it or nothing: what is done, what is done with this write, and the step that is about to
+    /// act, which is given back. Until it is durable, what is done counts as cut short.
+    ///
+    /// It does not block: `then` is called by the one thread that writes, which it must not hold up, when the step may begin, or with
+    /// why it may not. It is called in the order in which turns are durable.
+    pub fn journal_turn_then(
         &self,
         app: &AppKey,
         plan: &PlanRef,
-        step_index: u32,
-        step: &str,
-        then: impl FnOnce(Result<JournalEntry>) + Send + 'static,
+        turn: Turn,
+        then: impl FnOnce(Result<Option<JournalEntry>>) + Send + 'static,
     ) {
-        self.submit_then(|sequence| begin(sequence, app.clone(), plan.clone(), step_index, step), then);
-    }
-
-    /// Records that a step is done and that the next one of the same action is about to act, as one write. Until it is durable the
-    /// former counts as cut short. `then` is called as by [`Store::journal_begin_then`].
-    pub fn journal_turn_then(
-        &self,
-        done: JournalEntry,
-        step: &str,
-        then: impl FnOnce(Result<JournalEntry>) + Send + 'static,
-    ) {
-        let turn = |sequence: &mut Sequence| {
-            let JournalEntry { seq, app, plan, step_index, step: _, began_at: _ } = done;
-            let mut writes = end(sequence, seq, Outcome::Done)?;
-            let (entry, begun) = begin(sequence, app, plan, step_index.saturating_add(1), step)?;
-            writes.extend(begun);
+        let write = |sequence: &mut Sequence| {
+            let Turn { done, with_it, next, rows: Rows(mut writes) } = turn;
+            if let Some(done) = done {
+                writes.extend(end(sequence, done.seq, Outcome::Done)?);
+            }
+            for (step_index, step) in with_it {
+                writes.extend(both(sequence, app.clone(), plan.clone(), step_index, step)?);
+            }
+            let begun =
+                next.map(|(index, step)| begin(sequence, app.clone(), plan.clone(), index, step)).transpose()?;
+            let (entry, begun) = begun.unzip();
+            writes.extend(begun.into_iter().flatten());
             Ok((entry, writes))
         };
-        self.submit_then(turn, then);
+        self.submit_then(write, then);
     }
 
     /// Records how a step has ended.
@@ -62,7 +73,7 @@ impl Store {
         self.submit(|sequence| Ok(((), end(sequence, entry.seq, outcome)?)))
     }
 
-    /// The same for callers that must not block: `then` is called as by [`Store::journal_begin_then`].
+    /// The same for callers that must not block: `then` is called as by [`Store::journal_turn_then`].
     pub fn journal_end_then(
         &self,
         entry: JournalEntry,
@@ -91,6 +102,15 @@ impl Store {
         self.history_changed();
         Ok(record)
     }
+}
+
+/// A step that begins and ends with the same write, so that it is never open.
+fn both(sequence: &mut Sequence, app: AppKey, plan: PlanRef, step_index: u32, step: &str) -> Result<Vec<Write>> {
+    let (seq, began_at) = (sequence.journal_next(), Timestamp::now());
+    let entry = JournalEntry { seq, app, plan, step_index, step: bounded(step), began_at };
+    let mut writes = sequence.journal(began_at, JournalEvent::Begun(entry))?;
+    writes.extend(sequence.journal(began_at, JournalEvent::Ended { begun: seq, outcome: Outcome::Done })?);
+    Ok(writes)
 }
 
 fn begin(

@@ -4,11 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use setpoint_schema::id::CommitId;
 use setpoint_schema::quantity::Span;
 use setpoint_state::{
-    Batch, EVENT_TEXT_LIMIT, EventKind, JournalEvent, NewEvent, Options, Outcome, PlanAction, PlanRecord, PlanRef,
-    RevisionOutcome, RevisionRecord, SourceMarker, Store,
+    Batch, Disks, EVENT_TEXT_LIMIT, EventKind, JournalEntry, JournalEvent, NewEvent, Options, Outcome, PlanAction,
+    PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, Rows, SourceMarker, Store, Turn,
 };
 
-use crate::fixture::{app, options};
+use crate::fixture::{app, disk, options};
 
 fn event(message: &str) -> NewEvent {
     NewEvent::new(EventKind::Ready, "probe", message)
@@ -227,19 +227,61 @@ fn plan(id: &str) -> PlanRecord {
     }
 }
 
+/// Writes a turn of a plan's action for `blog`, and waits for it.
+fn turn(store: &Store, turn: Turn) -> Option<JournalEntry> {
+    let (then, answer) = std::sync::mpsc::channel();
+    store.journal_turn_then(&app("blog"), &PlanRef("p".to_owned()), turn, move |entry| then.send(entry).unwrap());
+    answer.recv().unwrap().unwrap()
+}
+
 #[test]
 fn a_step_that_is_done_and_the_next_one_are_one_write() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open_with(dir.path(), options()).unwrap();
     let first = store.journal_begin(&app("blog"), &PlanRef("p".to_owned()), 0, "record").unwrap();
     let commits = store.stats().unwrap().generation;
-    let (then, answer) = std::sync::mpsc::channel();
-    store.journal_turn_then(first.clone(), "launch", move |entry| then.send(entry).unwrap());
-    let second = answer.recv().unwrap().unwrap();
+    let next = Some((1, "launch"));
+    let second = turn(&store, Turn { done: Some(first.clone()), next, ..Turn::default() }).unwrap();
     assert_eq!((second.step.as_str(), second.step_index, &second.app), ("launch", 1, &first.app));
     assert_eq!(store.stats().unwrap().generation, commits + 1);
     assert_eq!(store.unfinished().unwrap(), std::slice::from_ref(&second));
     let told: Vec<_> = store.journal(2).unwrap().into_iter().map(|(_, record)| record.event).collect();
     let ended = JournalEvent::Ended { begun: first.seq, outcome: Outcome::Done };
     assert_eq!(told, [ended, JournalEvent::Begun(second)]);
+}
+
+#[test]
+fn a_step_that_is_nothing_but_a_row_is_one_write_with_it_and_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), options()).unwrap();
+    let commits = store.stats().unwrap().generation;
+    let mut rows = Rows::default();
+    let disk = disk("data", 1);
+    rows.put::<Disks>(&disk.id, &disk).unwrap();
+    let with_it = vec![(0, "record"), (1, "ensure-template")];
+    let launch = turn(&store, Turn { with_it, next: Some((2, "launch")), rows, done: None }).unwrap();
+    assert_eq!(store.stats().unwrap().generation, commits + 1);
+    assert_eq!(store.unfinished().unwrap(), std::slice::from_ref(&launch));
+    assert_eq!(store.get::<Disks>(&disk.id).unwrap(), Some(disk));
+    let steps = |event| match event {
+        JournalEvent::Begun(entry) => entry.step,
+        JournalEvent::Ended { begun, outcome } => format!("{begun} {outcome:?}"),
+    };
+    let told: Vec<_> = store.journal(9).unwrap().into_iter().map(|(_, record)| steps(record.event)).collect();
+    assert_eq!(told, ["record", "1 Done", "ensure-template", "3 Done", "launch"]);
+    let last = Turn { done: Some(launch), with_it: vec![(3, "record-applied")], ..Turn::default() };
+    assert_eq!(turn(&store, last), None);
+    assert_eq!(store.unfinished().unwrap(), []);
+}
+
+#[test]
+fn a_revision_and_the_events_that_tell_of_it_are_one_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), options()).unwrap();
+    let commits = store.stats().unwrap().generation;
+    let event = NewEvent::new(EventKind::RevisionAttempted, "NewRevision", "one app");
+    store.record_revision_with(&revision("one", 0), vec![event]).unwrap();
+    assert_eq!(store.stats().unwrap().generation, commits + 1);
+    assert_eq!(store.events_after(None, 9).unwrap().len(), 1);
+    assert_eq!(store.revisions(None, 9).unwrap().len(), 1);
 }
