@@ -2,7 +2,8 @@
 //! journal are waited for without one; the inventory is read from a mirror in memory.
 //!
 //! The store stays the truth: a row is changed in the mirror after its write is durable, and before the write's caller goes on.
-//! Two writes of one row never run at once, so that the mirror sees them in the order of the store.
+//! Two writes of one row never run at once, so that the mirror sees them in the order of the store. The rows of an action's sandbox and
+//! disk are its own while it runs, and it waits for each write.
 
 mod mirror;
 
@@ -16,8 +17,8 @@ use setpoint_schema::name::{AppKey, RepoPath};
 use setpoint_schema::observed::{AppRecord, DiskRecord, LastGood, SandboxRecord, SnapshotRecord};
 use setpoint_schema::shared::SharedMap;
 use setpoint_state::{
-    Apps, Batch, Disks, JournalEntry, NewEvent, Outcome as StepEnd, PlanRef, Sandboxes, Snapshots, StateError, Store,
-    View,
+    Apps, Batch, Disks, JournalEntry, NewEvent, Outcome as StepEnd, PlanRef, Rows, Sandboxes, Snapshots, StateError,
+    Store, View,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{oneshot, watch};
@@ -46,6 +47,28 @@ pub struct Inventory {
     pub apps: Vec<AppRecord>,
     /// All snapshots.
     pub snapshots: Vec<SnapshotRecord>,
+}
+
+/// A row that a step writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// A sandbox's.
+    Sandbox(Arc<SandboxRecord>),
+    /// A data disk's.
+    Disk(Arc<DiskRecord>),
+}
+
+/// How an action goes on from one step that acts to the next. All of it is one write.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// The step that acted, and is done.
+    pub done: Option<JournalEntry>,
+    /// The steps after it that are done by writing `rows`: the place of each among the action's, and its name.
+    pub with_it: Vec<(u32, &'static str)>,
+    /// The step that is about to act, if there is one left.
+    pub next: Option<(u32, &'static str)>,
+    /// What is written down of the inventory with all this.
+    pub rows: Vec<Row>,
 }
 
 type Result<T> = std::result::Result<T, StateError>;
@@ -115,23 +138,29 @@ impl Ledger {
         .await
     }
 
-    /// Records that a step is about to act. It may once this returns.
+    /// Records how far an action is, and the step that is about to act. It may once this returns.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn journal_begin(&self, app: &AppKey, plan: &PlanRef, index: u32, step: &str) -> Result<JournalEntry> {
+    pub async fn journal_turn(&self, app: &AppKey, plan: &PlanRef, turn: Turn) -> Result<Option<JournalEntry>> {
+        let Turn { done, with_it, next, rows } = turn;
+        let mut records = Rows::default();
+        for row in &rows {
+            match row {
+                Row::Sandbox(record) => records.put::<Sandboxes>(&record.id, record)?,
+                Row::Disk(record) => records.put::<Disks>(&record.id, record)?,
+            };
+        }
         let (then, entry) = oneshot::channel();
-        self.store.journal_begin_then(app, plan, index, step, move |entry| drop(then.send(entry)));
-        self.written(entry).await
-    }
-
-    /// Records that a step is done and that the next one of the same action is about to act, as one write.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn journal_turn(&self, done: JournalEntry, step: &str) -> Result<JournalEntry> {
-        let (then, entry) = oneshot::channel();
-        self.store.journal_turn_then(done, step, move |entry| drop(then.send(entry)));
+        let mirror = Arc::clone(&self.mirror);
+        // On the thread that writes, so that the mirror sees these rows in the order of the store without anybody's thread waiting.
+        let show = move |written: Result<Option<JournalEntry>>| {
+            if written.is_ok() {
+                rows.into_iter().for_each(|row| mirror.put(row));
+            }
+            drop(then.send(written));
+        };
+        self.store.journal_turn_then(app, plan, setpoint_state::Turn { done, with_it, next, rows: records }, show);
         self.written(entry).await
     }
 

@@ -1,7 +1,8 @@
 //! Carries out one action of a plan, step by step, each journalled before it acts.
 //!
-//! That a step is done and that the next one begins is one write: a crash before it finds the former open, and looks at it again as
-//! at any step that was cut short.
+//! What happens between two steps that act is one write: that the former is done, the steps between them that are nothing but
+//! writing (a row of the inventory, a template that is there already), and that the next one begins. A crash before it finds the former
+//! open, and looks at it again as at any step that was cut short.
 
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::converge::places::Placement;
 use crate::converge::quiet::Stillness;
-use crate::converge::step::{Hands, StepError};
+use crate::converge::step::{Hands, Part, StepError};
+use crate::ledger::{Row, Turn};
 use crate::report::chain;
 
 /// How an action ended.
@@ -39,6 +41,7 @@ impl Hands {
         placement: Placement,
         superseded: &CancellationToken,
     ) -> Outcome {
+        let plan = PlanRef(plan.0.clone());
         let mut work = Work { hands: self, plan, action, superseded, placement, done: None };
         let outcome = work.run().await;
         match (work.write_done().await, outcome) {
@@ -53,7 +56,7 @@ impl Hands {
 /// An action on its way.
 struct Work<'a> {
     hands: &'a Hands,
-    plan: &'a PlanId,
+    plan: PlanRef,
     action: &'a Action,
     superseded: &'a CancellationToken,
     placement: Placement,
@@ -61,16 +64,42 @@ struct Work<'a> {
     done: Option<(&'static str, JournalEntry)>,
 }
 
-impl Work<'_> {
+/// Steps that are written down together: any number that are nothing but that, and the one after them that acts.
+struct Stretch<'a> {
+    /// Where among the action's steps it begins.
+    from: usize,
+    written: &'a [Step],
+    acts: Option<&'a Step>,
+    rows: Vec<Row>,
+}
+
+impl<'a> Stretch<'a> {
+    /// Where the next one begins.
+    fn end(&self) -> usize {
+        self.from + self.written.len() + usize::from(self.acts.is_some())
+    }
+
+    fn steps(&self) -> impl Iterator<Item = &'a Step> {
+        self.written.iter().chain(self.acts)
+    }
+}
+
+impl<'a> Work<'a> {
     async fn run(&mut self) -> Outcome {
-        for (index, step) in self.action.steps.iter().enumerate() {
+        if self.superseded.run_until_cancelled(self.placement.begin()).await.is_none() {
+            return Outcome::Superseded;
+        }
+        let mut next = 0;
+        while next < self.action.steps.len() {
             if self.superseded.is_cancelled() {
                 return Outcome::Superseded;
             }
-            match self.journalled(index, step).await {
-                Ok(Some(())) => self.placement.pass(step),
+            let stretch = self.stretch(next).await;
+            next = stretch.end();
+            match self.journalled(&stretch).await {
+                Ok(Some(())) => {}
                 Ok(None) => return Outcome::Superseded,
-                Err(error) => {
+                Err((step, error)) => {
                     // It may have acted all the same, and the next plan has to know.
                     step.sandbox().into_iter().for_each(|sandbox| self.hands.observer.nudge(sandbox));
                     return Outcome::Failed { step: step.name(), reason: chain(&error) };
@@ -80,11 +109,46 @@ impl Work<'_> {
         Outcome::Done
     }
 
-    /// One step between its two journal entries; `None` when it was superseded while it waited.
-    async fn journalled(&mut self, index: usize, step: &Step) -> Result<Option<()>, StepError> {
+    /// The steps from this one on that are written down together.
+    async fn stretch(&self, from: usize) -> Stretch<'a> {
+        let steps = &self.action.steps[from..];
+        let mut rows = Vec::new();
+        for (count, step) in steps.iter().enumerate() {
+            let (written, acts) = (&steps[..count], Some(step));
+            // It is made from the row as it is, so one that is still to be written has to come first.
+            if !rows.is_empty() && matches!(step, Step::RecordApplied { .. }) {
+                return Stretch { from, written, acts: None, rows };
+            }
+            match self.hands.part(step).await {
+                Part::Written(row) => rows.extend(row),
+                Part::Acts(row) => {
+                    rows.extend(row);
+                    return Stretch { from, written, acts, rows };
+                }
+            }
+        }
+        Stretch { from, written: steps, acts: None, rows }
+    }
+
+    /// Steps that go together, between their journal entries; `None` when they were superseded while the one that acts waited.
+    async fn journalled(&mut self, stretch: &Stretch<'a>) -> Result<Option<()>, (&'a Step, StepError)> {
+        stretch.steps().for_each(|step| crash_point(step.name(), "before"));
+        let began = Instant::now();
+        let first = &self.action.steps[stretch.from];
+        let entry = self.begin(stretch).await.map_err(|error| (first, error.into()))?;
+        for name in stretch.written.iter().map(Step::name) {
+            self.hands.metrics.step(name, began.elapsed());
+            ["begun", "acted", "ended"].into_iter().for_each(|moment| crash_point(name, moment));
+        }
+        match (stretch.acts, entry) {
+            (Some(step), Some(entry)) => self.act(step, entry).await.map_err(|error| (step, error)),
+            (Some(_) | None, _) => Ok(Some(())),
+        }
+    }
+
+    /// The step that this entry of the journal says has begun, and how it ended.
+    async fn act(&mut self, step: &Step, entry: JournalEntry) -> Result<Option<()>, StepError> {
         let name = step.name();
-        crash_point(name, "before");
-        let entry = self.begin(index, name).await?;
         crash_point(name, "begun");
         let result = match self.superseded.run_until_cancelled(self.placement.find(step)).await {
             Some(()) => self.timed(step).await,
@@ -93,6 +157,7 @@ impl Work<'_> {
         crash_point(name, "acted");
         let outcome = match &result {
             Ok(Some(())) => {
+                self.placement.pass(step);
                 self.done = Some((name, entry));
                 return result;
             }
@@ -125,14 +190,15 @@ impl Work<'_> {
         result
     }
 
-    /// Writes down that a step is about to act, and with it that the one before is done.
-    async fn begin(&mut self, index: usize, name: &'static str) -> Result<JournalEntry, StateError> {
-        let Some((before, done)) = self.done.take() else {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            return self.hands.ledger.journal_begin(&self.action.app, &PlanRef(self.plan.0.clone()), index, name).await;
-        };
-        let entry = self.hands.ledger.journal_turn(done, name).await?;
-        crash_point(before, "ended");
+    /// Writes down what is done, what is done with that, and which step is about to act.
+    async fn begin(&mut self, stretch: &Stretch<'a>) -> Result<Option<JournalEntry>, StateError> {
+        let (before, done) = self.done.take().unzip();
+        let mut places = (stretch.from..).map(|place| u32::try_from(place).unwrap_or(u32::MAX));
+        let with_it = stretch.written.iter().zip(places.by_ref()).map(|(step, place)| (place, step.name())).collect();
+        let next = places.next().zip(stretch.acts.map(Step::name));
+        let turn = Turn { done, with_it, next, rows: stretch.rows.clone() };
+        let entry = self.hands.ledger.journal_turn(&self.action.app, &self.plan, turn).await?;
+        before.into_iter().for_each(|name| crash_point(name, "ended"));
         Ok(entry)
     }
 

@@ -61,7 +61,7 @@ impl Revisions {
         let current = self.current.as_ref().map(|record| &record.commit);
         let Some(commit) = followed.attempted.clone().filter(|commit| current != Some(commit)) else { return Ok(()) };
         if let Some(record) = self.current.take().filter(|record| record.outcome == RevisionOutcome::Applying) {
-            self.close(record, RevisionOutcome::Superseded(commit.clone()), now).await?;
+            self.close(record, RevisionOutcome::Superseded(commit.clone()), Vec::new(), now).await?;
         }
         self.done.clear();
         let apps = count(followed.desired.apps.len(), "app");
@@ -71,8 +71,7 @@ impl Revisions {
         };
         let event =
             NewEvent::new(EventKind::RevisionAttempted, "NewRevision", format!("{}: {summary}", commit.short()));
-        self.ledger.note(vec![event], |_| Vec::new()).await?;
-        self.write(RevisionRecord {
+        let record = RevisionRecord {
             commit,
             attempted_at: now,
             applied_at: None,
@@ -80,8 +79,8 @@ impl Revisions {
             duration_ms: 0,
             summary,
             done: BTreeMap::new(),
-        })
-        .await
+        };
+        self.write(record, vec![event]).await
     }
 
     /// Notes that the revision came to an end, if it has; `idle` says that nothing is on its way and every guest could be asked.
@@ -97,22 +96,27 @@ impl Revisions {
             RevisionOutcome::Applying | RevisionOutcome::Superseded(_) | RevisionOutcome::Refused(_) => return Ok(()),
         };
         let event = NewEvent::new(kind, reason, format!("{}: {message}", record.commit.short()));
-        self.ledger.note(vec![event], |_| Vec::new()).await?;
         if outcome == RevisionOutcome::Applied {
             self.last_applied = Some(record.commit.clone());
         }
-        self.close(record, outcome, now).await
+        self.close(record, outcome, vec![event], now).await
     }
 
-    async fn close(&mut self, record: RevisionRecord, outcome: RevisionOutcome, now: Timestamp) -> Result<()> {
+    async fn close(
+        &mut self,
+        record: RevisionRecord,
+        outcome: RevisionOutcome,
+        events: Vec<NewEvent>,
+        now: Timestamp,
+    ) -> Result<()> {
         let applied_at = (outcome == RevisionOutcome::Applied).then_some(now);
         let (duration_ms, done) = (taken(&record, now), self.done.clone());
-        self.write(RevisionRecord { applied_at, outcome, duration_ms, done, ..record }).await
+        self.write(RevisionRecord { applied_at, outcome, duration_ms, done, ..record }, events).await
     }
 
-    async fn write(&mut self, record: RevisionRecord) -> Result<()> {
+    async fn write(&mut self, record: RevisionRecord, events: Vec<NewEvent>) -> Result<()> {
         self.current = Some(record.clone());
-        self.ledger.with(move |store| store.record_revision(&record)).await
+        self.ledger.with(move |store| store.record_revision_with(&record, events)).await
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use setpoint_plan::desired::DesiredTemplateRoot;
 use setpoint_plan::model::{BuildStep, Restart, Step};
-use setpoint_schema::app::Timeouts;
+use setpoint_schema::app::{PinnedSpec, Timeouts};
 use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, SandboxId, SnapshotId, TemplateDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Applied, DiskRecord, DiskState, Machine, SandboxRecord, VmState};
@@ -22,7 +22,7 @@ use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
 use crate::converge::warm::Warmer;
 use crate::idle::Uses;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Row};
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::report::chain;
@@ -99,12 +99,51 @@ impl Hands {
         }
     }
 
+    /// What has to be written down for a step before it acts on anything else, if it does at all.
+    pub(super) async fn part(&self, step: &Step) -> Part {
+        match step {
+            Step::Record(record) => {
+                let is_known = self.ledger.sandbox(&record.id).as_deref() == Some(&**record);
+                Part::Written((!is_known).then(|| Row::Sandbox(Arc::new(SandboxRecord::clone(record)))))
+            }
+            Step::RecordApplied { sandbox, spec, generation, revision } => match self.record(sandbox) {
+                Ok(record) if is_applied(&record, spec, *generation, revision) => Part::Written(None),
+                Ok(record) => {
+                    let applied = self.applied(&record, spec, *generation, revision);
+                    Part::Written(Some(Row::Sandbox(Arc::new(applied))))
+                }
+                // Carrying it out says why it cannot be.
+                Err(_) => Part::Acts(None),
+            },
+            Step::EnsureDisk { disk, app, size } => {
+                let record = wanted_disk(disk, app, *size);
+                let is_known = self.ledger.disk(disk).as_deref() == Some(&record);
+                Part::Acts((!is_known).then(|| Row::Disk(Arc::new(record))))
+            }
+            Step::EnsureTemplate { digest, .. } => match self.driver.has_template(digest).await {
+                Ok(true) => Part::Written(None),
+                Ok(false) | Err(_) => Part::Acts(None),
+            },
+            Step::GrowDisk { .. }
+            | Step::Launch(_)
+            | Step::Resume(_)
+            | Step::Pause { .. }
+            | Step::AwaitAgent { .. }
+            | Step::SyncFiles { .. }
+            | Step::ApplyProcesses { .. }
+            | Step::Stop { .. }
+            | Step::RemoveVm(_)
+            | Step::ReleaseDisk { .. }
+            | Step::Forget(_) => Part::Acts(None),
+        }
+    }
+
     async fn is_needed(&self, step: &Step) -> Result<bool, StepError> {
         Ok(match step {
             Step::Record(record) => self.ledger.sandbox(&record.id).as_deref() != Some(&**record),
             Step::EnsureTemplate { digest, .. } => !self.driver.has_template(digest).await?,
             Step::EnsureDisk { disk, app, size } => {
-                let wanted = DiskRecord { id: disk.clone(), app: app.clone(), size: *size, state: DiskState::InUse };
+                let wanted = wanted_disk(disk, app, *size);
                 self.ledger.disk(disk).as_deref() != Some(&wanted) || self.driver.disk_size(disk).await? < Some(*size)
             }
             Step::GrowDisk { sandbox, size } => self.agent_of(sandbox).await?.status().await?.disk < usable(*size),
@@ -125,10 +164,7 @@ impl Hands {
             Step::RemoveVm(sandbox) => self.driver.observe(sandbox).await? != VmState::Absent,
             Step::ReleaseDisk { disk, keep } => self.disk_is_held(disk, keep.as_ref()).await?,
             Step::RecordApplied { sandbox, spec, generation, revision } => {
-                let record = self.record(sandbox)?;
-                record.applied.as_ref().is_none_or(|applied| {
-                    applied.spec != *spec || applied.generation != *generation || applied.revision != *revision
-                })
+                !is_applied(&*self.record(sandbox)?, spec, *generation, revision)
             }
             Step::Forget(sandbox) => self.ledger.sandbox(sandbox).is_some(),
         })
@@ -179,8 +215,10 @@ impl Hands {
 
     /// The inventory comes first: a disk that nothing records could never be found again.
     async fn ensure_disk(&self, disk: &DiskId, app: &AppKey, size: ByteSize) -> Result<(), StepError> {
-        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
-        self.ledger.put_disk(&record).await?;
+        let record = wanted_disk(disk, app, size);
+        if self.ledger.disk(disk).as_deref() != Some(&record) {
+            self.ledger.put_disk(&record).await?;
+        }
         crash_point("ensure-disk", "halfway");
         let user = self.ledger.user_of_disk(disk);
         Ok(self.driver.ensure_disk(disk, size, user.as_ref()).await?)
@@ -302,14 +340,27 @@ impl Hands {
     async fn record_applied(
         &self,
         sandbox: &SandboxId,
-        spec: &setpoint_schema::app::PinnedSpec,
+        spec: &PinnedSpec,
         generation: Generation,
         revision: &CommitId,
     ) -> Result<(), StepError> {
-        let mut record = SandboxRecord::clone(&*self.record(sandbox)?);
-        let (spec, revision) = (spec.clone(), revision.clone());
-        record.applied = Some(Applied { spec, generation, revision, at: self.observer.now() });
+        let record = self.applied(&*self.record(sandbox)?, spec, generation, revision);
         Ok(self.ledger.put_sandbox(&record).await?)
+    }
+
+    /// The row of a sandbox in which this has been carried out.
+    fn applied(
+        &self,
+        record: &SandboxRecord,
+        spec: &PinnedSpec,
+        generation: Generation,
+        revision: &CommitId,
+    ) -> SandboxRecord {
+        let (spec, revision) = (spec.clone(), revision.clone());
+        SandboxRecord {
+            applied: Some(Applied { spec, generation, revision, at: self.observer.now() }),
+            ..record.clone()
+        }
     }
 
     fn record(&self, sandbox: &SandboxId) -> Result<Arc<SandboxRecord>, StepError> {
@@ -329,6 +380,24 @@ impl Hands {
             VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => false,
         })
     }
+}
+
+/// What of a step is done by writing it down.
+pub(super) enum Part {
+    /// All of it, and this row besides, if it is another one than there is.
+    Written(Option<Row>),
+    /// It acts on more than the inventory, in which this row comes first.
+    Acts(Option<Row>),
+}
+
+fn wanted_disk(disk: &DiskId, app: &AppKey, size: ByteSize) -> DiskRecord {
+    DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse }
+}
+
+fn is_applied(record: &SandboxRecord, spec: &PinnedSpec, generation: Generation, revision: &CommitId) -> bool {
+    record.applied.as_ref().is_some_and(|applied| {
+        applied.spec == *spec && applied.generation == generation && applied.revision == *revision
+    })
 }
 
 /// What a file system of a disk of this size reports at least: ext4 keeps its tables and journal to itself.

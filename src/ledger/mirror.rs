@@ -15,7 +15,7 @@ use setpoint_schema::observed::{AppRecord, DiskRecord, Machine, SandboxRecord, S
 use setpoint_schema::shared::SharedMap;
 use tokio::sync::Notify;
 
-use super::Inventory;
+use super::{Inventory, Row};
 
 /// Rows share a turn with one in this many others: enough that concurrent actions seldom meet, and still share their syncs.
 const TURNS: usize = 64;
@@ -108,6 +108,13 @@ impl Mirror {
         let rows = self.rows();
         let mut users = rows.users.range((Bound::Included(first), Bound::Unbounded));
         users.next().filter(|(used, _)| used == disk).map(|(_, sandbox)| sandbox.clone())
+    }
+
+    pub fn put(&self, row: Row) {
+        match row {
+            Row::Sandbox(record) => self.put_sandbox(record),
+            Row::Disk(record) => self.put_disk(record),
+        }
     }
 
     pub fn put_sandbox(&self, record: Arc<SandboxRecord>) {
