@@ -80,12 +80,12 @@ impl Jobs {
         let job = Job { action: Arc::clone(&action), leads_to, attempt, began, superseded: superseded.clone() };
         self.busy.insert(app.clone(), job);
         let (hands, places) = (self.hands.clone(), self.places.clone());
-        let place = match Begins::of(action.kind) {
-            Begins::Ahead => None,
-            Begins::InPlace => places.try_take(),
+        let placement = match Begins::of(action.kind) {
+            Begins::Ahead => Placement::ahead(places),
+            Begins::InPlace => Placement::new(places.try_take(), places),
         };
         self.tasks.spawn(async move {
-            let outcome = hands.execute(&plan, &action, Placement::new(place, places), &superseded).await;
+            let outcome = hands.execute(&plan, &action, placement, &superseded).await;
             (app, outcome)
         });
     }

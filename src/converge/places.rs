@@ -3,6 +3,9 @@
 //! An action has a place from its first step that touches a microVM until the guest answers, or to its end where none is waited
 //! for. What comes before, such as making a disk, and what comes after, such as sending files, needs none: so the place is taken by
 //! the next one meanwhile, and a boot begins as soon as another has ended. `turns` bounds how many actions there are in all.
+//!
+//! As many as there are places may be preparing for one at a time: those that find places free are not to share the processors and
+//! the disk with others that would have to wait for one anyway.
 
 use std::sync::Arc;
 
@@ -13,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 #[derive(Clone)]
 pub struct Places {
     free: Arc<Semaphore>,
+    /// For those that prepare for one.
+    line: Arc<Semaphore>,
 }
 
 /// One place, given back when dropped.
@@ -29,6 +34,10 @@ pub struct Placement {
 enum State {
     /// It has not needed one so far.
     None,
+    /// It may not even prepare for one yet.
+    Ahead,
+    /// It has not needed one so far, and prepares for one.
+    Preparing(#[expect(dead_code, reason = "it is held until it is dropped")] OwnedSemaphorePermit),
     /// It has this one.
     Held(#[expect(dead_code, reason = "it is held until it is dropped")] Place),
     /// It needs none any more.
@@ -52,11 +61,25 @@ impl Placement {
         Self { places, state: place.map_or(State::None, State::Held) }
     }
 
+    /// Of an action that begins before there is a place for it.
+    pub(super) fn ahead(places: Places) -> Self {
+        let state = places.try_line_up().map_or(State::Ahead, State::Preparing);
+        Self { places, state }
+    }
+
+    /// Returns once the action may begin.
+    pub(super) async fn begin(&mut self) {
+        match self.state {
+            State::Ahead => self.state = State::Preparing(self.places.line_up().await),
+            State::None | State::Preparing(_) | State::Held(_) | State::Over => {}
+        }
+    }
+
     /// Returns once the action has what this step needs of it.
     pub(super) async fn find(&mut self, step: &Step) {
         match (&self.state, Effect::of(step)) {
-            (State::Held(_) | State::Over, _) | (State::None, Effect::None) => {}
-            (State::None, Effect::Takes | Effect::TakesAndGivesBack) => {
+            (State::Held(_) | State::Over, _) | (State::None | State::Ahead | State::Preparing(_), Effect::None) => {}
+            (State::None | State::Ahead | State::Preparing(_), Effect::Takes | Effect::TakesAndGivesBack) => {
                 self.state = State::Held(self.places.take().await);
             }
         }
@@ -78,25 +101,39 @@ impl Places {
     /// So many of them.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(count.min(Self::MOST))) }
+        let all = || Arc::new(Semaphore::new(count.min(Self::MOST)));
+        Self { free: all(), line: all() }
     }
 
     /// More of them.
     pub(super) fn add(&self, count: usize) {
         self.free.add_permits(count);
+        self.line.add_permits(count);
     }
 
     /// Fewer of them: those that are taken go as soon as they are given back.
     pub(super) fn take_away(&self, count: usize) {
-        let taken = count - self.free.forget_permits(count);
-        for _ in 0..taken {
-            let free = Arc::clone(&self.free);
-            tokio::spawn(async move {
-                if let Ok(place) = free.acquire_owned().await {
-                    place.forget();
-                }
-            });
+        for permits in [&self.free, &self.line] {
+            let taken = count - permits.forget_permits(count);
+            for _ in 0..taken {
+                let permits = Arc::clone(permits);
+                tokio::spawn(async move {
+                    if let Ok(permit) = permits.acquire_owned().await {
+                        permit.forget();
+                    }
+                });
+            }
         }
+    }
+
+    /// The right to prepare for a place, if nobody waits for it.
+    fn try_line_up(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.line).try_acquire_owned().ok()
+    }
+
+    /// The right to prepare for a place, after whoever came before has it.
+    async fn line_up(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.line).acquire_owned().await.expect("the line is never closed")
     }
 
     /// A place, if one is free and nobody waits for it.
@@ -135,7 +172,27 @@ impl Effect {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use setpoint_schema::id::SandboxId;
+
     use super::*;
+
+    #[tokio::test]
+    async fn as_many_as_there_are_places_prepare_for_one_at_a_time() {
+        let places = Places::new(1);
+        let (mut first, mut second) = (Placement::ahead(places.clone()), Placement::ahead(places.clone()));
+        first.begin().await;
+        let early = Duration::from_millis(20);
+        assert!(tokio::time::timeout(early, second.begin()).await.is_err(), "the first one is being prepared");
+        let disturbs = Step::RemoveVm(SandboxId("any".to_owned()));
+        first.find(&disturbs).await;
+        second.begin().await;
+        let find = second.find(&disturbs);
+        assert!(tokio::time::timeout(early, find).await.is_err(), "the first one has the place");
+        drop(first);
+        second.find(&disturbs).await;
+    }
 
     #[tokio::test]
     async fn places_that_are_taken_away_while_in_use_do_not_come_back() {
