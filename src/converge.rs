@@ -56,7 +56,8 @@ use crate::world::World;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
 const BREATH: Duration = Duration::from_millis(5);
-/// A pass is followed by a rest this many times as long, so that a large world cannot keep a processor busy with looking at it.
+/// A pass is followed by a rest this many times as long as its work, so that a large world cannot keep a processor busy with looking
+/// at it.
 const REST: u32 = 3;
 
 /// What every pass publishes: all that status, routes and events are made from.
@@ -215,16 +216,19 @@ impl Reconciler {
             let began = Instant::now();
             let followed = Arc::clone(&self.followed.borrow_and_update());
             self.books.take_in(&followed, self.hands.observer.now()).await?;
-            let deadline = self.pass(followed).await?;
+            let mut written = Waited::default();
+            let looked = Instant::now();
+            let deadline = self.pass(followed, &mut written).await?;
             self.hands.metrics.pass(began.elapsed());
-            let rested = Instant::now() + BREATH.max(began.elapsed() * REST);
-            self.rest(rested, deadline, &mut timers, &mut tuning, &shutdown).await?;
+            let worked = looked.elapsed().saturating_sub(written.0);
+            let next = NextPass::after(worked);
+            self.rest(next, deadline, &mut timers, &mut tuning, &shutdown).await?;
         }
         self.drain().await
     }
 
     /// Observes, plans, dispatches and publishes once; returns when the plan wants to be made again at the latest.
-    async fn pass(&mut self, followed: Arc<Followed>) -> Result<Option<Timestamp>, StateError> {
+    async fn pass(&mut self, followed: Arc<Followed>, written: &mut Waited) -> Result<Option<Timestamp>, StateError> {
         let now = self.hands.observer.now();
         let metrics = self.hands.metrics.clone();
         metrics.timed(Stage::Observe, self.world.look()).await;
@@ -233,15 +237,15 @@ impl Reconciler {
         self.jobs.supersede(&desired, self.world.observed(), &plan);
         // Here a test can hold the loop up.
         execute::crash_point("pass", "planned");
-        self.books.note_plan(&plan, now).await?;
+        written.of(self.books.note_plan(&plan, |app| self.jobs.is_busy(app), now)).await?;
         self.ready = self.ready(&plan, &followed);
         let deadline = deadline::next(&plan, &desired, &self.world, now);
         let gone = self.gone(&desired);
         drop(desired);
         metrics.timed(Stage::Dispatch, self.begin_ready()).await?;
         let idle = if self.jobs.is_empty() && !self.awaits_guests(&plan) { Idle::Yes } else { Idle::No };
-        self.books.note_progress(&followed, &plan, idle, now).await?;
-        self.books.forget_gone(gone).await?;
+        written.of(self.books.note_progress(&followed, &plan, idle, now)).await?;
+        written.of(self.books.forget_gone(gone)).await?;
         self.parent = Some(plan.id.clone());
         let (observed, busy) = (self.world.observed().clone(), self.jobs.apps());
         let last_applied = self.books.last_applied().cloned();
@@ -292,10 +296,10 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Waits until it is time for another pass, and not before `rested`. What ends meanwhile makes room for what is ready.
+    /// Waits until it is time for another pass. What ends meanwhile makes room for what is ready.
     async fn rest(
         &mut self,
-        rested: Instant,
+        mut next_pass: NextPass,
         deadline: Option<Timestamp>,
         timers: &mut Timers,
         tuning: &mut watch::Receiver<Tuning>,
@@ -307,7 +311,7 @@ impl Reconciler {
             // No arm awaits anything in its handler: what an arm yields is handled below.
             let woken = tokio::select! {
                 () = shutdown.cancelled() => Woken::Pass,
-                () = tokio::time::sleep_until(rested), if is_news => Woken::Pass,
+                () = tokio::time::sleep_until(next_pass.at), if is_news => Woken::Pass,
                 ended = self.jobs.ended(), if !self.jobs.is_empty() => Woken::Ended(ended),
                 // Once nobody follows any more there is nothing to wait for, rather than news without end.
                 Ok(()) = self.followed.changed() => Woken::Revision,
@@ -326,6 +330,10 @@ impl Reconciler {
                 Woken::Ended(ended) => {
                     self.finish(ended).await?;
                     self.begin_ready().await?;
+                    // Then nothing more is about to come that one pass could show together.
+                    if self.jobs.is_empty() {
+                        next_pass.hurry();
+                    }
                 }
                 Woken::Beat => {
                     self.manager.beat();
@@ -430,6 +438,38 @@ async fn next(timer: &mut Option<Interval>) {
     match timer {
         Some(timer) => drop(timer.tick().await),
         None => std::future::pending().await,
+    }
+}
+
+/// When the next pass may be made.
+struct NextPass {
+    at: Instant,
+    earliest: Instant,
+}
+
+impl NextPass {
+    /// After one that was so much work and has just ended.
+    fn after(work: Duration) -> Self {
+        let (now, rest) = (Instant::now(), work * REST);
+        Self { at: now + BREATH.max(rest), earliest: now + rest }
+    }
+
+    /// Does not wait for the rest of a burst.
+    fn hurry(&mut self) {
+        self.at = self.earliest;
+    }
+}
+
+/// How long a pass has waited for the store, which is no work of a processor.
+#[derive(Default)]
+struct Waited(Duration);
+
+impl Waited {
+    async fn of<W: Future>(&mut self, write: W) -> W::Output {
+        let began = Instant::now();
+        let written = write.await;
+        self.0 += began.elapsed();
+        written
     }
 }
 

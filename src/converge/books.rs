@@ -70,14 +70,17 @@ impl Books {
             let good = desired.apps.iter().filter(|(key, app)| is_good_news(before, desired, key, app));
             good.filter_map(|(key, app)| renewed(known.get(key).map(Arc::as_ref), app, &desired.revision)).collect()
         };
-        self.ledger.note(Vec::new(), renew).await?;
+        // Side by side, they share a sync.
+        tokio::try_join!(self.ledger.note(Vec::new(), renew), self.revisions.note_attempt(followed, now))?;
         self.taken_in = Some(Arc::clone(followed));
-        self.revisions.note_attempt(followed, now).await
+        Ok(())
     }
 
-    /// Keeps a plan in the history if it is about other work than the one before.
-    pub async fn note_plan(&mut self, plan: &Plan, now: Timestamp) -> Result<()> {
-        let work: BTreeMap<_, _> = plan.actions.iter().map(|action| (action.app.clone(), action.kind)).collect();
+    /// Keeps a plan in the history if it is about other work than the one before. What it says of an app that is being worked on is
+    /// what is left of that: nothing of it can begin.
+    pub async fn note_plan(&mut self, plan: &Plan, is_busy: impl Fn(&AppKey) -> bool, now: Timestamp) -> Result<()> {
+        let new = plan.actions.iter().filter(|action| !is_busy(&action.app));
+        let work: BTreeMap<_, _> = new.map(|action| (action.app.clone(), action.kind)).collect();
         // What is left of the same work is not history either.
         let is_known = work.iter().all(|(app, kind)| self.noted_work.get(app) == Some(kind));
         self.noted_work = work;
