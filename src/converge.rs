@@ -56,6 +56,9 @@ use crate::world::World;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
 const BREATH: Duration = Duration::from_millis(5);
+/// The same while work is under way: what can begin begins without a pass, and most news are of that very work. The pass after its end
+/// does not wait for this.
+const BREATH_AT_WORK: Duration = Duration::from_millis(15);
 /// A pass is followed by a rest this many times as long as its work, so that a large world cannot keep a processor busy with looking
 /// at it.
 const REST: u32 = 3;
@@ -221,7 +224,7 @@ impl Reconciler {
             let deadline = self.pass(followed, &mut written).await?;
             self.hands.metrics.pass(began.elapsed());
             let worked = looked.elapsed().saturating_sub(written.0);
-            let next = NextPass::after(worked);
+            let next = NextPass::after(worked, if self.jobs.is_empty() { BREATH } else { BREATH_AT_WORK });
             self.rest(next, deadline, &mut timers, &mut tuning, &shutdown).await?;
         }
         self.drain().await
@@ -326,7 +329,10 @@ impl Reconciler {
                 Woken::Pass => return Ok(()),
                 Woken::News => {}
                 // What is ready may not be wanted any more.
-                Woken::Revision => self.ready = Ready::default(),
+                Woken::Revision => {
+                    self.ready = Ready::default();
+                    next_pass.hurry();
+                }
                 Woken::Ended(ended) => {
                     self.finish(ended).await?;
                     self.begin_ready().await?;
@@ -448,10 +454,10 @@ struct NextPass {
 }
 
 impl NextPass {
-    /// After one that was so much work and has just ended.
-    fn after(work: Duration) -> Self {
+    /// After one that was so much work and has just ended, so that a burst of news is over.
+    fn after(work: Duration, burst: Duration) -> Self {
         let (now, rest) = (Instant::now(), work * REST);
-        Self { at: now + BREATH.max(rest), earliest: now + rest }
+        Self { at: now + burst.max(rest), earliest: now + rest }
     }
 
     /// Does not wait for the rest of a burst.

@@ -185,7 +185,7 @@ mod tests {
         first.begin().await;
         let early = Duration::from_millis(20);
         assert!(tokio::time::timeout(early, second.begin()).await.is_err(), "the first one is being prepared");
-        let disturbs = Step::RemoveVm(SandboxId("any".to_owned()));
+        let disturbs = Step::RemoveVm(SandboxId("any".into()));
         first.find(&disturbs).await;
         second.begin().await;
         let find = second.find(&disturbs);

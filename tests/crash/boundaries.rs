@@ -263,9 +263,12 @@ fn cut_everywhere(name: &str) {
     let known = steps_taken(&host).len();
     let clean = finish(&mut host);
     let taken = steps_taken(&host).split_off(known);
-    let each: BTreeSet<_> = taken.iter().collect();
+    for (_, place, step) in &taken {
+        assert!(taken.iter().any(|(_, other, _)| other + 1 == *place) || *place == 0, "{step} at {place}: {taken:?}");
+    }
+    let each: BTreeSet<_> = taken.iter().map(|(app, _, step)| (app, step)).collect();
     assert_eq!(each.len(), taken.len(), "something was done twice: {taken:?}");
-    let kinds: BTreeSet<_> = taken.iter().map(|(_, step)| step.as_str()).collect();
+    let kinds: BTreeSet<_> = taken.iter().map(|(_, _, step)| step.as_str()).collect();
     assert_eq!(kinds, chapter.steps.split_whitespace().collect());
     let (expected, generations, boots) = (clean.state(), clean.generations(), clean.boots());
     let around = chapter.steps.split_whitespace().flat_map(|step| MOMENTS.map(|moment| format!("{step}/{moment}")));
@@ -309,11 +312,11 @@ fn finish(host: &mut Host) -> Left {
     left
 }
 
-/// Whose steps stand in the journal, oldest first.
-fn steps_taken(host: &Host) -> Vec<(AppKey, String)> {
+/// Whose steps stand in the journal, oldest first, each with its place among those of its action.
+fn steps_taken(host: &Host) -> Vec<(AppKey, u32, String)> {
     let store = Store::snapshot_read(&host.state().join("store")).unwrap();
     let begun = |event| match event {
-        JournalEvent::Begun(entry) => Some((entry.app, entry.step)),
+        JournalEvent::Begun(entry) => Some((entry.app, entry.step_index, entry.step)),
         JournalEvent::Ended { .. } => None,
     };
     store.all::<Journal>().unwrap().into_values().filter_map(|record| begun(record.event)).collect()
