@@ -9,6 +9,7 @@
 //!   POST /v1/apps/{team}/{name}/pause     lets an app rest with its memory kept, until another power is declared
 //!   POST /v1/apps/{team}/{name}/wake      lets it run
 //!   POST /v1/apps/{team}/{name}/keepalive?for=2h   keeps it from resting by itself for so long; `for=0s` ends that
+//!   POST /v1/apps/{team}/{name}/snapshot  keeps a moment of it (see `snapshot`)
 //! ```
 //!
 //! A suspension is a field of the app's record in the store, so it outlives the daemon, and the loop wakes because a record changed.
@@ -47,6 +48,7 @@ use crate::report::chain;
 pub use socket::AdminSocket;
 
 pub mod client;
+mod snapshot;
 mod socket;
 
 /// Far more than people who type commands need.
@@ -88,32 +90,8 @@ pub enum Verb {
     Wake,
     /// Keep it from resting by itself.
     Keepalive,
-}
-
-/// What is asked for, with what belongs to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// A verb without more.
-    Plain(Verb),
-    /// Keep it from resting by itself for so long.
-    Keepalive(Span),
-}
-
-impl From<Verb> for Asked {
-    fn from(verb: Verb) -> Self {
-        Self::Plain(verb)
-    }
-}
-
-impl Asked {
-    /// The last part of its path, with its query.
-    #[must_use]
-    pub fn path(self) -> String {
-        match self {
-            Self::Plain(verb) => verb.as_str().to_owned(),
-            Self::Keepalive(span) => format!("{}?for={span}", Verb::Keepalive.as_str()),
-        }
-    }
+    /// Keep a moment of it.
+    Snapshot,
 }
 
 impl Verb {
@@ -126,10 +104,11 @@ impl Verb {
             Self::Pause => "pause",
             Self::Wake => "wake",
             Self::Keepalive => "keepalive",
+            Self::Snapshot => "snapshot",
         }
     }
 
-    const ALL: [Self; 5] = [Self::Suspend, Self::Resume, Self::Pause, Self::Wake, Self::Keepalive];
+    const ALL: [Self; 6] = [Self::Suspend, Self::Resume, Self::Pause, Self::Wake, Self::Keepalive, Self::Snapshot];
 }
 
 /// A suspension's beginning or end.
@@ -199,6 +178,7 @@ impl Admin {
             Verb::Pause => self.switch(&app, Wanted::Paused, caller).await,
             Verb::Wake => self.switch(&app, Wanted::Running, caller).await,
             Verb::Keepalive => self.keepalive(&app, request.uri().query(), caller).await,
+            Verb::Snapshot => self.keep(&app, request.uri(), caller).await,
         };
         answered.unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)))
     }

@@ -21,6 +21,7 @@ use tower::ServiceExt as _;
 pub use backend::{Backend, BackendError, Follow, LogStream};
 pub use openapi::document as description;
 pub use snapshot::{Content, Row, Rows, Snapshot, Table, Version, Versioned};
+pub use snapshots::Place;
 
 use crate::http::{self, Connection, Limits, Listener};
 use entity::Instance;
@@ -42,6 +43,7 @@ mod refusal;
 mod repeats;
 mod routes;
 mod snapshot;
+mod snapshots;
 mod stream;
 
 /// The API over what the daemon knows. Until there is a first snapshot it says that it is not ready.

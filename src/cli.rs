@@ -20,6 +20,7 @@ mod reconcile;
 mod run;
 mod schema;
 mod select;
+mod snapshot;
 mod state;
 mod style;
 mod suspend;
@@ -74,9 +75,9 @@ enum Command {
     Validate(validate::Args),
     /// Print the JSON Schema of a declaration file, for editors
     Schema(schema::Args),
-    /// Show apps, sandboxes, templates, revisions, events or settings, once or as they change
+    /// Show apps, sandboxes, snapshots, templates, revisions, events or settings, once or as they change
     Get(get::Args),
-    /// Show everything that is known of one app, sandbox, template or revision
+    /// Show everything that is known of one app, sandbox, snapshot, template or revision
     Describe(describe::Args),
     /// Show apps above what they depend on
     Tree(tree::Args),
@@ -98,6 +99,8 @@ enum Command {
     Wake(suspend::Args),
     /// Keep an app on this host from resting by itself for a while
     Keepalive(keepalive::Args),
+    /// Keep a moment of an app on this host, its memory and its disk
+    Snapshot(snapshot::Args),
     /// Find and explain what is wrong with this machine, or with a daemon
     Doctor(doctor::Args),
     /// Look at the daemon's state, or rebuild it
@@ -215,6 +218,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Pause(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Pause)),
         Command::Wake(args) => block_on(power::run(Config::load(&overrides)?, &args.app, Verb::Wake)),
         Command::Keepalive(args) => block_on(keepalive::run(Config::load(&overrides)?, args)),
+        Command::Snapshot(args) => block_on(snapshot::run(Config::load(&overrides)?, args)),
         Command::Doctor(args) => block_on(doctor::run(Config::load(&overrides)?, args)),
         Command::State(args) => block_on(state::run(Config::load(&overrides)?, args)),
     }

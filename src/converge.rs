@@ -410,6 +410,10 @@ impl Reconciler {
             Ok(machines) => self.world.set_unrecorded(machines),
             Err(error) => tracing::warn!(error = %crate::report::chain(&error), "microVMs could not be listed"),
         }
+        match self.hands.driver.list_snapshots().await {
+            Ok(found) => self.world.note_snapshots(found),
+            Err(error) => tracing::warn!(error = %crate::report::chain(&error), "snapshots could not be listed"),
+        }
     }
 
     /// Cancels waits, lets present steps end, and writes down how they ended.

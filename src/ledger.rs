@@ -311,6 +311,29 @@ impl Ledger {
         .await
     }
 
+    /// Adds the row that `make` decides on among those that there are, with its event: all of it, or nothing. Those who add rows this
+    /// way take turns.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn add_snapshot(
+        &self,
+        make: impl FnOnce(&BTreeMap<SnapshotId, Arc<SnapshotRecord>>) -> Option<(SnapshotRecord, NewEvent)> + Send + 'static,
+    ) -> Result<()> {
+        self.write(move |store, mirror| {
+            let _turn = mirror.turn(&"snapshots");
+            let Some((record, event)) = make(&mirror.rows().snapshots) else { return Ok(()) };
+            let record = Arc::new(record);
+            let mut batch = Batch::new();
+            batch.put::<Snapshots>(&record.id, &record)?;
+            batch.event(event);
+            store.commit(batch)?;
+            mirror.put_snapshot(record);
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes one snapshot's row.
     ///
     /// # Errors

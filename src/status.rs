@@ -112,7 +112,9 @@ impl Reporter {
             Sums::Changed => Rows::All(tally::templates(view.pass)),
         };
         let sandboxes = Rows::Changed(sandboxes.collect());
-        let content = Content { at: now, status, apps: Rows::Changed(apps), sandboxes, templates };
+        let snapshots = changes.snapshots.iter().map(|place| (place.clone(), view.snapshot(place)));
+        let snapshots = Rows::Changed(snapshots.collect());
+        let content = Content { at: now, status, apps: Rows::Changed(apps), sandboxes, templates, snapshots };
         let snapshot = Arc::new(Snapshot::after(self.previous.as_deref(), content));
         self.previous = Some(Arc::clone(&snapshot));
         Report { snapshot, events, until: self.timeouts.values().copied().filter(|at| *at >= now).min() }
@@ -270,6 +272,7 @@ fn describe(pass: &Pass, sandbox: &ObservedSandbox) -> wire::Sandbox {
         vcpus: sandbox.record.machine.vcpus,
         memory: ByteSize::mib(sandbox.record.machine.memory_mib),
         disk: pass.observed.disks.get(&sandbox.record.disk).map(|disk| (&**disk).into()),
+        from: sandbox.record.from.clone(),
         created_at: sandbox.record.created_at,
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use setpoint_schema::id::SandboxId;
+use setpoint_schema::id::{SandboxId, SnapshotId};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{
     DiskRecord, DiskState, GuestState, Limits, Machine, Observed, ObservedSandbox, SandboxRecord, VmState,
 };
+use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::shared::SharedMap;
 use setpoint_vmm::driver::{Driver, VmmError};
 
@@ -39,6 +40,8 @@ pub struct World {
     /// Rows that an action on its way is about to write: until they are there, nothing else counts what the action takes.
     expected: BTreeMap<SandboxId, Arc<SandboxRecord>>,
     unrecorded: Vec<Machine>,
+    /// Snapshots that the driver holds and no row knows, as far as that was said.
+    strange_snapshots: BTreeSet<SnapshotId>,
     has_looked: bool,
 }
 
@@ -56,6 +59,7 @@ impl World {
             uses: BTreeMap::new(),
             expected: BTreeMap::new(),
             unrecorded: Vec::new(),
+            strange_snapshots: BTreeSet::new(),
             has_looked: false,
         }
     }
@@ -151,6 +155,17 @@ impl World {
     /// MicroVMs that the driver was found to hold and the inventory did not.
     pub fn set_unrecorded(&mut self, machines: Vec<Machine>) {
         self.unrecorded = machines;
+    }
+
+    /// Snapshots that the driver was found to hold: of those that no row knows it is said once. Nobody removes them, since an error
+    /// may be why the row is gone.
+    pub fn note_snapshots(&mut self, found: Vec<(SnapshotId, ByteSize)>) {
+        let strange = found.into_iter().filter(|(id, _)| self.ledger.snapshot(id).is_none());
+        let strange: BTreeMap<_, _> = strange.collect();
+        for (snapshot, size) in strange.iter().filter(|(id, _)| !self.strange_snapshots.contains(*id)) {
+            tracing::warn!(%snapshot, %size, "the inventory does not know this snapshot; it stays");
+        }
+        self.strange_snapshots = strange.into_keys().collect();
     }
 
     fn look_at(&mut self, id: &SandboxId) {

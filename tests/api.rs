@@ -36,11 +36,13 @@ mod stream;
 /// A wait that only a failing test sits out.
 const LONG: Duration = Duration::from_secs(20);
 
-const JSON_ROUTES: [&str; 9] = [
+const JSON_ROUTES: [&str; 11] = [
     "/v1/status",
     "/v1/apps",
     "/v1/apps/default/blog",
     "/v1/sandboxes",
+    "/v1/snapshots",
+    "/v1/snapshots/default/nightly",
     "/v1/templates",
     "/v1/revisions",
     "/v1/events",
@@ -80,6 +82,27 @@ async fn objects_say_what_was_published_last() {
 }
 
 #[tokio::test]
+async fn of_snapshots_the_newest_of_a_name_comes_first_and_is_what_its_path_answers() {
+    let daemon = Daemon::start(Limits::default()).await;
+    let list = daemon.get("/v1/snapshots?fields=team,name,generation").await.json();
+    let shown = |item: &serde_json::Value| format!("{}/{}@{}", item["team"], item["name"], item["generation"]);
+    let items: Vec<_> = list["items"].as_array().unwrap().iter().map(shown).collect();
+    assert_eq!(items, [r#""default"/"nightly"@2"#, r#""default"/"nightly"@1"#, r#""ops"/"before"@1"#]);
+    let newest = daemon.get("/v1/snapshots/default/nightly").await;
+    assert_eq!((&newest.json()["generation"], &newest.json()["size"]), (&json!(2), &json!("8Mi")));
+    let of = |query: &str| format!("/v1/snapshots?{query}");
+    for (query, number) in [("team=ops", 1), ("app=blog", 3), ("app=shop", 0), ("team=default&app=blog", 2)] {
+        let items = daemon.get(&of(query)).await.json();
+        assert_eq!(items["items"].as_array().unwrap().len(), number, "{query}");
+    }
+    let (place, newer) = fake::kept(("nightly", 3));
+    daemon.publish(Content { snapshots: Rows::Changed([(place, Some(newer))].into()), ..content() });
+    let unchanged = daemon.get_unless("/v1/snapshots/default/nightly", newest.header("etag")).await;
+    assert_eq!((unchanged.status, &unchanged.json()["generation"]), (200, &json!(3)));
+    assert_eq!(daemon.get("/v1/snapshots/ops/nightly").await.status, 404);
+}
+
+#[tokio::test]
 async fn any_other_method_is_405_on_every_path() {
     let daemon = Daemon::start(Limits::default()).await;
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"] {
@@ -96,7 +119,9 @@ async fn any_other_method_is_405_on_every_path() {
 #[tokio::test]
 async fn following_next_visits_every_item_once() {
     let daemon = Daemon::start(Limits::default()).await;
-    for (path, field, total) in [("/v1/apps", "name", 4), ("/v1/sandboxes", "id", 3), ("/v1/events", "id", 5)] {
+    for (path, field, total) in
+        [("/v1/apps", "name", 4), ("/v1/sandboxes", "id", 3), ("/v1/snapshots", "id", 3), ("/v1/events", "id", 5)]
+    {
         for limit in 1..=6 {
             let (mut seen, mut cursor) = (Vec::new(), String::new());
             loop {

@@ -21,7 +21,7 @@ fn assert_session(name: &str, host: &Host, commands: &[&[&str]]) {
 fn every_verb_explains_itself() {
     let host = Host::sim();
     let bare = shown(&host, &[], &host::setpoint().output().unwrap());
-    let verbs: [&[&str]; 22] = [
+    let verbs: [&[&str]; 23] = [
         &["--help"],
         &["describe", "-h"],
         &["tree", "-h"],
@@ -39,6 +39,7 @@ fn every_verb_explains_itself() {
         &["logs", "-h"],
         &["events", "-h"],
         &["doctor", "-h"],
+        &["snapshot", "-h"],
         &["state", "-h"],
         &["state", "show", "-h"],
         &["state", "rebuild", "-h"],

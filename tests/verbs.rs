@@ -362,6 +362,7 @@ fn a_doctor_finds_what_a_killed_daemon_left_and_who_has_its_port() {
         "daemon",
         "journal",
         "machines",
+        "snapshots",
     ];
     assert_eq!(names, expected);
     assert_eq!(all["status"], "fail");

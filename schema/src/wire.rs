@@ -18,6 +18,7 @@ mod blocker;
 mod daemon;
 mod sandbox;
 mod settings;
+mod snapshot;
 mod template;
 
 pub use app::{
@@ -28,6 +29,7 @@ pub use blocker::{Blocker, BlockerReason};
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
 pub use sandbox::{Disk, Sandbox, Vm};
 pub use settings::{Setting, SettingOrigin, Settings};
+pub use snapshot::{Snapshot, SnapshotCause, SnapshotState, SnapshotWanted};
 pub use template::{Template, TemplateRoot};
 
 /// One page of a list.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire::Problem;
 
-use super::{Asked, PATIENCE, socket};
+use super::{PATIENCE, Verb, socket};
 
 /// Answers name one app.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -63,15 +63,25 @@ impl AdminError {
 ///
 /// # Errors
 /// When it cannot be asked, or refuses.
-pub async fn ask<T: DeserializeOwned>(
+pub async fn ask<T: DeserializeOwned>(state_dir: &Path, app: &AppKey, verb: Verb) -> Result<T, AdminError> {
+    ask_with(state_dir, app, verb, "").await
+}
+
+/// The same with what stands behind `?`.
+///
+/// # Errors
+/// Likewise.
+pub async fn ask_with<T: DeserializeOwned>(
     state_dir: &Path,
     app: &AppKey,
-    asked: impl Into<Asked>,
+    verb: Verb,
+    query: &str,
 ) -> Result<T, AdminError> {
+    let target = format!("/v1/apps/{}/{}/{}{query}", app.team, app.name, verb.as_str());
     let path = socket::path(state_dir);
     let unreachable = |source| AdminError::Unreachable { path: path.clone(), source };
     let stream = socket::connect(state_dir).await.map_err(unreachable)?;
-    let answer = tokio::time::timeout(PATIENCE, exchange(TokioIo::new(stream), app, asked.into())).await;
+    let answer = tokio::time::timeout(PATIENCE, exchange(TokioIo::new(stream), target)).await;
     let broken = |source| AdminError::Broken { path: path.clone(), source };
     let (status, body) = answer.unwrap_or_else(|late| Err(late.into())).map_err(broken)?;
     if status == StatusCode::OK {
@@ -83,13 +93,11 @@ pub async fn ask<T: DeserializeOwned>(
 
 async fn exchange(
     stream: TokioIo<tokio::net::UnixStream>,
-    app: &AppKey,
-    asked: Asked,
+    target: String,
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     tokio::spawn(connection);
-    let path = format!("/v1/apps/{}/{}/{}", app.team, app.name, asked.path());
-    let request = Request::post(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    let request = Request::post(target).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     Ok((status, Limited::new(response.into_body(), LONGEST_ANSWER).collect().await?.to_bytes()))

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use axum::extract::RawPathParams;
 use hyper::Uri;
 use hyper::header::{ACCEPT, HeaderMap, HeaderName};
-use setpoint_schema::name::{AppKey, AppName, Team, WorkerName};
+use setpoint_schema::name::{AppKey, AppName, SnapshotKey, SnapshotName, Team, WorkerName};
 
 use super::entity::Known;
 use super::params::{Page, Parameter, Params};
@@ -75,6 +75,13 @@ impl Ask {
         let team: Team = self.name("team", "a team's name")?;
         let name: AppName = self.name("name", "an app's name")?;
         Ok(AppKey::new(team, name))
+    }
+
+    /// The snapshot that the path names. One that cannot be is not there.
+    pub(super) fn snapshot(&self) -> Result<SnapshotKey, Refusal> {
+        let team: Team = self.name("team", "a team's name")?;
+        let name: SnapshotName = self.name("name", "a snapshot's name")?;
+        Ok(SnapshotKey::new(team, name))
     }
 
     /// The process that the path names. The spelling of a worker's name is that of `web` and `build` too.

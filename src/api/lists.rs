@@ -68,7 +68,7 @@ pub(super) async fn templates(sources: Sources, ask: Ask) -> Result<Response, Re
 }
 
 /// One object, or the part of it that was asked for.
-fn object<T: Serialize + Send + Sync + 'static, K: Send + Sync + 'static>(
+pub(super) fn object<T: Serialize + Send + Sync + 'static, K: Send + Sync + 'static>(
     cache: &Cache,
     uri: &Uri,
     fields: Option<&Fields>,
@@ -87,7 +87,7 @@ fn object<T: Serialize + Send + Sync + 'static, K: Send + Sync + 'static>(
 }
 
 /// A list of which pages are asked for.
-struct List<K, V> {
+pub(super) struct List<K, V> {
     cache: Arc<Cache>,
     uri: Uri,
     after: Option<K>,
@@ -97,7 +97,7 @@ struct List<K, V> {
 }
 
 impl<K: FromStr, V> List<K, V> {
-    fn of(
+    pub(super) fn of(
         sources: &Sources,
         ask: &Ask,
         item: &'static str,
@@ -122,7 +122,7 @@ where
     V: PartialEq + Serialize + Send + Sync + 'static,
 {
     /// The page after the key `after`, which need not exist any more.
-    fn page(&self, table: &Table<K, V>) -> Entity {
+    pub(super) fn page(&self, table: &Table<K, V>) -> Entity {
         let basis = table.version().0;
         self.cache.get(&self.uri, basis).unwrap_or_else(|| self.cache.put(&self.uri, basis, self.make(table)))
     }

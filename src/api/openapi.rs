@@ -222,7 +222,7 @@ fn query(parameter: Parameter, generator: &mut SchemaGenerator) -> Value {
             "How many of the last lines to begin with.",
             json!({ "type": "integer", "minimum": 0, "maximum": MAX_TAIL, "default": DEFAULT_TAIL }),
         ),
-        Parameter::Team => ("Only apps of this team.", json!({ "type": "string", "pattern": TEAM })),
+        Parameter::Team => ("Only what this team owns.", json!({ "type": "string", "pattern": TEAM })),
         Parameter::Wait => (
             "With `If-None-Match`: how long to hold an answer that would say nothing new, in whole seconds or minutes.",
             json!({ "type": "string", "pattern": "^0*([1-9]|[1-9][0-9]|[12][0-9][0-9]|300)s$|^0*[1-5]m$", "examples": ["30s", "5m"] }),

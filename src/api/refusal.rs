@@ -4,7 +4,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
-use setpoint_schema::name::AppKey;
+use setpoint_schema::name::{AppKey, SnapshotKey};
 use setpoint_schema::wire::Problem;
 
 use super::backend::BackendError;
@@ -32,6 +32,11 @@ impl Refusal {
     /// 404, for an app.
     pub(super) fn no_app(key: &AppKey) -> Self {
         Self::not_found(format!("there is no app {key}"))
+    }
+
+    /// 404, for a snapshot.
+    pub(super) fn no_snapshot(key: &SnapshotKey) -> Self {
+        Self::not_found(format!("there is no snapshot {key}"))
     }
 
     /// 503, while nothing is known.

@@ -23,7 +23,7 @@ use super::params::Parameter::{self, App, Cursor, Fields, Follow, Label, Limit, 
 use super::refusal::Refusal;
 use super::repeats::Repeats;
 use super::snapshot::Snapshot;
-use super::{daemon, history, lists};
+use super::{daemon, history, lists, snapshots};
 use crate::http::Connection;
 
 /// What the routes read.
@@ -155,6 +155,23 @@ pub(super) const ROUTES: &[Route] = &[
         parameters: &[App, Fields, Limit, Cursor, Wait],
         answer: Answer::Document(Shape::of::<wire::List<wire::Sandbox>>()),
         handler: |sources, ask| Box::pin(lists::sandboxes(sources, ask)),
+    },
+    Route {
+        path: "/v1/snapshots",
+        summary: "The snapshots, by team and name; of each name the newest generation first.",
+        parameters: &[Team, App, Fields, Limit, Cursor, Wait],
+        answer: Answer::Document(Shape::of::<wire::List<wire::Snapshot>>()),
+        handler: |sources, ask| Box::pin(snapshots::list(sources, ask)),
+    },
+    Route {
+        path: "/v1/snapshots/{team}/{name}",
+        summary: "The newest generation of one snapshot.",
+        parameters: &[Fields, Wait],
+        answer: Answer::DocumentOrStream {
+            document: Shape::of::<wire::Snapshot>(),
+            event: ("snapshot", Shape::of::<wire::Snapshot>()),
+        },
+        handler: |sources, ask| Box::pin(snapshots::newest(sources, ask)),
     },
     Route {
         path: "/v1/templates",

@@ -14,6 +14,8 @@ use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::{AppKey, TemplateName};
 use setpoint_schema::wire;
 
+use super::snapshots::Place;
+
 /// Everything that was known at the end of one pass, so that one answer never mixes two.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -27,6 +29,8 @@ pub struct Snapshot {
     pub sandboxes: Table<SandboxId, wire::Sandbox>,
     /// Every template that apps can start from.
     pub templates: Table<TemplateName, wire::Template>,
+    /// Every snapshot in the inventory.
+    pub snapshots: Table<Place, wire::Snapshot>,
     versions: Versions,
 }
 
@@ -43,6 +47,8 @@ pub struct Content {
     pub sandboxes: Rows<SandboxId, wire::Sandbox>,
     /// The templates.
     pub templates: Rows<TemplateName, wire::Template>,
+    /// The snapshots.
+    pub snapshots: Rows<Place, wire::Snapshot>,
 }
 
 /// How a pass describes a table.
@@ -58,7 +64,7 @@ impl Snapshot {
     /// The snapshot after `previous`: what says the same keeps its version and is shared.
     #[must_use]
     pub fn after(previous: Option<&Self>, content: Content) -> Self {
-        let Content { at, status, apps, sandboxes, templates } = content;
+        let Content { at, status, apps, sandboxes, templates, snapshots } = content;
         let mut versions = previous.map(|previous| previous.versions).unwrap_or_default();
         let status = match previous.map(|previous| &previous.status) {
             Some(same) if same.value == status => Arc::clone(same),
@@ -70,6 +76,7 @@ impl Snapshot {
             apps: Table::after(previous.map(|previous| &previous.apps), apps, &mut versions),
             sandboxes: Table::after(previous.map(|previous| &previous.sandboxes), sandboxes, &mut versions),
             templates: Table::after(previous.map(|previous| &previous.templates), templates, &mut versions),
+            snapshots: Table::after(previous.map(|previous| &previous.snapshots), snapshots, &mut versions),
             versions,
         }
     }

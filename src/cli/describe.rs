@@ -20,18 +20,20 @@ use crate::config::Config;
 mod app;
 mod revision;
 mod sandbox;
+mod snapshot;
 mod template;
 
 use app::WholeApp;
 use revision::WholeRevision;
 use sandbox::WholeSandbox;
+use snapshot::WholeSnapshot;
 use template::WholeTemplate;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What kind of object
     kind: Kind,
-    /// Which one: an app as NAME or TEAM/NAME, a sandbox by id or app, a template by name, a revision by its commit
+    /// Which one: an app as NAME or TEAM/NAME, a sandbox by id or app, a snapshot by name or id, a template by name, a revision by its commit
     name: String,
     /// Show this many of the newest events of an app or a sandbox
     #[arg(long, default_value_t = 10, value_name = "COUNT")]
@@ -50,6 +52,9 @@ enum Kind {
     /// A microVM, with its app and its events
     #[value(alias = "sandboxes")]
     Sandbox,
+    /// A kept moment of an app, with the others of its name and what began from it
+    #[value(alias = "snapshots")]
+    Snapshot,
     /// A template, with the apps that start from it
     #[value(alias = "templates")]
     Template,
@@ -64,6 +69,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     match kind {
         Kind::App => show(&app(&client, &name, events).await?, output),
         Kind::Sandbox => show(&WholeSandbox::ask(&client, name, events).await?, output),
+        Kind::Snapshot => show(&WholeSnapshot::ask(&client, name).await?, output),
         Kind::Template => show(&WholeTemplate::ask(&client, name).await?, output),
         Kind::Revision => show(&WholeRevision::ask(&client, name).await?, output),
     }

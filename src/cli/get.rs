@@ -7,6 +7,7 @@ use setpoint_schema::wire;
 
 pub mod kinds;
 mod settings;
+pub mod snapshots;
 pub mod watch;
 
 use super::client::{Client, ClientError};
@@ -20,7 +21,7 @@ use kinds::Resource;
 pub struct Args {
     /// What to show
     kind: Kind,
-    /// Only these: apps as NAME or TEAM/NAME, sandboxes by id or app, revisions by their commit, settings by key or section
+    /// Only these: apps as NAME or TEAM/NAME, sandboxes by id or app, snapshots by name, app or id, revisions by their commit, settings by key or section
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Go on with a line for each that changes
@@ -42,6 +43,9 @@ enum Kind {
     /// MicroVMs
     #[value(alias = "sandbox")]
     Sandboxes,
+    /// Moments of apps that are kept, of each name the newest first
+    #[value(alias = "snapshot")]
+    Snapshots,
     /// What microVMs start from
     #[value(alias = "template")]
     Templates,
@@ -62,6 +66,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     match kind {
         Kind::Apps => get::<wire::App>(client, Wanted { names, selection }, watch, output).await,
         Kind::Sandboxes => get::<wire::Sandbox>(client, Wanted { names, selection }, watch, output).await,
+        Kind::Snapshots => get::<wire::Snapshot>(client, Wanted { names, selection }, watch, output).await,
         Kind::Templates => get::<wire::Template>(client, Wanted { names, selection }, watch, output).await,
         Kind::Revisions => get::<wire::Revision>(client, Wanted { names, selection }, watch, output).await,
         Kind::Settings if watch || !selection.is_empty() => {

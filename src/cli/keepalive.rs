@@ -8,7 +8,7 @@ use setpoint_schema::quantity::Span;
 use setpoint_schema::wire::KeepaliveChange;
 
 use super::{Failure, print};
-use crate::admin::{Asked, client};
+use crate::admin::{Verb, client};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,8 @@ fn time(text: &str) -> Result<Span, String> {
 
 pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let span = args.time.unwrap_or_default();
-    let change = client::ask(&config.state.dir, &args.app, Asked::Keepalive(span)).await?;
+    let query = format!("?for={span}");
+    let change = client::ask_with(&config.state.dir, &args.app, Verb::Keepalive, &query).await?;
     print(&format!("{}\n", sentence(&change, span)));
     Ok(ExitCode::SUCCESS)
 }

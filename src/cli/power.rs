@@ -20,7 +20,9 @@ fn sentence(PowerChange { app, changed, now }: &PowerChange, verb: Verb) -> Stri
     let state = match (now.as_ref().map(|now| now.state), verb) {
         (Some(Power::Running), _) | (None, Verb::Wake) => "running",
         (Some(Power::Paused), _) | (None, Verb::Pause) => "paused",
-        (Some(Power::Stopped), _) | (None, Verb::Suspend | Verb::Resume | Verb::Keepalive) => "stopped",
+        (Some(Power::Stopped), _) | (None, Verb::Suspend | Verb::Resume | Verb::Keepalive | Verb::Snapshot) => {
+            "stopped"
+        }
     };
     match (now, changed) {
         (Some(_), true) => format!("{app} is to be {state} here until another power is declared"),

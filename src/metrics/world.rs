@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use setpoint_schema::id::CommitId;
-use setpoint_schema::observed::{GuestState, VmState};
+use setpoint_schema::observed::{GuestState, SnapshotState, VmState};
 use setpoint_schema::wire::AppCounts;
 
 use super::Label;
@@ -29,6 +29,8 @@ pub(super) struct WorldGauges {
     microvms: Family<Label<1>, Gauge>,
     apps: Family<Label<1>, Gauge>,
     actions: Family<Label<1>, Gauge>,
+    snapshots: Family<Label<1>, Gauge>,
+    snapshots_size: Gauge,
     source_up: Gauge,
     source_lag: Gauge<f64, AtomicU64>,
     mistakes: Gauge,
@@ -50,6 +52,8 @@ impl WorldGauges {
             microvms: Family::default(),
             apps: Family::default(),
             actions: Family::default(),
+            snapshots: Family::default(),
+            snapshots_size: Gauge::default(),
             source_up: Gauge::default(),
             source_lag: Gauge::default(),
             mistakes: Gauge::default(),
@@ -61,6 +65,13 @@ impl WorldGauges {
         registry.register("microvms", "MicroVMs in the inventory, by phase", this.microvms.clone());
         registry.register("apps", "Apps, by phase", this.apps.clone());
         registry.register("plan_actions", "Actions of the newest plan, by what they wait for", this.actions.clone());
+        registry.register("snapshots", "Snapshots in the inventory, by state", this.snapshots.clone());
+        registry.register_with_unit(
+            "snapshots_size",
+            "What snapshots take up on the disk",
+            Unit::Bytes,
+            this.snapshots_size.clone(),
+        );
         registry.register("source_up", "Whether the branch can be followed", this.source_up.clone());
         registry.register_with_unit("source_lag", lag, Unit::Seconds, this.source_lag.clone());
         registry.register("declaration_mistakes", "Mistakes in the declarations", this.mistakes.clone());
@@ -87,6 +98,7 @@ impl WorldGauges {
         let World { pass, apps, store } = world;
         self.look_at_microvms(pass);
         self.look_at_actions(pass);
+        self.look_at_snapshots(pass);
         let AppCounts { total: _, ready, reconciling, unready, blocked, stalled, resting } = *apps;
         let phases = [
             ("ready", ready),
@@ -132,6 +144,25 @@ impl WorldGauges {
         }
         let states = [("running", pass.busy.len()), ("waiting", waiting), ("blocked", blocked)];
         states.into_iter().for_each(|(state, n)| set(&self.actions, "state", state, count(n)));
+    }
+
+    fn look_at_snapshots(&self, pass: &Pass) {
+        const STATES: [&str; 5] = ["wanted", "failed", "kept", "retained", "leaving"];
+        let mut counts = [0_usize; STATES.len()];
+        let mut size = 0;
+        for record in pass.observed.snapshots.values() {
+            let state = match record.state {
+                SnapshotState::Wanted { .. } => 0,
+                SnapshotState::Failed { .. } => 1,
+                SnapshotState::Kept(_) => 2,
+                SnapshotState::Retained { .. } => 3,
+                SnapshotState::Leaving => 4,
+            };
+            counts[state] += 1;
+            size += record.kept().map_or(0, |kept| kept.bytes.as_bytes());
+        }
+        STATES.into_iter().zip(counts).for_each(|(state, n)| set(&self.snapshots, "state", state, count(n)));
+        self.snapshots_size.set(i64::try_from(size).unwrap_or(i64::MAX));
     }
 
     fn lag(&self, pass: &Pass) -> f64 {

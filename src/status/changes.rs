@@ -9,8 +9,10 @@ use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, ObservedSandbox, PowerOverride};
 use setpoint_schema::shared::{Difference, SharedMap};
+use setpoint_schema::wire;
 
 use super::facts::{AppFacts, Before, Busy};
+use crate::api::Place;
 use crate::converge::Pass;
 use crate::ingress::same_hosts;
 
@@ -20,6 +22,8 @@ pub struct Changes {
     pub apps: BTreeSet<AppKey>,
     /// These sandboxes, likewise.
     pub sandboxes: BTreeSet<SandboxId>,
+    /// These snapshots, likewise.
+    pub snapshots: BTreeSet<Place>,
     /// Which host names there are.
     pub names: Names,
     /// What all apps share: templates, and how much of the host is taken.
@@ -55,8 +59,13 @@ impl Tracker {
         let before = self.newest.replace(Arc::clone(pass));
         let no_sandboxes = SharedMap::new();
         let known = before.as_ref().map_or(&no_sandboxes, |before| &before.observed.sandboxes);
-        let mut changes =
-            Changes { apps: BTreeSet::new(), sandboxes: BTreeSet::new(), names: Names::Same, sums: Sums::Same };
+        let mut changes = Changes {
+            apps: BTreeSet::new(),
+            sandboxes: BTreeSet::new(),
+            snapshots: BTreeSet::new(),
+            names: Names::Same,
+            sums: Sums::Same,
+        };
         let mut settled = BTreeMap::new();
         for (id, difference) in known.differences(&pass.observed.sandboxes) {
             changes.sandboxes.insert(id.clone());
@@ -72,10 +81,21 @@ impl Tracker {
             // Also where everything is another anyway: what is gone is seen by comparing alone.
             changes.compare(before, pass, self, &settled);
         }
-        if !before.is_some_and(|before| same_naming(&before)) {
+        if !before.as_deref().is_some_and(same_naming) {
             changes.everything(pass, self);
         }
+        Self::note_snapshots(before.as_deref(), pass, &mut changes);
         changes
+    }
+
+    /// Which snapshots may be shown otherwise.
+    fn note_snapshots(before: Option<&Pass>, pass: &Pass, changes: &mut Changes) {
+        let none = SharedMap::new();
+        let known = before.map_or(&none, |before| &before.observed.snapshots);
+        for (_, difference) in known.differences(&pass.observed.snapshots) {
+            let (old, new) = sides(&difference);
+            changes.snapshots.extend([old, new].into_iter().flatten().map(Place::of));
+        }
     }
 
     /// The newest pass, looked up by app.
@@ -223,6 +243,12 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn is_busy(&self, key: &AppKey) -> bool {
         self.pass.busy.contains(key)
+    }
+
+    /// A snapshot as people see it.
+    pub(super) fn snapshot(&self, place: &Place) -> Option<wire::Snapshot> {
+        let record = self.pass.observed.snapshots.get(place.id()).filter(|record| Place::of(record) == *place)?;
+        Some(wire::Snapshot::of(record, None))
     }
 
     pub(super) fn busy(&self, key: &AppKey) -> Busy {

@@ -101,6 +101,7 @@ impl Announced {
                 | EventKind::WokenHere
                 | EventKind::KeptAlive
                 | EventKind::WakesOften
+                | EventKind::SnapshotAsked
                 | EventKind::Healed
                 | EventKind::Adopted
                 | EventKind::Exited
@@ -196,6 +197,7 @@ fn work(kind: EventKind) -> Work {
         | EventKind::WokenHere
         | EventKind::KeptAlive
         | EventKind::WakesOften
+        | EventKind::SnapshotAsked
         | EventKind::SourceError
         | EventKind::SourceRecovered
         | EventKind::RevisionAttempted

@@ -166,6 +166,8 @@ pub enum EventKind {
     KeptAlive,
     /// An app sleeps and wakes in a loop.
     WakesOften,
+    /// Somebody on this host asked for a snapshot.
+    SnapshotAsked,
     /// The source could not be read.
     SourceError,
     /// The source can be read again.

@@ -8,12 +8,12 @@ use axum::body::Body;
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use serde_json::{Value, json};
-use setpoint::api::{Content, Rows, description};
+use setpoint::api::{Content, Place, Rows, description};
 use setpoint::http::Limits;
 use setpoint_schema::wire::{self, Phase};
 
 use crate::client::{Reply, get, send};
-use crate::fake::{Daemon, app, content, sandbox};
+use crate::fake::{Daemon, app, content, kept, sandbox};
 
 /// Requests that are answered well, by route.
 const GOOD: &[(&str, &[&str])] = &[
@@ -33,6 +33,8 @@ const GOOD: &[(&str, &[&str])] = &[
         &["/v1/apps/default/blog/processes/web/logs?tail=3&follow=false"],
     ),
     ("/v1/sandboxes", &["/v1/sandboxes", "/v1/sandboxes?app=blog&limit=1"]),
+    ("/v1/snapshots", &["/v1/snapshots", "/v1/snapshots?team=default&app=blog&limit=1"]),
+    ("/v1/snapshots/{team}/{name}", &["/v1/snapshots/default/nightly", "/v1/snapshots/default/nightly?wait=1s"]),
     ("/v1/templates", &["/v1/templates", "/v1/templates?limit=1"]),
     ("/v1/revisions", &["/v1/revisions"]),
     ("/v1/events", &["/v1/events", "/v1/events?app=blog&limit=2&cursor=1"]),
@@ -46,6 +48,8 @@ const BAD: &[(&str, u16, &str)] = &[
     ("/v1/status", 400, "/v1/status?nothing=1"),
     ("/v1/apps/{team}/{name}", 404, "/v1/apps/default/nope"),
     ("/v1/apps/{team}/{name}", 400, "/v1/apps/default/%FF"),
+    ("/v1/snapshots", 400, "/v1/snapshots?cursor=nightly"),
+    ("/v1/snapshots/{team}/{name}", 404, "/v1/snapshots/default/nope"),
     ("/v1/apps/{team}/{name}/processes/{process}/logs", 503, "/v1/apps/default/blog/processes/sleeper/logs"),
     ("/v1/revisions", 500, "/v1/revisions?cursor=c0ffee"),
 ];
@@ -97,7 +101,28 @@ fn everything() -> Content {
         sandboxes.push((id, serde_json::from_value(document).unwrap()));
     }
     let (apps, sandboxes) = (apps.into_iter().collect(), sandboxes.into_iter().collect());
-    Content { apps: Rows::All(apps), sandboxes: Rows::All(sandboxes), ..content() }
+    let snapshots = Rows::All(snapshots().into_iter().collect());
+    Content { apps: Rows::All(apps), sandboxes: Rows::All(sandboxes), snapshots, ..content() }
+}
+
+/// Snapshots in every state and for every reason.
+fn snapshots() -> Vec<(Place, wire::Snapshot)> {
+    let mut snapshots = vec![kept(("nightly", 2))];
+    for (generation, fields) in [
+        (1, json!({"state": "wanted", "cause": {"kind": "asked", "by": "uid 1000"}, "message": "it waits"})),
+        (
+            3,
+            json!({"state": "failed", "cause": {"kind": "fork", "to": "ops/alpha"}, "resources": null, "sandbox": null}),
+        ),
+        (4, json!({"state": "retained", "cause": {"kind": "restore", "token": "t"}, "until": "2026-01-02T00:00:00Z"})),
+        (5, json!({"state": "leaving", "since": null, "takenAt": null, "size": null, "stoppedMs": null})),
+    ] {
+        let (place, snapshot) = kept(("nightly", generation));
+        let mut document = serde_json::to_value(snapshot).unwrap();
+        fields.as_object().unwrap().iter().for_each(|(field, value)| document[field] = value.clone());
+        snapshots.push((place, serde_json::from_value(document).unwrap()));
+    }
+    snapshots
 }
 
 #[tokio::test]

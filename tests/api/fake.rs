@@ -11,10 +11,11 @@ use futures_util::StreamExt as _;
 use hyper::Request;
 use hyper::header::{HOST, IF_NONE_MATCH};
 use serde_json::json;
-use setpoint::api::{Api, Backend, BackendError, Content, Follow, LogStream, Rows, Snapshot};
+use setpoint::api::{Api, Backend, BackendError, Content, Follow, LogStream, Place, Rows, Snapshot};
 use setpoint::http::Limits;
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::{AppKey, HostName, TemplateName};
+use setpoint_schema::observed::SnapshotRecord;
 use setpoint_schema::wire;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -161,6 +162,7 @@ pub fn content() -> Content {
         apps: Rows::All(apps.into_iter().map(|key| (key.clone(), app(&key))).collect()),
         sandboxes: Rows::All(ids.into_iter().map(|id| (id.clone(), sandbox(&id))).collect()),
         templates: Rows::All([("minimal", 3), ("web", 1)].into_iter().map(template).collect()),
+        snapshots: Rows::All([("nightly", 1), ("nightly", 2), ("ops/before", 1)].into_iter().map(kept).collect()),
     }
 }
 
@@ -209,6 +211,23 @@ pub fn template((name, apps): (&str, u32)) -> (TemplateName, wire::Template) {
     let root = json!({"kind": "repoRootfs", "path": "templates/web"});
     let template = json!({"name": name, "digest": "d1", "root": root, "apps": apps});
     (TemplateName::new(name).unwrap(), serde_json::from_value(template).unwrap())
+}
+
+pub fn kept((key, generation): (&str, u64)) -> (Place, wire::Snapshot) {
+    let record: SnapshotRecord = serde_json::from_value(json!({
+        "id": format!("{generation:032x}"), "key": key, "app": "blog", "generation": generation,
+        "cause": {"declared": {"digest": "d1"}}, "content": "disk", "exclude": ["node_modules"], "retain": "30d",
+        "moment": {
+            "sandbox": "blog-00000002", "machine": {
+                "sandbox": "blog-00000002", "app": "blog", "uid": null, "nonce": "ab", "vcpus": 1, "memory_mib": 256,
+                "template": "t1", "disk": "blog-00000002"
+            },
+            "disk": "1Gi", "revision": "c0ffee", "tree": "f1"
+        },
+        "state": {"kept": {"at": "2026-01-01T00:00:00Z", "bytes": "8Mi", "stopped_ms": 9}}
+    }))
+    .unwrap();
+    (Place::of(&record), wire::Snapshot::of(&record, None))
 }
 
 pub fn event(id: u32) -> wire::Event {

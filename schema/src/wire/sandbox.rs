@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BootNonce, DiskId, HostId, SandboxId};
+use crate::id::{BootNonce, DiskId, HostId, SandboxId, SnapshotId};
 use crate::name::AppKey;
 use crate::observed::{DiskRecord, ExitReason, VmState};
 use crate::quantity::ByteSize;
@@ -27,6 +27,8 @@ pub struct Sandbox {
     pub memory: ByteSize,
     /// Its data disk; null while the inventory has none for it.
     pub disk: Option<Disk>,
+    /// The snapshot that its disk began as a copy of; null if it began empty.
+    pub from: Option<SnapshotId>,
     /// When its inventory row was made.
     pub created_at: Timestamp,
 }

@@ -79,6 +79,9 @@ pub(super) fn lines(sandbox: &wire::Sandbox, now: Timestamp) -> String {
     lines.add("Machine", &format!("{} vcpu, {} memory", sandbox.vcpus, sandbox.memory));
     let disk = sandbox.disk.as_ref();
     lines.add("Disk", &disk.map_or_else(|| "none".to_owned(), |disk| format!("{}, {}", disk.id, disk.size)));
+    if let Some(from) = &sandbox.from {
+        lines.add("Began from", &format!("snapshot {from}"));
+    }
     lines.add("Created", &format!("{} ago", age(sandbox.created_at, now)));
     lines.text
 }

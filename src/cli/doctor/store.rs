@@ -15,7 +15,7 @@ use crate::report::count;
 use crate::{daemon, drivers, report};
 
 /// The checks of this module.
-pub const NAMES: [&str; 4] = ["state", "daemon", "journal", "machines"];
+pub const NAMES: [&str; 5] = ["state", "daemon", "journal", "machines", "snapshots"];
 
 pub async fn all(config: &Config) -> Vec<Probe> {
     let snapshot = config.store_dir().exists().then(|| Store::snapshot_read(&config.store_dir()));
@@ -26,6 +26,7 @@ pub async fn all(config: &Config) -> Vec<Probe> {
         findings.push(ok("journal", "nothing there yet"));
     }
     findings.push(machines(config).await);
+    findings.push(snapshots(config).await);
     findings
 }
 
@@ -135,6 +136,36 @@ async fn machines(config: &Config) -> Probe {
             "start the daemon: it takes them over as they are",
         ),
     }
+}
+
+/// Kept moments that no row knows: the daemon leaves them alone.
+async fn snapshots(config: &Config) -> Probe {
+    let driver = match drivers::driver(config) {
+        Ok(driver) => driver,
+        Err(error) => return warn("snapshots", report::chain(&error), "nothing can be said of snapshots without it"),
+    };
+    let found = match driver.list_snapshots().await {
+        Ok(found) => found,
+        Err(error) => {
+            return fail("snapshots", report::chain(&error), "the directory `vmm` of the state must be readable");
+        }
+    };
+    let inventory = if config.store_dir().exists() {
+        Inventory::of_copy(&config.store_dir()).unwrap_or_default()
+    } else {
+        Inventory::default()
+    };
+    let recorded: BTreeSet<_> = inventory.snapshots.iter().map(|record| &record.id).collect();
+    let strange: Vec<_> = found.iter().filter(|(id, _)| !recorded.contains(id)).map(|(id, _)| id.to_string()).collect();
+    if strange.is_empty() {
+        return ok("snapshots", count(found.len(), "snapshot"));
+    }
+    warn(
+        "snapshots",
+        format!("{} that the state does not know: {}", count(strange.len(), "snapshot"), strange.join(", ")),
+        "nobody removes them, since a mistake may be why they are not known: delete their directories below `vmm/snapshots` \
+         when they are of no use",
+    )
 }
 
 fn runs(number: usize) -> String {

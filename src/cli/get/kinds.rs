@@ -412,7 +412,7 @@ pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn any_team() -> &'static Team {
+pub(super) fn any_team() -> &'static Team {
     static TEAM: std::sync::LazyLock<Team> = std::sync::LazyLock::new(Team::default_team);
     &TEAM
 }

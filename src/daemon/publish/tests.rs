@@ -10,16 +10,18 @@ use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::Plan;
 use setpoint_plan::planner::{Bounds, Entropy, Inputs, plan};
 use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, SandboxSpec};
-use setpoint_schema::id::{CommitId, Generation, SandboxId, TemplateDigest, TreeDigest};
+use setpoint_schema::id::{CommitId, Generation, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::{AppKey, HostName};
 use setpoint_schema::observed::{
-    AppRecord, DiskState, ExitReason, Health, LastGood, Observed, PowerCause, PowerOverride, Retry, Suspension, VmState,
+    AppRecord, DiskState, ExitReason, Health, Kept, LastGood, Observed, PowerCause, PowerOverride, Retry,
+    SnapshotCause, SnapshotRecord, SnapshotState, Suspension, VmState,
 };
 use setpoint_schema::project::Project;
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Runtime, Web};
 use setpoint_schema::shared::SharedMap;
 use setpoint_schema::short::Short;
+use setpoint_schema::snapshot::{Content, default_retain};
 use setpoint_schema::wire::{self, BlockerReason, ConditionKind, ConditionStatus};
 use setpoint_state::EventKind;
 
@@ -47,6 +49,7 @@ enum Change {
     Trouble,
     Rename,
     Crowd(u64),
+    Snapshot(usize, u8),
 }
 
 /// A report that comes: of a new pass, or of the same one later.
@@ -57,7 +60,7 @@ enum Next {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    let which = 0..NAMES.len();
+    let (which, which_one) = (0..NAMES.len(), 0..NAMES.len());
     prop_oneof![
         6 => (which.clone(), 0..13_u8).prop_map(|(app, how)| Change::Declare(app, how)),
         1 => which.clone().prop_map(Change::Undeclare),
@@ -75,6 +78,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => Just(Change::Trouble),
         1 => Just(Change::Rename),
         1 => (1..2000_u64).prop_map(Change::Crowd),
+        2 => (which_one, 0..6_u8).prop_map(|(app, how)| Change::Snapshot(app, how)),
     ]
 }
 
@@ -214,6 +218,7 @@ impl Life {
                 let other = patterns.into_iter().find(|pattern| *pattern != self.project.hosts.pattern);
                 self.project.hosts.pattern = other.unwrap();
             }
+            Change::Snapshot(which, how) => self.snapshot(which, how),
             Change::Crowd(memory) => self.observed.limits.memory = ByteSize::mib(memory),
         }
     }
@@ -225,6 +230,34 @@ impl Life {
         let of_app = done.disks.iter().filter(|(_, disk)| disk.app == *app);
         self.observed.disks.extend(of_app.map(|(id, disk)| (id.clone(), Arc::clone(disk))));
         self.observed.apps.extend(done.apps.get_key_value(app).map(|(key, record)| (key.clone(), Arc::clone(record))));
+    }
+
+    /// A snapshot in some state, of this app or another.
+    fn snapshot(&mut self, which: usize, how: u8) {
+        let id = SnapshotId(format!("{which}"));
+        let at = self.now;
+        let kept = Kept { at, bytes: ByteSize::mib(8), stopped_ms: 3 };
+        let state = match how {
+            0 => return drop(self.observed.snapshots.remove(&id)),
+            1 => SnapshotState::Wanted { since: at },
+            2 => SnapshotState::Failed { reason: "the disk is full".to_owned(), at, failures: 2 },
+            3 => SnapshotState::Kept(kept),
+            4 => SnapshotState::Retained { kept, until: at },
+            _ => SnapshotState::Leaving,
+        };
+        let record = SnapshotRecord {
+            id: id.clone(),
+            key: "nightly".parse().unwrap(),
+            app: key((which + usize::from(how)) % NAMES.len()),
+            generation: Generation(u64::from(how / 2)),
+            cause: SnapshotCause::Asked { by: "uid 0".to_owned() },
+            content: Content::Disk,
+            exclude: [].into(),
+            retain: default_retain(),
+            moment: None,
+            state,
+        };
+        self.observed.snapshots.insert(id, Arc::new(record));
     }
 
     /// What a replacement that was cut short leaves.
@@ -343,6 +376,7 @@ struct Said {
     status: Option<wire::Status>,
     apps: Vec<wire::App>,
     sandboxes: Vec<wire::Sandbox>,
+    snapshots: Vec<wire::Snapshot>,
     templates: Vec<wire::Template>,
 }
 
@@ -352,6 +386,7 @@ impl Said {
             status: Some(snapshot.status.value().clone()),
             apps: snapshot.apps.iter().map(|(_, app)| app.clone()).collect(),
             sandboxes: snapshot.sandboxes.iter().map(|(_, sandbox)| sandbox.clone()).collect(),
+            snapshots: snapshot.snapshots.iter().map(|(_, snapshot)| snapshot.clone()).collect(),
             templates: snapshot.templates.iter().map(|(_, template)| template.clone()).collect(),
         }
     }
@@ -385,6 +420,7 @@ proptest! {
         let (mut life, mut tracker) = (Life::new(), Tracker::default());
         let mut pass = Arc::new(life.pass());
         let mut ever: BTreeSet<SandboxId> = BTreeSet::new();
+        let mut kept = BTreeSet::new();
         let mut said = Said::default();
         for (next, seconds) in history {
             life.now = life.now.checked_add(jiff::SignedDuration::from_secs(i64::try_from(seconds).unwrap())).unwrap();
@@ -399,6 +435,8 @@ proptest! {
             let mut everything = fresh.advance(&pass);
             ever.extend(everything.sandboxes.iter().cloned());
             everything.sandboxes.extend(ever.iter().cloned());
+            kept.extend(everything.snapshots.iter().cloned());
+            everything.snapshots.extend(kept.iter().cloned());
             everything.apps.extend(said.apps.iter().map(wire::App::key));
             let complete = whole.serve(&fresh, &pass, &everything, life.now);
             said = Said::by(&complete.snapshot);
