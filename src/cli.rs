@@ -200,10 +200,7 @@ fn dispatch(Cli { overrides, no_color, command }: Cli) -> Result<ExitCode, Failu
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Token(args) => token::run(args),
-        Command::Run => {
-            crate::allocator::share_one_heap();
-            block_on(run::run(Config::load(&overrides)?, overrides))
-        }
+        Command::Run => block_on(run::run(Config::load(&overrides)?, overrides)),
         Command::Reconcile(args) => block_on(reconcile::run(Config::load(&overrides)?, args)),
         Command::Get(args) => block_on(get::run(Config::load(&overrides)?, args)),
         Command::Describe(args) => block_on(describe::run(Config::load(&overrides)?, args)),
