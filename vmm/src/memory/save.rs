@@ -68,9 +68,9 @@ impl Store {
         })?;
         base.sync()?;
         verify(&base.file, base.unfinished(), &chunks, read_in_place)?;
-        let stamp = stamp(&base.file).map_err(failed("inspect", base.unfinished()))?;
         write_image(self.sums_path(id), &Image { memory, base: None, packs: Vec::new(), chunks })?;
-        base.publish()?;
+        let file = base.publish()?;
+        let stamp = stamp(&file).map_err(failed("inspect", &self.base_path(id)))?;
         self.found_sound(id, stamp);
         Ok(Image { memory, base: Some(id.clone()), packs: Vec::new(), chunks: Vec::new() })
     }
@@ -105,7 +105,7 @@ impl Store {
         drop(out);
         pack.sync()?;
         verify(&pack.file, pack.unfinished(), &fresh, read_packed)?;
-        pack.publish()?;
+        pack.publish().map(drop)?;
         Ok(without_unused_packs(Image { memory: source.pages.memory(), base: parent.base.clone(), packs, chunks }))
     }
 }
@@ -303,5 +303,18 @@ mod tests {
         let file = File::options().write(true).open(&base).unwrap();
         file.write_all_at(&[9], 3 * CHUNK as u64 + 17).unwrap();
         assert!(matches!(Store::new(dir.path().to_owned()).check_base(&id(1)), Err(MemoryError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_base_that_was_written_to_is_refused_even_if_its_content_and_times_were_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        save(&store, 1, &[(3, 1)], None);
+        store.check_base(&id(1)).unwrap();
+        let file = File::options().write(true).open(store.base_path(&id(1))).unwrap();
+        let then = file.metadata().unwrap().modified().unwrap();
+        file.write_all_at(&[1], 3 * CHUNK as u64).unwrap();
+        file.set_modified(then).unwrap();
+        assert!(matches!(store.check_base(&id(1)), Err(MemoryError::Damaged { .. })));
     }
 }

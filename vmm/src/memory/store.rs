@@ -29,7 +29,8 @@ pub(crate) struct Store {
     sound: Arc<Mutex<HashMap<SnapshotId, Stamp>>>,
 }
 
-/// What changes when a file is written or replaced.
+/// What changes when a file is written or replaced, and cannot be set back: the time is that of the last change, which the kernel sets
+/// alone.
 type Stamp = (u64, u64, i64, i64);
 
 impl Store {
@@ -85,17 +86,23 @@ impl Store {
         Ok(ByteSize::bytes(sizes.sum::<Result<u64>>()?))
     }
 
-    /// Checks a base against its sums, once for as long as its file stays the same.
+    /// Checks a base against its sums, once. QEMU has it open for writing, though it never writes: a base that was written to since is
+    /// the work of a VMM that is not QEMU's any more, whatever is in it now.
     pub(super) fn check_base(&self, id: &SnapshotId) -> Result<()> {
         let path = self.base_path(id);
         let file = File::open(&path).map_err(failed("open", &path))?;
-        let stamp = stamp(&file).map_err(failed("inspect", &path))?;
-        if self.sound.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&stamp) {
-            return Ok(());
+        let now = stamp(&file).map_err(failed("inspect", &path))?;
+        match self.sound.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            Some(then) if *then == now => return Ok(()),
+            Some(_) => return Err(MemoryError::Damaged { path, what: "it was written to after it was kept" }),
+            None => {}
         }
+        // From here on the first write to any page changes the time, also one through a mapping that was written through before.
+        file.sync_all().map_err(failed("sync", &path))?;
+        let before = stamp(&file).map_err(failed("inspect", &path))?;
         let sums = read_image(&self.sums_path(id))?;
         let damaged = |what| MemoryError::Damaged { path: path.clone(), what };
-        if stamp.1 != sums.memory {
+        if before.1 != sums.memory {
             return Err(damaged("it has another length"));
         }
         let mut content = Box::new([0; CHUNK]);
@@ -105,7 +112,10 @@ impl Store {
                 return Err(damaged("a chunk's checksum does not match"));
             }
         }
-        self.found_sound(id, stamp);
+        if stamp(&file).map_err(failed("inspect", &path))? != before {
+            return Err(damaged("it was written to while it was checked"));
+        }
+        self.found_sound(id, before);
         Ok(())
     }
 
@@ -190,8 +200,9 @@ impl Fresh {
     }
 
     /// Gives it its name.
-    pub fn publish(self) -> Result<()> {
-        fs::rename(&self.unfinished, &self.path).map_err(failed("rename", &self.unfinished))
+    pub fn publish(self) -> Result<File> {
+        fs::rename(&self.unfinished, &self.path).map_err(failed("rename", &self.unfinished))?;
+        Ok(self.file)
     }
 }
 
@@ -201,7 +212,7 @@ pub(super) fn write_image(path: PathBuf, image: &Image) -> Result<()> {
     let mut fresh = Fresh::create(path)?;
     fresh.file.write_all(&encoded).map_err(failed("write", fresh.unfinished()))?;
     fresh.sync()?;
-    fresh.publish()
+    fresh.publish().map(drop)
 }
 
 fn read_image(path: &Path) -> Result<Image> {
@@ -218,7 +229,7 @@ fn read_image(path: &Path) -> Result<Image> {
 /// The identity of a file's present content.
 pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
     let metadata = file.metadata()?;
-    Ok((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    Ok((metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 /// The pages of a base's chunk, one behind the other.

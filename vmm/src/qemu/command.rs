@@ -176,6 +176,8 @@ impl CommandLine<'_> {
             words.push("no_timer_check".to_owned());
             // The machine has no timer to calibrate against; without this the kernel hangs after "TSC unstable".
             words.extend(tsc_khz().map(|khz| format!("tsc_early_khz={khz}")));
+            // It is the host's clock. A busy host makes the kernel's check of it fail, and then the clock has steps of 4 ms.
+            words.push("tsc=reliable".to_owned());
         }
         let root = if self.root.is_some() { "disk" } else { "minimal" };
         words.push(format!("setpoint.nonce={}", self.machine.nonce));

@@ -12,18 +12,19 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use setpoint_guest::client::BlankClient;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, hex, sha256_hex};
 use setpoint_schema::observed::Machine;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Start;
 use super::files::{io_error, remove_if_there};
 use super::guest::{renew_request, with_causes};
 use super::pause::Work;
+use super::process::{self, ProcessId};
 use super::resume::renewal;
 use super::saved::{OriginRecord, SavedRecord, Shape};
 use super::vm_dir::{AGENT_SOCKET, VmDir};
@@ -37,6 +38,12 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How long a restored machine may take to become somebody's.
 const BECOME: Duration = Duration::from_secs(20);
+
+/// How long a booted machine is waited for to come to rest, how often it is looked at, and the processor time in between that counts
+/// as work: the kernel counts in hundredths of a second, and a guest at rest takes some milliseconds for its timers.
+const REST: Duration = Duration::from_secs(5);
+const REST_LOOK: Duration = Duration::from_millis(250);
+const BUSY: Duration = Duration::from_millis(20);
 
 /// The data disk of a template. Smaller than any sandbox's, so that nobody takes the one for the other.
 const PLACEHOLDER: &str = "placeholder.img";
@@ -78,6 +85,7 @@ impl QemuDriver {
         }
         drop(client);
         let Life::Running(process) = watch::life(vm).await? else { return Err(astray(vm, "it has ended")) };
+        at_rest(vm, process.qemu).await?;
         let _saving = self.saving.read().await;
         let work = Work { vm, process: &process, snapshot: &SnapshotId(random_id()?) };
         reach("warm/save")?;
@@ -176,6 +184,23 @@ impl VmDir {
         let path = self.file(super::saved::SAVED);
         remove_if_there(&path).map_err(io_error("remove", &path))
     }
+}
+
+/// Waits until the guest has nothing left to do: what it has half done when it is saved, every copy of it has to do first.
+async fn at_rest(vm: &VmDir, qemu: ProcessId) -> Result<()> {
+    let taken = || process::cpu_time(qemu).map_err(io_error("read the times of", vm.path()));
+    let until = Instant::now() + REST;
+    let mut before = taken()?;
+    while Instant::now() < until {
+        sleep(REST_LOOK).await;
+        let now = taken()?;
+        let (Some(then), Some(now)) = (before, now) else { return Err(astray(vm, "it has ended")) };
+        if now.saturating_sub(then) < BUSY {
+            return Ok(());
+        }
+        before = Some(now);
+    }
+    Ok(())
 }
 
 fn astray(vm: &VmDir, problem: &str) -> VmmError {
