@@ -127,6 +127,13 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Merges what is kept of paused microVMs in many parts, and removes files that nothing needs any more. To be called now and then,
+    /// while little else is done; it costs next to nothing when nothing was paused or removed since. Nobody waits for it. Says which
+    /// microVMs are kept in another form now.
+    async fn tidy(&self, _cancel: &CancellationToken) -> Result<Vec<SandboxId>> {
+        Ok(Vec::new())
+    }
+
     /// Pauses a boot: its memory and devices go into files, and only when all of that is on the disk and was read again does it
     /// end. Cut short at any moment, the microVM either runs on, once somebody talks to its [`guest`](Self::guest), or is paused
     /// as a whole. Pausing what is paused is as good as once.

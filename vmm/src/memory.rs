@@ -15,7 +15,9 @@
 //!       images/<id>.image  which base, and which chunk lies where
 //! ```
 
+mod base;
 mod image;
+mod merge;
 mod pages;
 mod process;
 mod restore;
@@ -26,6 +28,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use image::Image;
+pub(crate) use merge::Merge;
 pub(crate) use process::{Captured, GuestRam, Mapped, Room};
 pub(crate) use restore::Loading;
 pub(crate) use save::Pages;

@@ -36,15 +36,18 @@ mod qmp;
 mod resume;
 mod saved;
 mod template;
+mod tidy;
 mod trial;
 pub(crate) mod vm_dir;
 mod warm;
 mod watch;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +57,7 @@ use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, TemplateDige
 use setpoint_schema::observed::{Machine, VmState};
 use setpoint_schema::quantity::ByteSize;
 use tokio::sync::{Mutex, OnceCell, RwLock};
+use tokio_util::sync::CancellationToken;
 
 pub use accel::{Accel, AccelChoice, ChosenAccel};
 pub use command::{MachineType, Network};
@@ -118,6 +122,10 @@ pub struct QemuDriver {
     saving: RwLock<()>,
     /// Copying disks, one at a time, for the same reason.
     copying: Arc<Mutex<()>>,
+    /// Whether there may be layers to merge or files to remove. What an earlier driver left may be such.
+    untidy: AtomicBool,
+    /// Snapshots of paused microVMs whose layers need no merging.
+    merged: std::sync::Mutex<HashSet<SnapshotId>>,
     /// Making warm templates, one at a time.
     warming: Mutex<()>,
     /// How long the last restore took until everything was loaded.
@@ -141,6 +149,8 @@ impl QemuDriver {
             copying: Arc::new(Mutex::new(())),
             memory: Store::new(config.dir.join("memory")),
             saving: RwLock::new(()),
+            untidy: AtomicBool::new(true),
+            merged: std::sync::Mutex::default(),
             warming: Mutex::new(()),
             last_load: std::sync::Mutex::default(),
             config,
@@ -234,6 +244,10 @@ impl Driver for QemuDriver {
         self.clear_up_all().await
     }
 
+    async fn tidy(&self, cancel: &CancellationToken) -> Result<Vec<SandboxId>> {
+        self.tidy_up(cancel).await
+    }
+
     async fn pause(&self, pause: Pause<'_>) -> Result<Paused> {
         self.pause_to_files(pause).await
     }
@@ -279,7 +293,10 @@ impl Driver for QemuDriver {
                 cgroup::release(&vm)?;
                 let images = vm.images()?;
                 vm.remove()?;
-                if images.is_empty() { Ok(()) } else { self.collect().await }
+                if !images.is_empty() {
+                    self.make_untidy();
+                }
+                Ok(())
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Bringing a memory back: the base is mapped by the VMM itself, the chunks that differ are checked and written into it.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -34,21 +35,11 @@ impl Loading {
             if let Some(base) = &image.base {
                 store.check_base(base)?;
             }
-            let open = |id| -> Result<_> {
-                let path = store.pack_path(id);
-                Ok((File::open(&path).map_err(failed("open", &path))?, path))
-            };
-            let packs = image.packs.iter().map(open).collect::<Result<Vec<_>>>()?;
+            let layers = Layers::open(&store, &image)?;
             for chunk in image.chunks {
-                let checked = match packs.get(chunk.pack as usize) {
-                    _ if chunk.data == 0 => Checked { chunk, content: Box::new([0; CHUNK]) },
-                    Some((file, path)) => read_checked(file, path, chunk)?,
-                    None => {
-                        return Err(MemoryError::Damaged { path: store.dir().to_owned(), what: "a pack is missing" });
-                    }
-                };
+                let content = layers.read(&chunk)?;
                 // Nobody takes it any more: the VMM did not start.
-                if sender.send(checked).is_err() {
+                if sender.send(Checked { chunk, content }).is_err() {
                     break;
                 }
             }
@@ -72,9 +63,35 @@ impl Loading {
     }
 }
 
-fn read_checked(file: &File, path: &std::path::Path, chunk: Chunk) -> Result<Checked> {
+/// The packs of an image, open.
+pub(super) struct Layers {
+    packs: Vec<(File, PathBuf)>,
+    dir: PathBuf,
+}
+
+impl Layers {
+    pub fn open(store: &Store, image: &Image) -> Result<Self> {
+        let open = |id| -> Result<_> {
+            let path = store.pack_path(id);
+            Ok((File::open(&path).map_err(failed("open", &path))?, path))
+        };
+        let packs = image.packs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok(Self { packs, dir: store.dir().to_owned() })
+    }
+
+    /// The pages of one of the image's chunks in their places, checked.
+    pub fn read(&self, chunk: &Chunk) -> Result<Box<[u8; CHUNK]>> {
+        match self.packs.get(chunk.pack as usize) {
+            _ if chunk.data == 0 => Ok(Box::new([0; CHUNK])),
+            Some((file, path)) => read_checked(file, path, chunk),
+            None => Err(MemoryError::Damaged { path: self.dir.clone(), what: "a pack is missing" }),
+        }
+    }
+}
+
+fn read_checked(file: &File, path: &Path, chunk: &Chunk) -> Result<Box<[u8; CHUNK]>> {
     let mut packed = Box::new([0; CHUNK]);
-    let pages = read_packed(file, &chunk, &mut packed).map_err(failed("read", path))?;
+    let pages = read_packed(file, chunk, &mut packed).map_err(failed("read", path))?;
     if hash(chunk.number, chunk.written, chunk.data, pages) != chunk.hash {
         return Err(MemoryError::Damaged { path: path.to_owned(), what: "a chunk's checksum does not match" });
     }
@@ -85,5 +102,5 @@ fn read_checked(file: &File, path: &std::path::Path, chunk: Chunk) -> Result<Che
         content[range].copy_from_slice(&pages[at..at + length]);
         at += length;
     }
-    Ok(Checked { chunk, content })
+    Ok(content)
 }

@@ -2,26 +2,26 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use setpoint_schema::id::SnapshotId;
 
+use super::base::NewBase;
 use super::image::{Chunk, Image, hash};
-use super::pages::{CHUNK, Touched, bytes, not_zero, ranges};
+use super::pages::{CHUNK, PageMask, Touched, bytes, not_zero, ranges};
 use super::process::{Captured, GuestRam};
-use super::store::{Fresh, Store, check_id, read_in_place, read_packed, stamp, write_image};
+use super::store::{Fresh, Store, check_id, read_packed, write_image};
 use super::{MemoryError, Result, failed};
 
 /// Chunks between two looks at whether anybody still wants the result: a few milliseconds' worth.
-const CHUNKS_PER_LOOK: usize = 64;
+pub(super) const CHUNKS_PER_LOOK: usize = 64;
 
-/// Packs of one image. Beyond them the next pack takes all chunks in, so that neither a restore nor what is kept of old packs grows
-/// with the number of pauses.
-const PACKS: usize = 8;
+/// Packs of one image. They are merged much earlier, behind a pause; where nobody has come to that, the next pack takes all chunks in,
+/// so that neither a restore nor what is kept of old packs grows with the number of pauses.
+const MOST_PACKS: usize = 32;
 
 /// What is written to a pack at once.
-const PACK_WRITE: usize = 1 << 20;
+pub(super) const PACK_WRITE: usize = 1 << 20;
 
 impl Store {
     /// Keeps a memory that stands still as the image `id`. `parent` is the image that the process was made from; without one it
@@ -49,30 +49,9 @@ impl Store {
 
     /// The whole memory as a sparse file in which every page has its place.
     fn save_base(&self, id: &SnapshotId, source: &Source<'_>) -> Result<Image> {
-        let memory = source.pages.memory();
-        let base = Fresh::create(self.base_path(id))?;
-        base.file.set_len(memory).map_err(failed("lengthen", base.unfinished()))?;
-        let mut chunks = Vec::new();
-        source.each(|touched, content| {
-            let data = not_zero(content, touched.pages);
-            if data == 0 {
-                return Ok(());
-            }
-            let position = u64::from(touched.chunk) * CHUNK as u64;
-            for range in ranges(data) {
-                let at = position + range.start as u64;
-                base.file.write_all_at(&content[range], at).map_err(failed("write", base.unfinished()))?;
-            }
-            chunks.push(entry(touched.chunk, data, data, content, 0, position));
-            Ok(())
-        })?;
-        base.sync()?;
-        verify(&base.file, base.unfinished(), &chunks, read_in_place)?;
-        write_image(self.sums_path(id), &Image { memory, base: None, packs: Vec::new(), chunks })?;
-        let file = base.publish()?;
-        let stamp = stamp(&file).map_err(failed("inspect", &self.base_path(id)))?;
-        self.found_sound(id, stamp);
-        Ok(Image { memory, base: Some(id.clone()), packs: Vec::new(), chunks: Vec::new() })
+        let mut base = NewBase::create(self, id, source.pages.memory())?;
+        source.each(|touched, content| base.put(touched.chunk, content, touched.pages))?;
+        base.finish(self, id)
     }
 
     /// What differs from the parent's base: new content into a pack, the rest by reference to the parent's packs.
@@ -84,7 +63,7 @@ impl Store {
         let mut out = BufWriter::with_capacity(PACK_WRITE, &pack.file);
         let (mut chunks, mut fresh) = (Vec::new(), Vec::new());
         let mut position = 0;
-        let refers = parent.packs.len() < PACKS;
+        let refers = parent.packs.len() < MOST_PACKS;
         source.each(|touched, content| {
             let data = not_zero(content, touched.pages);
             let made = entry(touched.chunk, touched.pages, data, content, own, position);
@@ -173,17 +152,24 @@ impl Source<'_> {
     }
 }
 
-fn entry(number: u32, written: u16, data: u16, content: &[u8; CHUNK], pack: u32, position: u64) -> Chunk {
+pub(super) fn entry(
+    number: u32,
+    written: PageMask,
+    data: PageMask,
+    content: &[u8; CHUNK],
+    pack: u32,
+    position: u64,
+) -> Chunk {
     let mut pages = Vec::with_capacity(bytes(data));
     ranges(data).for_each(|range| pages.extend_from_slice(&content[range]));
     Chunk { number, written, data, pack, position, hash: hash(number, written, data, &pages) }
 }
 
 /// Reads how a file holds the pages of a chunk.
-type ReadPages = for<'a> fn(&File, &Chunk, &'a mut [u8; CHUNK]) -> std::io::Result<&'a [u8]>;
+pub(super) type ReadPages = for<'a> fn(&File, &Chunk, &'a mut [u8; CHUNK]) -> std::io::Result<&'a [u8]>;
 
 /// Reads again what was written.
-fn verify(file: &File, path: &Path, chunks: &[Chunk], read: ReadPages) -> Result<()> {
+pub(super) fn verify(file: &File, path: &Path, chunks: &[Chunk], read: ReadPages) -> Result<()> {
     let mut content = Box::new([0; CHUNK]);
     for chunk in chunks {
         let pages = read(file, chunk, &mut content).map_err(failed("read", path))?;
@@ -195,7 +181,7 @@ fn verify(file: &File, path: &Path, chunks: &[Chunk], read: ReadPages) -> Result
 }
 
 /// Forgets packs that no chunk lies in any more, so that they can be removed.
-fn without_unused_packs(mut image: Image) -> Image {
+pub(super) fn without_unused_packs(mut image: Image) -> Image {
     let mut places = vec![None; image.packs.len()];
     let mut packs = Vec::new();
     for chunk in image.chunks.iter_mut().filter(|chunk| chunk.data != 0) {
@@ -216,8 +202,8 @@ fn without_unused_packs(mut image: Image) -> Image {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
-    use std::collections::BTreeSet;
     use std::fs;
+    use std::os::unix::fs::FileExt as _;
 
     use super::super::pages::PAGE;
     use super::*;
@@ -268,19 +254,23 @@ mod tests {
     }
 
     #[test]
-    fn packs_are_merged_and_what_nothing_refers_to_is_removed() {
+    fn packs_are_few_though_nobody_merges_them_and_what_nothing_refers_to_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path().to_owned());
         let mut image = save(&store, 1, &[(0, 1)], None);
         let mut chunks = vec![];
+        let collect = |kept: &[SnapshotId]| {
+            let references = store.references(kept).unwrap();
+            store.remove(&store.beyond(&references).unwrap()).unwrap();
+        };
         for number in 2..60 {
             chunks.push((number, 1));
             image = save(&store, number, &chunks, Some(&image));
-            store.collect(&BTreeSet::from([id(number)])).unwrap();
-            assert!(image.packs.len() <= PACKS + 1 && packs(dir.path()) == image.packs.len(), "{:?}", image.packs);
+            collect(&[id(number)]);
+            assert!(image.packs.len() <= MOST_PACKS + 1 && packs(dir.path()) == image.packs.len(), "{:?}", image.packs);
         }
         assert!(store.base_path(&id(1)).exists());
-        store.collect(&BTreeSet::new()).unwrap();
+        collect(&[]);
         assert!(!store.base_path(&id(1)).exists() && packs(dir.path()) == 0);
     }
 

@@ -123,22 +123,48 @@ impl Store {
         self.sound.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), stamp);
     }
 
-    /// Removes every file that none of `kept` refers to. Nothing may be saved meanwhile.
-    pub fn collect(&self, kept: &BTreeSet<SnapshotId>) -> Result<()> {
-        let (mut bases, mut packs) = (BTreeSet::new(), BTreeSet::new());
-        for id in kept {
+    /// What these images refer to. One that is not there refers to nothing; one that cannot be read could refer to anything, and is
+    /// an error.
+    pub fn references<'a>(&self, images: impl IntoIterator<Item = &'a SnapshotId>) -> Result<References> {
+        let mut references = References::default();
+        for id in images {
+            references.images.insert(id.clone());
             let path = self.image_path(id);
-            if !path.exists() {
-                continue;
+            if path.exists() {
+                let image = read_image(&path)?;
+                references.bases.extend(image.base);
+                references.packs.extend(image.packs);
             }
-            // An image that cannot be read could refer to anything: nothing is removed then.
-            let image = read_image(&path)?;
-            bases.extend(image.base);
-            packs.extend(image.packs);
         }
-        for (name, used) in [(IMAGES, kept), (PACKS, &packs), (BASES, &bases)] {
-            remove_others(&self.dir.join(name), used)?;
+        Ok(references)
+    }
+
+    /// Every file that is not among `references`, those that are being written with them.
+    pub fn beyond(&self, references: &References) -> Result<Vec<PathBuf>> {
+        let mut beyond = Vec::new();
+        for name in [IMAGES, PACKS, BASES] {
+            let dir = self.dir.join(name);
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("list", &dir)(error)),
+            };
+            for entry in entries {
+                let path = entry.map_err(failed("list", &dir))?.path();
+                if !references.have(&path) {
+                    beyond.push(path);
+                }
+            }
         }
+        Ok(beyond)
+    }
+
+    /// Removes files that nothing refers to. Nothing may be saved or brought back meanwhile.
+    pub fn remove(&self, files: &[PathBuf]) -> Result<()> {
+        for path in files {
+            crate::qemu::files::remove_if_there(path).map_err(failed("remove", path))?;
+        }
+        self.sound.lock().unwrap_or_else(PoisonError::into_inner).retain(|base, _| self.base_path(base).exists());
         Ok(())
     }
 
@@ -152,22 +178,28 @@ impl Store {
     }
 }
 
-fn remove_others(dir: &Path, used: &BTreeSet<SnapshotId>) -> Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("list", dir)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(failed("list", dir))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// What images refer to.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    images: BTreeSet<SnapshotId>,
+    packs: BTreeSet<SnapshotId>,
+    bases: BTreeSet<SnapshotId>,
+}
+
+impl References {
+    /// Whether a file of the store is among them.
+    pub fn have(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let (stem, suffix) = name.split_once('.').unwrap_or((&name, ""));
-        let is_used = used.contains(&SnapshotId(stem.to_owned())) && !suffix.ends_with(NEW);
-        if !is_used {
-            crate::qemu::files::remove_if_there(&path).map_err(failed("remove", &path))?;
-        }
+        let used = match suffix {
+            "image" => &self.images,
+            "pack" => &self.packs,
+            "ram" | "sum" => &self.bases,
+            // Unfinished, or nobody's.
+            _ => return false,
+        };
+        used.contains(&SnapshotId(stem.to_owned()))
     }
-    Ok(())
 }
 
 /// The suffix of what is being written.
@@ -215,7 +247,7 @@ pub(super) fn write_image(path: PathBuf, image: &Image) -> Result<()> {
     fresh.publish().map(drop)
 }
 
-fn read_image(path: &Path) -> Result<Image> {
+pub(super) fn read_image(path: &Path) -> Result<Image> {
     let file = File::open(path).map_err(failed("open", path))?;
     let length = file.metadata().map_err(failed("inspect", path))?.len();
     if length > MAX_IMAGE {

@@ -255,7 +255,8 @@ impl QemuDriver {
             return Ok(());
         }
         kept.remove()?;
-        self.collect().await
+        self.make_untidy();
+        Ok(())
     }
 }
 

@@ -8,7 +8,6 @@
 //! Cut short before `saved.json` is there, the microVM still runs, stopped and frozen; [`QemuDriver::let_go_on`] finds it so when
 //! its agent is wanted next. After that it is paused, and whatever runs is ended by whoever comes next.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -60,15 +59,13 @@ impl QemuDriver {
                 vm.forget_abandoned()?;
                 vm.forget_unused_devices();
                 drop(saving);
-                // What stays behind now goes after the next pause.
-                if let Err(error) = self.collect().await {
-                    tracing::warn!(%sandbox, %error, "saved memory that nothing needs was not removed");
-                }
+                self.make_untidy();
                 Ok(Paused::Saved { bytes: ByteSize::bytes(saved.bytes) })
             }
             Err(error) => {
                 self.go_on(&vm, agent).await;
                 vm.forget_unused_devices();
+                self.make_untidy();
                 match error {
                     VmmError::Memory { source: MemoryError::Cancelled, .. } => Ok(Paused::Cancelled),
                     other => Err(other),
@@ -177,20 +174,6 @@ impl QemuDriver {
                 Some(_) | None => Ok(()),
             },
         }
-    }
-
-    /// Removes what no microVM's saved state refers to.
-    pub(super) async fn collect(&self) -> Result<()> {
-        let _alone = self.saving.write().await;
-        let mut kept = BTreeSet::new();
-        for directory in ["vms", "warm", "snapshots"] {
-            for vm in VmDir::all(&self.config.dir.join(directory))? {
-                kept.extend(vm.images()?);
-            }
-        }
-        let store = self.memory.clone();
-        let failed = |source| VmmError::Vmm { vmm: "qemu", problem: format!("left saved memory behind: {source}") };
-        blocking(move || store.collect(&kept).map_err(failed)).await
     }
 }
 

@@ -150,7 +150,10 @@ impl QemuDriver {
             super::cgroup::release(vm)?;
             vm.remove()?;
         }
-        if unused.is_empty() { Ok(()) } else { self.collect().await }
+        if !unused.is_empty() {
+            self.make_untidy();
+        }
+        Ok(())
     }
 
     /// The directory of the warm template that `machine` could begin from, made or not.
@@ -208,7 +211,7 @@ fn astray(vm: &VmDir, problem: &str) -> VmmError {
 }
 
 /// A name that nothing else has: 32 hex digits.
-fn random_id() -> Result<String> {
+pub(super) fn random_id() -> Result<String> {
     let mut bytes = [0; 16];
     let path = std::path::Path::new("/dev/urandom");
     File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(io_error("read", path))?;
