@@ -10,6 +10,7 @@
 //!   timers ────────▶ └──────┘ ◀───────────── finished ─────────────────┘
 //! ```
 
+pub mod behind;
 pub mod books;
 mod deadline;
 pub mod execute;

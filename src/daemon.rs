@@ -21,7 +21,7 @@ use crate::config::{Config, ConfigError};
 use crate::converge::follow::{Follower, Rewind};
 use crate::converge::step::Hands;
 use crate::converge::warm::Warmer;
-use crate::converge::{Mandate, Pass, Reconciler};
+use crate::converge::{Mandate, Pass, Reconciler, behind};
 use crate::desired::{Cache, Loader};
 use crate::http::{TlsError, UnixSocketError};
 use crate::idle::{Keeper, Uses};
@@ -125,25 +125,24 @@ impl Parts {
         let loader = Loader::with_cache(renderer, Cache::of(&config.state.dir));
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), rewind, metrics.clone()).await?;
         let limits = host::limits(&config.limits, &config.state.dir);
-        let warmer = warmer(config, &driver, &ledger).await;
+        let warmer = warmer(config, &driver).await;
         let uses = Uses::default();
         Ok(Self { hands: Hands { driver, observer, ledger, source, metrics, warmer, uses }, follower, limits })
     }
 }
 
-/// Has warm templates made where that is configured, and lets go of those that no present microVM could begin from.
-async fn warmer(config: &Config, driver: &Arc<dyn Driver>, ledger: &Ledger) -> Warmer {
-    let machines: Vec<_> = match config.vmm.warm_templates {
-        true => ledger.sandboxes().values().map(|record| record.machine.clone()).collect(),
-        false => Vec::new(),
-    };
+/// Has warm templates made where that is configured. Elsewhere none is of any use.
+async fn warmer(config: &Config, driver: &Arc<dyn Driver>) -> Warmer {
     if let Err(error) = driver.clear_up().await {
         tracing::warn!(error = %chain(&error), "what an earlier daemon left unfinished could not be removed");
     }
-    if let Err(error) = driver.keep_warm(&machines).await {
+    if config.vmm.warm_templates {
+        return Warmer::on(Arc::clone(driver));
+    }
+    if let Err(error) = driver.keep_warm(&[]).await {
         tracing::warn!(error = %chain(&error), "unused warm templates could not be removed");
     }
-    if config.vmm.warm_templates { Warmer::on(Arc::clone(driver)) } else { Warmer::off() }
+    Warmer::off()
 }
 
 /// Runs the daemon until `shutdown`; its microVMs go on.
@@ -182,15 +181,17 @@ pub async fn run(config: Config, reloads: Reloads, shutdown: CancellationToken) 
     let keeping = tokio::spawn(
         Keeper { uses: hands.uses.clone(), switch, driver: Arc::clone(&hands.driver) }.run(shutdown.clone()),
     );
+    let behind = tokio::spawn(behind::run(hands.clone(), reconciler.passes(), shutdown.clone()));
     let live = Live { config: in_force, tuning: reconciler.tuning(), manager: manager.clone() };
     let reloading = tokio::spawn(reloads.run(live, shutdown.clone()));
     let outcome = reconciler.run(shutdown.clone()).await;
     // Whatever ended the loop ends the rest with it.
     shutdown.cancel();
     manager.stopping();
-    for task in [following, serving, administering, reporting, tidying, reloading, keeping] {
+    for task in [following, serving, administering, reporting, tidying, reloading, keeping, behind] {
         joined(task.await);
     }
+    hands.warmer.end().await;
     Ok(outcome?)
 }
 
@@ -260,6 +261,7 @@ async fn converge(
     shutdown: CancellationToken,
     mut watch: impl FnMut(&Pass),
 ) -> Result<Option<Arc<Pass>>, DaemonError> {
+    let warmer = hands.warmer.clone();
     let mut reconciler = Reconciler::new(hands, config.converge.clone(), limits, follower.followed());
     if let Some(mandate) = mandate {
         reconciler = reconciler.mandated(mandate);
@@ -278,7 +280,9 @@ async fn converge(
         }
     }
     loop_end.cancel();
-    joined(running.await)?;
+    let ended = joined(running.await);
+    warmer.end().await;
+    ended?;
     Ok(last)
 }
 

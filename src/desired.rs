@@ -15,7 +15,7 @@ mod scan;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use setpoint_plan::desired::{Completeness, Desired};
+use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::Parsed;
 use setpoint_schema::id::{CommitId, TemplateDigest};
@@ -69,6 +69,8 @@ pub struct Loaded {
     pub diagnostics: Vec<Diagnostic>,
     /// The settings of the repository; while they are broken, those before.
     pub project: Project,
+    /// The templates that are to be warm before anything begins from them.
+    pub prewarmed: BTreeMap<TemplateDigest, DesiredTemplateRoot>,
 }
 
 /// Each app as it was last declared without a mistake. Asked only where something is broken.
@@ -362,7 +364,7 @@ fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &d
     let is_used = |digest: &TemplateDigest| of_kept.contains(digest) || (!all_stalled && known.uses(digest));
     let (templates, moved) = (known.templates().of(is_used), project.moved.clone());
     let desired = Desired { revision: revision.clone(), apps, kept, stalled, templates, moved, completeness };
-    Loaded { desired, diagnostics, project }
+    Loaded { desired, diagnostics, project, prewarmed: known.templates().prewarmed() }
 }
 
 /// Whether a revision that was read through is the whole truth, where it declares so many apps.

@@ -144,7 +144,7 @@ pub async fn preview(config: &Config, declarations: &Declarations, ids: Ids) -> 
     let declarations = declarations.clone();
     let place = load::Place::of(config).map_err(PreviewError::Mirror)?;
     let load = move || load::one(&declarations, &place, &remembered);
-    let Loaded { desired, diagnostics, project: _ } = blocking(load).await?;
+    let Loaded { desired, diagnostics, project: _, prewarmed: _ } = blocking(load).await?;
     let (now, entropy) = (Timestamp::now(), ids.entropy());
     let plan = plan_at(&desired, &observed, now, entropy);
     let basis = PreviewBasis::World { observed: Box::new(observed), now, entropy };

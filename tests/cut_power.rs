@@ -109,6 +109,43 @@ mod microvm {
     }
 
     #[test]
+    fn layers_whose_merging_is_cut_are_whole_and_are_merged_by_the_next_daemon() {
+        let mut host = counting();
+        assert_eq!(host.stop_daemon(), Some(0));
+        // Nothing is merged for as long as there are to be more layers.
+        host.start_with(&[("FAILPOINTS", "merge/switch=return(error)")]);
+        let mut count = 0;
+        for _ in 0..10 {
+            assert!(host.run(&["pause", "blog"]).status.success());
+            wait_phase(&host, "paused");
+            assert!(host.run(&["wake", "blog"]).status.success());
+            count = goes_on(&host, count, "between layers");
+        }
+        assert!(host.run(&["pause", "blog"]).status.success());
+        wait_phase(&host, "paused");
+        assert_eq!(host.stop_daemon(), Some(0));
+        for point in ["merge/switch", "merge/forget"] {
+            host.spawn(&[("FAILPOINTS", &format!("{point}=return"))]);
+            assert_eq!(host.wait_for_the_end(), None, "{point} was passed\n{}", host.log());
+        }
+        host.start();
+        host.wait_for("one layer", |host| (memory_files(host, "packs") == 1 && devices(host) == 1).then_some(()));
+        count = rests_and_goes_on(&host, count, "merged");
+        boots_with_its_disk(host, count);
+    }
+
+    fn memory_files(host: &Host, kind: &str) -> usize {
+        std::fs::read_dir(host.state().join("vmm/memory").join(kind)).unwrap().count()
+    }
+
+    /// The states of devices that are kept.
+    fn devices(host: &Host) -> usize {
+        let vms = std::fs::read_dir(host.state().join("vmm/vms")).unwrap().flatten();
+        let files = vms.flat_map(|vm| std::fs::read_dir(vm.path()).unwrap().flatten());
+        files.filter(|file| file.path().extension().is_some_and(|suffix| suffix == "state")).count()
+    }
+
+    #[test]
     fn pauses_and_resumes_that_are_killed_at_any_time_lose_nothing() {
         let mut host = counting();
         let mut count = 0;

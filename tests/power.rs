@@ -132,6 +132,8 @@ fn an_app_that_is_declared_stopped_is_neither_paused_nor_woken() {
 
 /// With real microVMs.
 mod microvm {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     /// The worker counts in its own memory and shows the number in a file.
@@ -160,6 +162,108 @@ mod microvm {
         wait_phase(&host, "ready");
         host.wait_for("its going on", |host| count(host).filter(|count| *count > after + 5));
         assert_eq!(host.app("blog")["restarts"], 0);
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
+
+    /// What a host with one app at rest holds: how many files, rows and descriptors, and how much of the disk in KiB.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Held {
+        files: usize,
+        images: usize,
+        rows: (usize, usize, usize),
+        descriptors: usize,
+        disk: u64,
+    }
+
+    /// Of an app at rest, once what is done behind the pause has been done.
+    fn held(host: &Host) -> Held {
+        let few = |host: &Host| (count_in(host, "images") == 1 && count_in(host, "packs") <= 8).then_some(());
+        host.wait_for("what is behind a pause", few);
+        assert_eq!(host.vmm_pids(), Vec::<u32>::new());
+        let possessions = host.possessions();
+        let (descriptors, files): (Vec<_>, Vec<_>) = possessions.iter().partition(|it| it.starts_with("descriptor "));
+        let blocks = |path: &String| std::fs::symlink_metadata(path).map_or(0, |file| file.blocks() / 2);
+        Held {
+            files: files.len(),
+            images: count_in(host, "images"),
+            rows: host.state_rows(),
+            descriptors: descriptors.len(),
+            disk: files.iter().map(|path| blocks(path)).sum(),
+        }
+    }
+
+    fn count_in(host: &Host, kind: &str) -> usize {
+        std::fs::read_dir(host.state().join("vmm/memory").join(kind)).unwrap().count()
+    }
+
+    #[test]
+    fn fifty_pauses_and_resumes_leave_nothing_behind() {
+        let mut host = Host::real();
+        host.write_app("blog", "", "first");
+        host.write("apps/blog/sandbox.yaml", COUNTER);
+        host.commit("an app that counts");
+        host.start();
+        host.wait_converged();
+        let (mut counted, mut seen) = (0, Vec::new());
+        for cycle in 1..=50 {
+            counted = host.wait_for("its going on", |host| count(host).filter(|count| *count >= counted));
+            said(&host.run(&["pause", "blog"]));
+            wait_phase(&host, "paused");
+            if cycle % 10 == 0 {
+                seen.push(held(&host));
+                eprintln!("after {cycle} cycles: {:?}", seen.last());
+            }
+            said(&host.run(&["wake", "blog"]));
+            wait_phase(&host, "ready");
+        }
+        assert_eq!(host.app("blog")["restarts"], 0);
+        // The first ten have filled what is bounded.
+        let (first, last) = (seen[0], seen[seen.len() - 1]);
+        let most_layers = 8;
+        for held in &seen {
+            assert!(held.files.abs_diff(first.files) <= most_layers, "{seen:#?}");
+            assert!(held.descriptors.abs_diff(first.descriptors) <= 3, "{seen:#?}");
+            assert_eq!((held.images, held.rows), (1, first.rows), "{seen:#?}");
+        }
+        assert!(last.disk * 4 <= first.disk * 5, "{seen:#?}");
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
+
+    /// A template that can be declared, and an app of it.
+    fn write_template(host: &Host, prewarm: bool) {
+        let template = format!(
+            "apiVersion: setpoint/v1\nkind: Template\nmetadata:\n  name: other\nspec:\n  rootfs: {{path: templates/other}}\n  \
+             prewarm: {prewarm}\n"
+        );
+        host.write("templates/other.yaml", &template);
+        host.write("templates/other/etc/motd", "other");
+    }
+
+    fn warm_templates(host: &Host) -> usize {
+        crate::host::find(&host.state().join("vmm/warm"), "saved.json").len()
+    }
+
+    #[test]
+    fn a_template_is_warm_before_anything_begins_from_it_and_a_daemon_that_stops_meanwhile_leaves_nothing() {
+        let mut host = Host::real();
+        host.configure("[vmm]\nwarm_templates = true\n");
+        write_template(&host, true);
+        host.commit("a template and no app");
+        host.start_with(&[("RUST_LOG", "info,setpoint=debug")]);
+        host.wait_for("the machine that is to be warm", |host| (!host.qemu_pids().is_empty()).then_some(()));
+        assert_eq!(host.stop_daemon(), Some(0));
+        assert_eq!(host.vmm_pids(), Vec::<u32>::new(), "nobody would end it");
+        assert_eq!(warm_templates(&host), 0);
+
+        host.start_with(&[("RUST_LOG", "info,setpoint=debug")]);
+        host.wait_for("the warm template", |host| (warm_templates(host) == 1).then_some(()));
+        host.wait_for("the end of its machine", |host| host.vmm_pids().is_empty().then_some(()));
+        let app =
+            "apiVersion: setpoint/v1\nkind: App\nmetadata:\n  name: blog\nspec:\n  template: other\n  retain: none\n";
+        host.write("apps/blog/app.yaml", app);
+        host.write("apps/blog/sandbox.yaml", COUNTER);
+        host.commit("an app of the default size");
+        host.wait_for("a warm start", |host| host.log().contains("began from a warm template").then_some(()));
         assert_eq!(host.stop_daemon(), Some(0));
     }
 

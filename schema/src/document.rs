@@ -329,14 +329,15 @@ fn template(root: &Node<'_>, cx: &mut Decoder<'_>) -> Option<TemplateDocument> {
     });
     let spec = &cx.require(root, "spec", Some("write `spec:` with `rootfs:` and its `path:`"))?.value;
     let rootfs = cx.within("spec", |cx| {
-        cx.fields(spec, "TemplateSpec", &["rootfs"]);
+        cx.fields(spec, "TemplateSpec", &["rootfs", "prewarm"]);
         Some(&cx.require(spec, "rootfs", None)?.value)
     })?;
     let root = cx.within("spec", |cx| cx.within("rootfs", |cx| template_root(rootfs, cx)))?;
+    let prewarm = cx.within("spec", |cx| cx.optional(spec, "prewarm", check::anything)).unwrap_or_default();
     let lines = cx.lines();
     let place = |node: Option<&Node<'_>>| node.map(|node| lines.place(node.at));
     Some(TemplateDocument {
-        template: Template { name: name?, root },
+        template: Template { name: name?, root, prewarm },
         path: lines.path().clone(),
         name_place: place(metadata.get("name"))?,
         root_place: place(rootfs.get("path"))?,

@@ -172,6 +172,9 @@ struct TemplateMetadata {
 struct TemplateSpec {
     /// A root file system that exists already.
     rootfs: Rootfs,
+    /// Whether a warm template is made of it ahead, rather than with the first microVM that starts from it.
+    #[serde(default)]
+    prewarm: bool,
 }
 
 #[derive(JsonSchema)]

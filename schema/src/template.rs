@@ -12,6 +12,8 @@ pub struct Template {
     pub name: TemplateName,
     /// How its root file system comes to be.
     pub root: TemplateRoot,
+    /// Whether machines that start from it are to find a warm one made, rather than make it with the first of them.
+    pub prewarm: bool,
 }
 
 /// How a template's root file system comes to be. Recipes, Debian and OCI bases will be further variants.

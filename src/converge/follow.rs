@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use setpoint_plan::desired::{Completeness, Desired};
+use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::diagnostic::Diagnostic;
-use setpoint_schema::id::CommitId;
+use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::LastGood;
 use setpoint_schema::project::Project;
@@ -38,6 +38,8 @@ pub struct Followed {
     pub diagnostics: Vec<Diagnostic>,
     /// The settings that it was read with.
     pub project: Project,
+    /// The templates that are to be warm before anything begins from them.
+    pub prewarmed: BTreeMap<TemplateDigest, DesiredTemplateRoot>,
     /// The newest revision that was tried, whether or not it could be read.
     pub attempted: Option<CommitId>,
     /// Why the branch cannot be followed at present.
@@ -194,13 +196,13 @@ impl Follower {
         };
         let (loader, loaded) = self.metrics.timed(Stage::Load, blocking(load)).await;
         self.loader = Some(loader);
-        let Loaded { desired, diagnostics, project } = loaded?;
+        let Loaded { desired, diagnostics, project, prewarmed } = loaded?;
         for diagnostic in &diagnostics {
             tracing::warn!(%commit, mistake = %diagnostic.headline(), "declarations have a mistake");
         }
         let trouble = self.followed.borrow().trouble.clone();
         let attempted = Some(commit.clone());
-        self.followed.send_replace(Arc::new(Followed { desired, diagnostics, project, attempted, trouble }));
+        self.followed.send_replace(Arc::new(Followed { desired, diagnostics, project, prewarmed, attempted, trouble }));
         Ok(())
     }
 
@@ -256,7 +258,14 @@ impl Followed {
             moved: BTreeMap::new(),
             completeness: Completeness::Partial(reason),
         };
-        Self { desired, diagnostics: Vec::new(), project: Project::default(), attempted: None, trouble: None }
+        Self {
+            desired,
+            diagnostics: Vec::new(),
+            project: Project::default(),
+            prewarmed: BTreeMap::new(),
+            attempted: None,
+            trouble: None,
+        }
     }
 
     /// What to plan with: while the branch cannot be followed, nothing may be removed.

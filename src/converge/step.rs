@@ -207,7 +207,11 @@ impl Hands {
         }
     }
 
-    async fn make_template(&self, digest: &TemplateDigest, root: &DesiredTemplateRoot) -> Result<(), StepError> {
+    pub(super) async fn make_template(
+        &self,
+        digest: &TemplateDigest,
+        root: &DesiredTemplateRoot,
+    ) -> Result<(), StepError> {
         let exported = files::template_source(&self.source, root).await?;
         let source = exported.as_ref().map(files::Exported::source);
         Ok(self.driver.make_template(digest, source).await?)

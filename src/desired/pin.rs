@@ -1,6 +1,6 @@
 //! Pins what declarations refer to: the content of workspaces and of templates, as digests.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub(super) struct Pins {
 #[derive(Debug, Clone, Default)]
 pub(super) struct PinnedTemplates {
     by_name: BTreeMap<TemplateName, Result<(TemplateDigest, DesiredTemplateRoot), Diagnostic>>,
+    /// Those that are to be warm ahead.
+    prewarmed: BTreeSet<TemplateName>,
 }
 
 impl Pins {
@@ -53,7 +55,11 @@ impl Pins {
     ) -> Result<PinnedTemplates, SourceError> {
         let minimal = DesiredTemplateRoot { root: TemplateRoot::Minimal, revision: revision.clone() };
         let mut by_name = BTreeMap::from([(TemplateName::minimal(), Ok((minimal_digest(), minimal)))]);
+        let mut prewarmed = BTreeSet::new();
         for document in documents {
+            if document.template.prewarm {
+                prewarmed.insert(document.template.name.clone());
+            }
             let pinned = match self.root(files, &document.template.root)? {
                 Ok(digest) => {
                     let root = document.template.root.clone();
@@ -65,7 +71,7 @@ impl Pins {
             };
             by_name.insert(document.template.name.clone(), pinned);
         }
-        Ok(PinnedTemplates { by_name })
+        Ok(PinnedTemplates { by_name, prewarmed })
     }
 
     /// Knows these workspaces already.
@@ -256,6 +262,12 @@ impl PinnedTemplates {
     pub fn of(&self, is_used: impl Fn(&TemplateDigest) -> bool) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
         let pinned = self.by_name.values().filter_map(|pinned| pinned.as_ref().ok());
         pinned.filter(|(digest, _)| is_used(digest)).cloned().collect()
+    }
+
+    /// Those that are to be warm before anything begins from them.
+    pub fn prewarmed(&self) -> BTreeMap<TemplateDigest, DesiredTemplateRoot> {
+        let pinned = self.prewarmed.iter().filter_map(|name| self.by_name.get(name));
+        pinned.filter_map(|pinned| pinned.as_ref().ok()).cloned().collect()
     }
 
     /// What templates stood on the host, by path.

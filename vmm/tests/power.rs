@@ -226,6 +226,12 @@ mod microvm {
         }
         assert_eq!((randoms.len(), ids.len()), (10, 10), "{ids:?}");
 
+        // Without anything that could begin from it the template goes, and what has begun from it stays.
+        host.driver.keep_warm(&[]).await.unwrap();
+        host.driver.tidy(&CancellationToken::new()).await.unwrap();
+        assert_eq!(std::fs::read_dir(host.file("warm")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(host.file("memory/images")).unwrap().count(), 1);
+
         // One of them is paused and resumed over the template's memory.
         let machine = &machines[0];
         let agent = agent(&host, machine).await;

@@ -188,6 +188,14 @@ fn a_template_is_a_root_in_the_repository_or_on_the_host() {
 }
 
 #[test]
+fn a_template_is_warm_ahead_where_it_says_so() {
+    let prewarm = |spec: &str| template(spec).templates.remove(0).template.prewarm;
+    assert!(prewarm("{rootfs: {path: x}, prewarm: true}"));
+    assert!(!prewarm("{rootfs: {path: x}}"));
+    assert_eq!(template("{rootfs: {path: x}, prewarm: soon}").templates, vec![]);
+}
+
+#[test]
 fn a_broken_template_is_remembered_by_name() {
     for spec in
         ["{rootfs: {path: ../x}}", "{rootfs: {path: /a/../b}}", "{rootfs: {}}", "{}", "{rootfs: {pth: x}}", "[", ""]

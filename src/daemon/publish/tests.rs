@@ -173,6 +173,7 @@ impl Life {
             desired: self.desired.clone(),
             diagnostics: Vec::new(),
             project: self.project.clone(),
+            prewarmed: BTreeMap::new(),
             attempted: self.attempted.clone(),
             trouble: self.trouble.clone(),
         };

@@ -55,6 +55,8 @@ pub(in super::super) struct Whole {
     pub templates: BTreeMap<TemplateDigest, TemplateRoot>,
     /// What templates stood on the host, by path.
     pub hosts: BTreeMap<String, TemplateDigest>,
+    /// The templates that are to be warm before anything begins from them.
+    pub prewarmed: BTreeMap<TemplateDigest, TemplateRoot>,
     /// Its apps.
     pub apps: SharedMap<AppKey, Arc<DesiredApp>>,
 }
@@ -78,6 +80,7 @@ struct Facts {
     project: String,
     templates: BTreeMap<TemplateDigest, TemplateRoot>,
     hosts: BTreeMap<String, TemplateDigest>,
+    prewarmed: BTreeMap<TemplateDigest, TemplateRoot>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -169,9 +172,9 @@ impl Cache {
             apps.extend(set.into_iter().map(Stored::entry));
             gone.iter().for_each(|key| drop(apps.remove(key)));
         }
-        let Facts { tree, project, templates, hosts } = facts;
+        let Facts { tree, project, templates, hosts, prewarmed } = facts;
         let project = serde_json::from_str(&project).map_err(io::Error::other)?;
-        let whole = Whole { tree: FolderId(tree), limits, project, templates, hosts, apps };
+        let whole = Whole { tree: FolderId(tree), limits, project, templates, hosts, prewarmed, apps };
         Ok(Some((whole, End { length: bytes.len() as u64, seal, changes })))
     }
 
@@ -235,7 +238,7 @@ impl Cache {
 impl Whole {
     /// A revision that was loaded, if there was no mistake in it.
     pub fn of(loaded: &Loaded, templates: &PinnedTemplates, files: &dyn Files) -> Option<Self> {
-        let Loaded { desired, diagnostics, project } = loaded;
+        let Loaded { desired, diagnostics, project, prewarmed } = loaded;
         let Desired { revision: _, apps, kept, stalled, templates: used, moved: _, completeness } = desired;
         let is_sure = match completeness {
             Completeness::Complete | Completeness::EmptyRefused => true,
@@ -248,13 +251,14 @@ impl Whole {
             project: project.clone(),
             templates: used.iter().map(|(digest, template)| (digest.clone(), template.root.clone())).collect(),
             hosts: templates.hosts(),
+            prewarmed: prewarmed.iter().map(|(digest, template)| (digest.clone(), template.root.clone())).collect(),
             apps: apps.clone(),
         })
     }
 
     /// The same as a revision that is loaded.
     pub fn loaded(&self, revision: &CommitId) -> Loaded {
-        let Self { tree: _, limits: _, project, templates, hosts: _, apps } = self;
+        let Self { tree: _, limits: _, project, templates, hosts: _, prewarmed, apps } = self;
         let root = |root: &TemplateRoot| DesiredTemplateRoot { root: root.clone(), revision: revision.clone() };
         let completeness = completeness(apps.len(), project);
         let desired = Desired {
@@ -266,7 +270,8 @@ impl Whole {
             moved: project.moved.clone(),
             completeness,
         };
-        Loaded { desired, diagnostics: Vec::new(), project: project.clone() }
+        let prewarmed = prewarmed.iter().map(|(digest, template)| (digest.clone(), root(template))).collect();
+        Loaded { desired, diagnostics: Vec::new(), project: project.clone(), prewarmed }
     }
 
     fn facts(&self) -> io::Result<Facts> {
@@ -276,6 +281,7 @@ impl Whole {
             project: revealed(|| serde_json::to_string(&self.project))?,
             templates: self.templates.clone(),
             hosts: self.hosts.clone(),
+            prewarmed: self.prewarmed.clone(),
         })
     }
 }

@@ -111,7 +111,7 @@ impl Store {
 }
 
 fn look(count: usize, is_wanted: &dyn Fn() -> bool) -> Result<()> {
-    if count % CHUNKS_PER_LOOK == 0 && !is_wanted() { Err(MemoryError::Cancelled) } else { Ok(()) }
+    if count.is_multiple_of(CHUNKS_PER_LOOK) && !is_wanted() { Err(MemoryError::Cancelled) } else { Ok(()) }
 }
 
 /// The pages of a base's chunk in their places, checked.

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use setpoint_schema::id::SandboxId;
@@ -30,14 +31,21 @@ const ENDING: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl QemuDriver {
-    /// Ends a VMM that is left over; one that somebody is at work on is none.
+    /// Ends a VMM that is left over, and removes what a pause leaves unused; what somebody is at work on is neither.
     pub(super) async fn end_left_over(&self, vm: &VmDir) -> Result<()> {
-        if !vm.may_be_left_over()? || !matches!(watch::life(vm).await?, Life::Running(_)) {
+        if !vm.may_be_left_over()? {
+            return Ok(());
+        }
+        if !matches!(watch::life(vm).await?, Life::Running(_)) && !vm.has_earlier()? {
             return Ok(());
         }
         let Some(_lock) = vm.lock_power()? else { return Ok(()) };
         // Whoever was at work may have finished meanwhile.
-        if vm.may_be_left_over()? { watch::kill(vm).await } else { Ok(()) }
+        if !vm.may_be_left_over()? {
+            return Ok(());
+        }
+        watch::kill(vm).await?;
+        if vm.saved()?.is_some() { vm.forget_earlier() } else { Ok(()) }
     }
 
     /// The same of a sandbox that may not even have a directory.
@@ -102,6 +110,20 @@ impl VmDir {
         Ok(self.saved()?.is_some() || self.is_beginning()?)
     }
 
+    /// What the boot that was paused was made from, and what was booted past before it, is of no use to anybody once its VMM has ended.
+    pub(super) fn forget_earlier(&self) -> Result<()> {
+        self.forget_abandoned()?;
+        self.forget_origin()?;
+        self.forget_unused_devices();
+        Ok(())
+    }
+
+    /// Whether a paused microVM has anything of that still.
+    fn has_earlier(&self) -> Result<bool> {
+        let Some(saved) = self.saved()? else { return Ok(false) };
+        Ok(self.images()?.iter().any(|image| *image != saved.snapshot) || !self.unused_devices()?.is_empty())
+    }
+
     /// Removes the states of devices that no saved state names. Those that stay take a few kilobytes and go the next time.
     pub(super) fn forget_unused_devices(&self) {
         if let Err(error) = self.remove_unused_devices() {
@@ -110,14 +132,21 @@ impl VmDir {
     }
 
     fn remove_unused_devices(&self) -> Result<()> {
+        for path in self.unused_devices()? {
+            remove_if_there(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn unused_devices(&self) -> Result<Vec<PathBuf>> {
+        let mut unused = Vec::new();
         let used: BTreeSet<_> = self.saved_snapshots()?.iter().map(devices_name).collect();
         for entry in fs::read_dir(self.path()).map_err(io_error("list", self.path()))? {
             let name = entry.map_err(io_error("list", self.path()))?.file_name().to_string_lossy().into_owned();
             if name.ends_with(DEVICES_SUFFIX) && !used.contains(&name) {
-                let path = self.file(&name);
-                remove_if_there(&path).map_err(io_error("remove", &path))?;
+                unused.push(self.file(&name));
             }
         }
-        Ok(())
+        Ok(unused)
     }
 }

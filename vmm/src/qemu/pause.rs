@@ -56,8 +56,7 @@ impl QemuDriver {
             Ok(saved) => {
                 reach("pause/end")?;
                 watch::kill(&vm).await?;
-                vm.forget_abandoned()?;
-                vm.forget_unused_devices();
+                vm.forget_earlier()?;
                 drop(saving);
                 self.make_untidy();
                 Ok(Paused::Saved { bytes: ByteSize::bytes(saved.bytes) })

@@ -67,7 +67,7 @@ impl QemuDriver {
                 break;
             }
             match self.merge(&vm, &saved, how, cancel).await {
-                Ok(Switched::Yes) => merged.push(SandboxId(vm.name())),
+                Ok(Switched::Yes) => merged.push(SandboxId(vm.name().into())),
                 // It has gone on meanwhile; the next pause has layers of its own.
                 Ok(Switched::No) => {}
                 Err(VmmError::Memory { source: MemoryError::Cancelled, .. }) => self.make_untidy(),

@@ -178,7 +178,7 @@ impl VmDir {
         super::files::write_json(&path, origin).map_err(io_error("write", &path))
     }
 
-    fn forget_origin(&self) -> Result<()> {
+    pub(super) fn forget_origin(&self) -> Result<()> {
         let path = self.file(super::saved::ORIGIN);
         remove_if_there(&path).map_err(io_error("remove", &path))
     }
