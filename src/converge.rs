@@ -17,6 +17,7 @@ pub mod execute;
 pub mod files;
 pub mod follow;
 mod jobs;
+mod moments;
 pub mod places;
 mod quiet;
 mod revisions;

@@ -313,7 +313,7 @@ fn settled(pass: &Pass, began: Timestamp) -> bool {
         | Block::Window { .. }
         | Block::Unplanned => true,
         Block::Dependency { app, .. } => out_of_time(app) || pass.plan.actions.iter().any(|other| other.app == *app),
-        Block::Unhealthy(_) | Block::Dependent(_) => false,
+        Block::Unhealthy(_) | Block::Dependent(_) | Block::Snapshot { .. } => false,
     };
     let stuck = pass.plan.actions.iter().all(|action| action.blocked.iter().any(gives_up));
     let only_prunes_wait = pass.plan.actions.iter().all(|action| !action.blocked.is_empty()) && !waits;

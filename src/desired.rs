@@ -19,7 +19,7 @@ use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::Parsed;
 use setpoint_schema::id::{CommitId, TemplateDigest};
-use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::name::{AppKey, RepoPath, SnapshotKey};
 use setpoint_schema::observed::{AppRecord, LastGood};
 use setpoint_schema::project::Project;
 use setpoint_schema::shared::SharedMap;
@@ -323,10 +323,13 @@ fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &d
         known.broken().iter().map(|(app, mistakes)| (app.clone(), summary(mistakes))).collect();
     let mut doubt = known.in_doubt().map(|(path, why)| format!("{path} cannot be made out: {}", summary(why)));
     let mut diagnostics = known.diagnostics();
+    let mut stalled_snapshots: BTreeMap<SnapshotKey, String> =
+        known.set().broken_snapshots().map(|(key, why)| (key.clone(), why)).collect();
     // Holds every app as it is, because of mistakes that are not its own.
     let mut stall_all = |mistakes: &[Diagnostic]| {
         let reason = summary(mistakes);
         stalled.extend(known.set().declared().map(|app| (app.clone(), reason.clone())));
+        stalled_snapshots.extend(known.set().declared_snapshots().map(|key| (key.clone(), reason.clone())));
         doubt = Some(reason);
     };
     let project = match settings {
@@ -363,7 +366,11 @@ fn finish(known: &Known, settings: Settings, revision: &CommitId, remembered: &d
     let all_stalled = stalled.len() == known.good().len() + known.broken().len();
     let is_used = |digest: &TemplateDigest| of_kept.contains(digest) || (!all_stalled && known.uses(digest));
     let (templates, moved) = (known.templates().of(is_used), project.moved.clone());
-    let desired = Desired { revision: revision.clone(), apps, kept, stalled, templates, moved, completeness };
+    let sound = known.set().snapshots().filter(|document| !stalled_snapshots.contains_key(document.key()));
+    let snapshots = sound.map(|document| (document.key().clone(), Arc::clone(&document.snapshot))).collect();
+    let revision = revision.clone();
+    let desired =
+        Desired { revision, apps, kept, stalled, templates, moved, snapshots, stalled_snapshots, completeness };
     Loaded { desired, diagnostics, project, prewarmed: known.templates().prewarmed() }
 }
 

@@ -246,6 +246,8 @@ fn kind_word(kind: &ActionKind) -> &'static str {
         ActionKind::Resume => "resume",
         ActionKind::Delete => "delete",
         ActionKind::ExpireDisk => "expire_disk",
+        ActionKind::Snapshot => "snapshot",
+        ActionKind::ExpireSnapshot => "expire_snapshot",
     }
 }
 

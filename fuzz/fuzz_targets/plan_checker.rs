@@ -23,6 +23,7 @@ use setpoint_plan::render;
 use setpoint_schema::app::{DesiredApp, Power, Prune, Retain, Shrink};
 use setpoint_schema::observed::{ExitReason, GuestState, Limits, VmState};
 use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::snapshot::{Content, DesiredSnapshot};
 
 use declare::{Declare as _, app, days};
 use world::{Fault, World};
@@ -55,7 +56,8 @@ fn happen(world: &mut World, input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=9_u8)? {
         0..=2 => {
             let apps = declaration(input)?;
-            world.declare(apps);
+            let snapshots = snapshots(&apps, input)?;
+            world.declare_with(apps, snapshots);
         }
         3 => world.break_source(),
         4 => {
@@ -129,6 +131,15 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
             declared = declared.uid(input.choose(&["u1", "u2"])?);
         }
         let power = *input.choose(&[Power::Running, Power::Running, Power::Running, Power::Paused, Power::Stopped])?;
+        // What an app begins as, or goes back to, is one that comes before it; a snapshot need not be there.
+        if let Some(earlier) = NAMES[..n].first().filter(|name| apps.iter().any(|app| app.metadata.key == declare::key(name))) {
+            declared = match input.int_in_range(0..=7_u8)? {
+                0 => declared.from_app(earlier),
+                1 => declared.from_snapshot("moment"),
+                2 => declared.restore("moment", if input.arbitrary()? { "t1" } else { "t2" }),
+                _ => declared,
+            };
+        }
         let (prune, suspend, shrink) = (input.ratio(1, 8)?, input.ratio(1, 8)?, input.arbitrary()?);
         declared = declared.spec(|spec| {
             spec.power.state = power;
@@ -139,6 +150,20 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
         apps.push(declared);
     }
     Ok(apps)
+}
+
+/// Maybe a snapshot of the first app.
+fn snapshots(apps: &[DesiredApp], input: &mut Unstructured<'_>) -> Result<Vec<DesiredSnapshot>> {
+    let first = apps.iter().find(|app| app.metadata.key == declare::key(NAMES[0]));
+    if first.is_none() || input.ratio(1, 2)? {
+        return Ok(Vec::new());
+    }
+    let (keep, token) = (input.int_in_range(1..=2)?, input.int_in_range(1..=3_u8)?);
+    let content = if input.arbitrary()? { Content::Disk } else { Content::Memory };
+    let moment = declare::snapshot_with("moment", NAMES[0], |spec| {
+        (spec.keep, spec.token, spec.content) = (keep, token.to_string(), content);
+    });
+    Ok(vec![moment])
 }
 
 /// Loses, doubles or moves something in a plan.

@@ -121,6 +121,8 @@ impl World {
             apps: apps.into_iter().map(|app| (app.metadata.key.clone(), app)).collect(),
             kept: BTreeMap::new(),
             stalled: BTreeMap::new(),
+            snapshots: Default::default(),
+            stalled_snapshots: Default::default(),
             templates: templates.collect(),
             moved: BTreeMap::new(),
             completeness: Completeness::Complete,

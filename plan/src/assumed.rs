@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use setpoint_schema::app::{DesiredApp, Power};
-use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId};
+use setpoint_schema::id::{BootNonce, CommitId, DiskId, Generation, HostId, SandboxId, SnapshotId};
 use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent,
-    LastGood, Limits, Machine, Observed, ObservedSandbox, ProcessState, Retry, SandboxRecord, VmState, WebStatus,
-    WorkerStatus,
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent, Kept,
+    LastGood, Limits, Machine, Moment, Observed, ObservedSandbox, ProcessState, Retry, SandboxRecord, SnapshotCause,
+    SnapshotRecord, SnapshotState, VmState, WebStatus, WorkerStatus,
 };
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::shared::SharedMap;
+use setpoint_schema::snapshot::{DesiredSnapshot, SnapshotSpec};
 
 use crate::desired::Desired;
 
@@ -30,6 +31,10 @@ pub fn carried_out(desired: &Desired) -> Observed {
         world.sandboxes.insert(sandbox.record.id.clone(), Arc::new(sandbox));
         world.disks.insert(disk.id.clone(), Arc::new(disk));
         world.apps.insert(key.clone(), Arc::new(memory));
+    }
+    for declared in desired.snapshots.values() {
+        let record = snapshot(desired, declared);
+        world.snapshots.insert(record.id.clone(), Arc::new(record));
     }
     world
 }
@@ -121,6 +126,32 @@ fn healthy(app: &DesiredApp) -> GuestStatus {
     }
 }
 
+fn snapshot(desired: &Desired, declared: &DesiredSnapshot) -> SnapshotRecord {
+    let SnapshotSpec { of, content, exclude, keep: _, retain, token: _ } = &declared.spec;
+    let moment = desired.apps.get(of).map(|app| {
+        let record = record(app, desired.revision_of(of));
+        Moment {
+            sandbox: record.id,
+            machine: record.machine,
+            disk: app.spec.app.resources.disk.0,
+            revision: Some(desired.revision_of(of).clone()),
+            tree: Some(app.spec.files.clone()),
+        }
+    });
+    SnapshotRecord {
+        id: SnapshotId(format!("{} assumed", declared.metadata.key)),
+        key: declared.metadata.key.clone(),
+        app: of.clone(),
+        generation: GENERATION,
+        cause: SnapshotCause::Declared { digest: declared.digest.clone() },
+        content: *content,
+        exclude: exclude.clone(),
+        retain: *retain,
+        moment,
+        state: SnapshotState::Kept(Kept { at: NOW, bytes: ByteSize::default(), stopped_ms: 0 }),
+    }
+}
+
 fn disk(app: &DesiredApp) -> DiskRecord {
     let size = app.spec.app.resources.disk.0;
     DiskRecord { id: disk_id(app), app: app.metadata.key.clone(), size, state: DiskState::InUse }
@@ -137,7 +168,7 @@ fn memory(app: &Arc<DesiredApp>, revision: &CommitId) -> AppRecord {
         repeats: Vec::new(),
         suspended: None,
         power: None,
-        restored: Vec::new(),
+        restored: app.spec.app.restore.iter().map(|restore| restore.token.clone()).collect(),
         usage: None,
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::id::{BootNonce, DiskId, SandboxId};
+use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{Intent, Observed};
 
@@ -50,6 +50,8 @@ pub enum Violation {
     ReusedId(SandboxId),
     /// A disk would be released that a sandbox still uses.
     ReleasesUsedDisk(DiskId),
+    /// A snapshot would be removed that a sandbox is to begin from.
+    RemovesUsedSnapshot(SnapshotId),
     /// Something comes behind a removal, or a removal behind an old disk's.
     RemovalsNotLast(AppKey),
     /// An app comes before one that it depends on, or is disturbed while that one is not ready.
@@ -79,6 +81,7 @@ impl fmt::Display for Violation {
             Self::ReusedNonce(nonce) => write!(f, "two boots have the nonce {nonce}"),
             Self::ReusedId(id) => write!(f, "two sandboxes have the id {id}"),
             Self::ReleasesUsedDisk(disk) => write!(f, "disk {disk} would be released while in use"),
+            Self::RemovesUsedSnapshot(id) => write!(f, "snapshot {id} would be removed while in use"),
             Self::RemovalsNotLast(app) => write!(f, "{app} comes behind a removal"),
             Self::BeforeDependency { app, dependency } => write!(f, "{app} does not wait for {dependency}"),
             Self::OverCapacity(what) => write!(f, "more {what} would be used than the limit allows"),
@@ -98,8 +101,26 @@ pub fn check(plan: &Plan, desired: &Desired, observed: &Observed) -> Vec<Violati
     }
     removals_come_last(plan, &mut out);
     dependencies_come_first(plan, desired, &mut out);
+    used_snapshots_stay(plan, observed, &mut out);
     capacity::check(plan, observed, &mut out);
     out
+}
+
+/// What a sandbox begins from is there until it has begun.
+fn used_snapshots_stay(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>) {
+    let steps = || plan.actions.iter().flat_map(|action| &action.steps);
+    let unbegun = observed.sandboxes.values().filter(|sandbox| sandbox.record.applied.is_none());
+    let awaited = unbegun.filter_map(|sandbox| sandbox.record.from.as_ref());
+    let begun_from = steps().filter_map(|step| match step {
+        Step::LaunchFrom { snapshot, .. } | Step::CopyDisk { snapshot, .. } => Some(snapshot),
+        _ => None,
+    });
+    let used: BTreeSet<_> = awaited.chain(begun_from).collect();
+    let removed = steps().filter_map(|step| match step {
+        Step::RemoveSnapshot(snapshot) | Step::ForgetSnapshot(snapshot) => Some(snapshot),
+        _ => None,
+    });
+    out.extend(removed.filter(|id| used.contains(id)).map(|id| Violation::RemovesUsedSnapshot(id.clone())));
 }
 
 fn each_app_once(plan: &Plan, desired: &Desired, out: &mut Vec<Violation>) {
@@ -120,7 +141,9 @@ fn new_names_are_new(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>)
     let steps = plan.actions.iter().flat_map(|action| &action.steps);
     for step in steps {
         match step {
-            Step::Launch(machine) | Step::Resume(machine) if !nonces.insert(&machine.nonce) => {
+            Step::Launch(machine) | Step::Resume(machine) | Step::LaunchFrom { machine, .. }
+                if !nonces.insert(&machine.nonce) =>
+            {
                 out.push(Violation::ReusedNonce(machine.nonce.clone()));
             }
             Step::Record(record) => {
@@ -141,7 +164,15 @@ fn new_names_are_new(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>)
             | Step::RemoveVm(_)
             | Step::ReleaseDisk { .. }
             | Step::RecordApplied { .. }
-            | Step::Forget(_) => {}
+            | Step::Forget(_)
+            | Step::RecordSnapshot(_)
+            | Step::TakeSnapshot { .. }
+            | Step::LaunchFrom { .. }
+            | Step::CopyDisk { .. }
+            | Step::LeaveOut { .. }
+            | Step::RemoveSnapshot(_)
+            | Step::ForgetSnapshot(_)
+            | Step::RecordRestored { .. } => {}
         }
     }
 }
@@ -149,7 +180,7 @@ fn new_names_are_new(plan: &Plan, observed: &Observed, out: &mut Vec<Violation>)
 /// What a declaration, or the lack of a complete one, forbids.
 fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: &mut Vec<Violation>) {
     let app = &action.app;
-    let removes = matches!(action.kind, ActionKind::Delete | ActionKind::ExpireDisk);
+    let removes = matches!(action.kind, ActionKind::Delete | ActionKind::ExpireDisk | ActionKind::ExpireSnapshot);
     if removes && desired.completeness != Completeness::Complete {
         out.push(Violation::RemovalWhileIncomplete(app.clone()));
     }
@@ -169,7 +200,8 @@ fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: 
     let earlier = || observed.sandboxes.get(&action.sandbox).and_then(|sandbox| of(&sandbox.record.app));
     let held = of(app).or_else(earlier);
     let held = held.filter(|held| held.declared == declared.spec.app.power.state);
-    let starts = action.steps.iter().any(|step| matches!(step, Step::Launch(_) | Step::Resume(_)));
+    let starts = |step: &Step| matches!(step, Step::Launch(_) | Step::Resume(_) | Step::LaunchFrom { .. });
+    let starts = action.steps.iter().any(starts);
     let ends = action.steps.iter().any(|step| matches!(step, Step::Stop { .. }));
     // One that sleeps is woken to be shut down.
     let stays_up = starts && !(action.kind == ActionKind::Stop && ends);
@@ -187,9 +219,10 @@ fn removals_come_last(plan: &Plan, out: &mut Vec<Violation>) {
         | ActionKind::Replace
         | ActionKind::Stop
         | ActionKind::Pause
-        | ActionKind::Resume => 0,
+        | ActionKind::Resume
+        | ActionKind::Snapshot => 0,
         ActionKind::Delete => 1,
-        ActionKind::ExpireDisk => 2,
+        ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => 2,
     };
     let pairs = plan.actions.iter().zip(plan.actions.iter().skip(1));
     let wrong = pairs.filter(|(first, second)| section(first) > section(second));
@@ -207,12 +240,20 @@ fn dependencies_come_first(plan: &Plan, desired: &Desired, out: &mut Vec<Violati
             ActionKind::Create | ActionKind::Reboot | ActionKind::Replace | ActionKind::Resume => true,
             ActionKind::Update(disruption) => disruption != Disruption::Live,
             ActionKind::Adopt | ActionKind::Stop | ActionKind::Pause => false,
-            ActionKind::Delete | ActionKind::ExpireDisk => continue,
+            ActionKind::Delete | ActionKind::ExpireDisk | ActionKind::Snapshot | ActionKind::ExpireSnapshot => {
+                continue;
+            }
         };
         let begins = disturbs && action.blocked.is_empty();
         for dependency in dependencies(desired, &action.app) {
             // An old disk of the dependency is none of the dependent's business, and removals come last anyway.
-            let acted_on = places.get(dependency).filter(|other| plan.actions[**other].kind != ActionKind::ExpireDisk);
+            // Neither is a moment that is kept of it while it goes on.
+            let acted_on = places.get(dependency).filter(|other| {
+                !matches!(
+                    plan.actions[**other].kind,
+                    ActionKind::ExpireDisk | ActionKind::Snapshot | ActionKind::ExpireSnapshot
+                )
+            });
             let comes_later =
                 acted_on.is_some_and(|other| *other > place && plan.actions[*other].kind != ActionKind::Delete);
             let is_early = begins && (acted_on.is_some() || unready.contains(dependency));

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{CommitId, TemplateDigest};
-use setpoint_schema::name::AppKey;
+use setpoint_schema::name::{AppKey, SnapshotKey};
 use setpoint_schema::shared::SharedMap;
+use setpoint_schema::snapshot::DesiredSnapshot;
 use setpoint_schema::template::TemplateRoot;
 
 /// The desired state: what to converge on, and what of it could not be read.
@@ -25,6 +26,10 @@ pub struct Desired {
     pub templates: BTreeMap<TemplateDigest, DesiredTemplateRoot>,
     /// Renames, old key to new.
     pub moved: BTreeMap<AppKey, AppKey>,
+    /// The snapshots without a mistake.
+    pub snapshots: SharedMap<SnapshotKey, Arc<DesiredSnapshot>>,
+    /// Snapshots whose newest declaration has mistakes, with the mistakes in a sentence: they stay as they are.
+    pub stalled_snapshots: BTreeMap<SnapshotKey, String>,
     /// Whether the set of apps is the whole truth.
     pub completeness: Completeness,
 }

@@ -3,23 +3,28 @@
 //! A step says all that its executor needs: ids, sizes, digests and deadlines are chosen here, so that a plan can be shown
 //! before it runs and runs as it was shown.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use setpoint_schema::app::{PinnedSpec, Power, Timeouts};
+use setpoint_schema::app::{Beginning, PinnedSpec, Power, SnapshotRef, Timeouts};
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::id::{
     BootNonce, CommitId, DiskId, Generation, SandboxId, SnapshotId, SpecDigest, TemplateDigest, TreeDigest,
 };
-use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{DiskState, Machine, PowerOverride, SandboxRecord, Suspension};
+use setpoint_schema::name::{AppKey, DirName, SnapshotKey};
+use setpoint_schema::observed::{
+    DiskState, Machine, PowerOverride, SandboxRecord, SnapshotCause, SnapshotRecord, Suspension,
+};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::shared::SharedSet;
+use setpoint_schema::snapshot::Content;
 
 use crate::desired::DesiredTemplateRoot;
 
 /// The version of the JSON form; the minor part grows with additions.
-pub const FORMAT_VERSION: &str = "1.1";
+pub const FORMAT_VERSION: &str = "1.2";
 
 /// What to do, in order, to bring the observed state to the desired one.
 #[must_use]
@@ -38,6 +43,9 @@ pub struct Plan {
     pub actions: Vec<Arc<Action>>,
     /// Objects that something holds as they are.
     pub held: Vec<Held>,
+    /// Snapshots that are to be taken or removed and cannot be now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<HeldSnapshot>,
     /// Apps that are as declared.
     pub unchanged: SharedSet<AppKey>,
 }
@@ -98,6 +106,10 @@ pub enum ActionKind {
     Delete,
     /// A retained disk whose time is over is deleted.
     ExpireDisk,
+    /// A moment of the app is kept; it goes on.
+    Snapshot,
+    /// Snapshots of the app that nothing wants any more are let go.
+    ExpireSnapshot,
 }
 
 /// Why an action is in the plan.
@@ -132,6 +144,61 @@ pub enum Reason {
     Unrecorded,
     /// A data disk that was kept for the app is taken up again.
     DiskReturns(DiskId),
+    /// The sandbox begins as this.
+    BeginsAs(Beginning),
+    /// A snapshot takes the place of the app's state.
+    Restore(Box<Restoration>),
+    /// A snapshot is wanted.
+    SnapshotWanted {
+        /// What it is called.
+        snapshot: SnapshotKey,
+        /// By whom or what.
+        cause: SnapshotCause,
+    },
+    /// A snapshot is let go.
+    SnapshotOver {
+        /// What it is called.
+        snapshot: SnapshotKey,
+        /// Which of that name.
+        generation: Generation,
+        /// Why.
+        why: Over,
+    },
+}
+
+/// What a restore does, and what it costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restoration {
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// The token that asks for it.
+    pub token: String,
+    /// When the snapshot was taken: what has changed since is lost.
+    pub taken: Timestamp,
+    /// How long ago that is, in whole minutes, hours or days.
+    pub age: Span,
+    /// The revision that was applied then.
+    pub then: Option<CommitId>,
+    /// The revision that is applied now.
+    pub now: Option<CommitId>,
+}
+
+/// Why a snapshot is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Over {
+    /// It is not declared any more: its retention begins.
+    NotDeclared,
+    /// It is declared again, so that its retention is over.
+    DeclaredAgain,
+    /// There are as many newer ones as are to be kept.
+    Superseded,
+    /// Its retention is over.
+    RetentionOver,
+    /// What it was taken for is done, or not wanted any more.
+    Done,
+    /// Its removal has begun.
+    Unfinished,
 }
 
 /// Why an action cannot begin now.
@@ -185,6 +252,45 @@ pub enum Block {
     },
     /// The plan that is being carried out does not have it.
     Unplanned,
+    /// The snapshot that it begins from, or goes back to, is not there.
+    Snapshot {
+        /// Which, in words.
+        snapshot: String,
+        /// What it lacks.
+        reason: String,
+    },
+}
+
+/// A snapshot that is to be taken or removed, and cannot be now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldSnapshot {
+    /// What it is called.
+    pub snapshot: SnapshotKey,
+    /// The app that it is of.
+    pub app: AppKey,
+    /// Why.
+    pub reason: SnapshotHold,
+}
+
+/// Why a snapshot is not taken or not removed now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SnapshotHold {
+    /// Its app is not as it has to be for that: what it lacks.
+    Waits(String),
+    /// A failed try is waited out, until this time.
+    Backoff {
+        /// The earliest next try.
+        until: Timestamp,
+        /// What went wrong last.
+        reason: String,
+    },
+    /// It would be let go, but this app is to begin from it, or to go back to it.
+    Used(AppKey),
+    /// It would be let go, but the declarations could not be read in full: why.
+    PruneUnsafe(String),
+    /// Its newest declaration has mistakes, so that it stays as it is: the mistakes.
+    Stalled(String),
 }
 
 /// An object that is held as it is, so that the plan does nothing for it.
@@ -316,6 +422,61 @@ pub enum Step {
     },
     /// Remove the inventory row, after nothing of the sandbox is left.
     Forget(SandboxId),
+    /// Write a snapshot's row, before anything of it exists or changes.
+    RecordSnapshot(Box<SnapshotRecord>),
+    /// Keep a moment of the sandbox, which goes on; what came of it is written down.
+    TakeSnapshot {
+        /// What it is called.
+        snapshot: SnapshotId,
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The boot that runs; absent for one at rest, of which only the disk can be kept.
+        nonce: Option<BootNonce>,
+        /// Its disk.
+        disk: DiskId,
+        /// What is kept.
+        content: Content,
+    },
+    /// Start the microVM where a snapshot was taken, with a copy of its disk. One whose disk is its own by now boots from that.
+    LaunchFrom {
+        /// The microVM.
+        machine: Machine,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The size of the disk in it.
+        size: ByteSize,
+    },
+    /// Make the data disk as a copy of a snapshot's, unless it is there.
+    CopyDisk {
+        /// Which disk.
+        disk: DiskId,
+        /// Whose.
+        app: AppKey,
+        /// Its size.
+        size: ByteSize,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Remove directories from the workspace that a copied disk is to do without.
+    LeaveOut {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The snapshot that its disk is a copy of.
+        snapshot: SnapshotId,
+        /// The names of the directories.
+        names: BTreeSet<DirName>,
+    },
+    /// Remove a snapshot's files.
+    RemoveSnapshot(SnapshotId),
+    /// Remove a snapshot's row, after nothing of it is left.
+    ForgetSnapshot(SnapshotId),
+    /// Write down that a restore of this token counts as carried out.
+    RecordRestored {
+        /// Which app.
+        app: AppKey,
+        /// The token.
+        token: String,
+    },
 }
 
 impl Step {
@@ -324,7 +485,7 @@ impl Step {
     pub fn sandbox(&self) -> Option<&SandboxId> {
         match self {
             Self::Record(record) => Some(&record.id),
-            Self::Launch(machine) | Self::Resume(machine) => Some(&machine.sandbox),
+            Self::Launch(machine) | Self::Resume(machine) | Self::LaunchFrom { machine, .. } => Some(&machine.sandbox),
             Self::RemoveVm(sandbox)
             | Self::Pause { sandbox, .. }
             | Self::Forget(sandbox)
@@ -333,8 +494,17 @@ impl Step {
             | Self::SyncFiles { sandbox, .. }
             | Self::ApplyProcesses { sandbox, .. }
             | Self::Stop { sandbox, .. }
+            | Self::TakeSnapshot { sandbox, .. }
+            | Self::LeaveOut { sandbox, .. }
             | Self::RecordApplied { sandbox, .. } => Some(sandbox),
-            Self::EnsureTemplate { .. } | Self::EnsureDisk { .. } | Self::ReleaseDisk { .. } => None,
+            Self::EnsureTemplate { .. }
+            | Self::EnsureDisk { .. }
+            | Self::ReleaseDisk { .. }
+            | Self::RecordSnapshot(_)
+            | Self::CopyDisk { .. }
+            | Self::RemoveSnapshot(_)
+            | Self::ForgetSnapshot(_)
+            | Self::RecordRestored { .. } => None,
         }
     }
 }

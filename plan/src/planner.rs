@@ -5,6 +5,7 @@
 //! not change is not looked at again (`memo`, `index`). What each app is by itself, others may help to find out (`crew`).
 
 mod app;
+mod begin;
 mod boot;
 mod bounds;
 mod capacity;
@@ -18,6 +19,9 @@ mod mint;
 mod order;
 mod prune;
 mod renames;
+mod restore;
+mod shelf;
+mod snapshots;
 mod tally;
 mod world;
 
@@ -29,7 +33,7 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::Observed;
 
 use crate::desired::Desired;
-use crate::model::{Action, ActionKind, Held, Hold, Plan, PlanId};
+use crate::model::{Action, ActionKind, Held, HeldSnapshot, Hold, Plan, PlanId};
 
 pub use bounds::Bounds;
 pub use crew::{Alone, Crew};
@@ -109,7 +113,8 @@ impl Planner {
         capacity::apply(&world, &ranks, &mut verdicts);
         prune::wait_for_the_rest(&world, &ranks, &dependents, &mut verdicts);
         disks::apply(&world, &mut verdicts);
-        let plan = seal(inputs, &ranks, verdicts, &memo, crew);
+        let snapshots = snapshots::apply(&world, &mut verdicts);
+        let plan = seal(inputs, &ranks, verdicts, snapshots, &memo, crew);
         self.memo = Some(memo);
         plan
     }
@@ -140,7 +145,14 @@ fn open((key, verdict): (&AppKey, Option<Verdict>)) -> Option<(&AppKey, Verdict)
 }
 
 /// Puts the actions in order and names the plan.
-fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, memo: &Memo, crew: &impl Crew) -> Plan {
+fn seal(
+    inputs: &Inputs<'_>,
+    ranks: &order::Ranks<'_>,
+    verdicts: Verdicts<'_>,
+    snapshots: Vec<HeldSnapshot>,
+    memo: &Memo,
+    crew: &impl Crew,
+) -> Plan {
     let (mut actions, mut held) = (Vec::new(), Vec::new());
     let mut unchanged = memo.verdicts.unchanged.clone();
     for (key, verdict) in verdicts {
@@ -171,6 +183,7 @@ fn seal(inputs: &Inputs<'_>, ranks: &order::Ranks<'_>, verdicts: Verdicts<'_>, m
         observation: memo.observation.clone(),
         actions,
         held,
+        snapshots,
         unchanged,
     };
     plan.id = mint::name(&plan, inputs.entropy, crew);
@@ -188,9 +201,10 @@ fn place(ranks: &order::Ranks<'_>, action: &Action) -> (u8, i64, AppKey) {
         | ActionKind::Replace
         | ActionKind::Stop
         | ActionKind::Pause
-        | ActionKind::Resume => (0, rank),
+        | ActionKind::Resume
+        | ActionKind::Snapshot => (0, rank),
         ActionKind::Delete => (1, -rank),
-        ActionKind::ExpireDisk => (2, 0),
+        ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => (2, 0),
     };
     (section, rank, action.app.clone())
 }

@@ -72,6 +72,7 @@ fn between_revisions(block: &Block) -> Option<Wait> {
         Block::Dependency { app, reason: _ } => Some(Wait::Later(format!("after {app}"))),
         Block::Dependent(app) => Some(Wait::Later(format!("after {app}, which depends on it"))),
         Block::Unhealthy(_) => Some(Wait::Later("after everything else, once that is healthy".to_owned())),
+        Block::Snapshot { snapshot, reason: _ } => Some(Wait::Later(format!("after {snapshot} is there"))),
         Block::Window { opens: _ } => None,
         Block::Capacity(_)
         | Block::Backoff { .. }

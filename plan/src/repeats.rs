@@ -46,7 +46,9 @@ pub fn work(action: &Action) -> Option<WorkDigest> {
         | ActionKind::Pause
         | ActionKind::Resume
         | ActionKind::Delete
-        | ActionKind::ExpireDisk => false,
+        | ActionKind::ExpireDisk
+        | ActionKind::Snapshot
+        | ActionKind::ExpireSnapshot => false,
     };
     if !may_repeat || reasons.iter().any(Reason::is_heal) {
         return None;
@@ -127,7 +129,11 @@ fn lacking(action: &Action) -> String {
         | Reason::Unresumable(_)
         | Reason::RetentionOver
         | Reason::Unrecorded
-        | Reason::DiskReturns(_) => None,
+        | Reason::DiskReturns(_)
+        | Reason::BeginsAs(_)
+        | Reason::Restore(_)
+        | Reason::SnapshotWanted { .. }
+        | Reason::SnapshotOver { .. } => None,
     });
     drift.unwrap_or_else(|| match action.kind {
         ActionKind::Reboot => "the boot that runs is not the recorded one".to_owned(),
@@ -139,7 +145,9 @@ fn lacking(action: &Action) -> String {
         | ActionKind::Pause
         | ActionKind::Resume
         | ActionKind::Delete
-        | ActionKind::ExpireDisk => action.steps.iter().map(Step::name).collect::<Vec<_>>().join(", "),
+        | ActionKind::ExpireDisk
+        | ActionKind::Snapshot
+        | ActionKind::ExpireSnapshot => action.steps.iter().map(Step::name).collect::<Vec<_>>().join(", "),
     })
 }
 

@@ -4,9 +4,11 @@ use std::fmt;
 
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::observed::{PowerCause, PowerOverride, Suspension};
+use setpoint_schema::id::CommitId;
+use setpoint_schema::observed::{PowerCause, PowerOverride, SnapshotCause, Suspension};
 
-use crate::model::{Action, ActionKind, Block, Hold, Reason, Step};
+use crate::assumed;
+use crate::model::{Action, ActionKind, Block, Hold, Over, Reason, Restoration, SnapshotHold, Step};
 
 impl ActionKind {
     /// The action as a command, as in plans.
@@ -23,6 +25,8 @@ impl ActionKind {
             Self::Resume => "resume",
             Self::Delete => "delete",
             Self::ExpireDisk => "expire disk",
+            Self::Snapshot => "snapshot",
+            Self::ExpireSnapshot => "expire snapshot",
         }
     }
 
@@ -38,6 +42,8 @@ impl ActionKind {
             Self::Resume => "it is to be resumed",
             Self::Delete => "it is to be removed",
             Self::ExpireDisk => "an old disk is to be deleted",
+            Self::Snapshot => "a snapshot is to be taken",
+            Self::ExpireSnapshot => "a snapshot is to be let go",
         }
     }
 }
@@ -93,6 +99,12 @@ impl fmt::Display for Reason {
             Self::RetentionOver => f.write_str("the disk's retention is over"),
             Self::Unrecorded => f.write_str("the inventory does not know this microVM"),
             Self::DiskReturns(disk) => write!(f, "the kept data disk {disk} is taken up again"),
+            Self::BeginsAs(beginning) => write!(f, "begins as {beginning}"),
+            Self::Restore(restoration) => restoration.fmt(f),
+            Self::SnapshotWanted { snapshot, cause } => write!(f, "snapshot {snapshot} {}", wanted(cause)),
+            Self::SnapshotOver { snapshot, generation, why } => {
+                write!(f, "snapshot {snapshot}, generation {generation}, {}", over(*why))
+            }
         }
     }
 }
@@ -122,6 +134,7 @@ impl fmt::Display for Block {
                 f.write_str("waits for a maintenance window, and its windows leave no time open")
             }
             Self::Unplanned => f.write_str("not in the plan that is carried out"),
+            Self::Snapshot { snapshot, reason } => write!(f, "waits for {snapshot}: {reason}"),
         }
     }
 }
@@ -138,6 +151,54 @@ impl fmt::Display for Hold {
             Self::Unresumable(why) => {
                 write!(f, "stays at rest, because it could not go on from its saved memory: {why}")
             }
+        }
+    }
+}
+
+impl fmt::Display for Restoration {
+    /// Between two revisions there is no time, and nothing was applied at any.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { snapshot, token, taken, age, then, now } = self;
+        write!(f, "goes back to snapshot {snapshot}, by token {token:?}: ")?;
+        if *taken == assumed::NOW {
+            return f.write_str("what has changed since it was taken is lost");
+        }
+        let short = |commit: &Option<CommitId>| {
+            commit.as_ref().map_or_else(|| "none".to_owned(), |commit| commit.short().to_owned())
+        };
+        write!(f, "what has changed since {taken:.0} ({age} ago) is lost; commit {} then", short(then))?;
+        write!(f, ", {} now", short(now))
+    }
+}
+
+fn wanted(cause: &SnapshotCause) -> String {
+    match cause {
+        SnapshotCause::Declared { digest: _ } => "is declared".to_owned(),
+        SnapshotCause::Asked { by } => format!("was asked for here by {by}"),
+        SnapshotCause::Fork { to } => format!("is what {to} begins as"),
+        SnapshotCause::Restore { token } => format!("keeps what a restore (token {token:?}) replaces"),
+    }
+}
+
+fn over(why: Over) -> &'static str {
+    match why {
+        Over::NotDeclared => "is not declared any more",
+        Over::DeclaredAgain => "is declared again",
+        Over::Superseded => "has enough newer ones",
+        Over::RetentionOver => "was kept for as long as it was to be",
+        Over::Done => "is of no use any more",
+        Over::Unfinished => "is half removed",
+    }
+}
+
+impl fmt::Display for SnapshotHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waits(why) => write!(f, "not taken yet: {why}"),
+            Self::Backoff { until, reason } => write!(f, "tried again at {until:.0} after: {reason}"),
+            Self::Used(app) => write!(f, "not removed, because {app} is to begin from it or go back to it"),
+            Self::PruneUnsafe(why) => write!(f, "not removed, because {why}"),
+            Self::Stalled(why) => write!(f, "its declaration has mistakes: {why}"),
         }
     }
 }
@@ -162,6 +223,14 @@ impl Step {
             Self::ReleaseDisk { .. } => "release-disk",
             Self::RecordApplied { .. } => "record-applied",
             Self::Forget(_) => "forget",
+            Self::RecordSnapshot(_) => "record-snapshot",
+            Self::TakeSnapshot { .. } => "take-snapshot",
+            Self::LaunchFrom { .. } => "launch-from",
+            Self::CopyDisk { .. } => "copy-disk",
+            Self::LeaveOut { .. } => "leave-out",
+            Self::RemoveSnapshot(_) => "remove-snapshot",
+            Self::ForgetSnapshot(_) => "forget-snapshot",
+            Self::RecordRestored { .. } => "record-restored",
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::quantity::{ByteSize, Span};
 use crate::runtime::{ProcessSet, Runtime};
 use crate::shared::SmallMap;
 use crate::short::Short;
+pub use crate::snapshot::{Beginning, Restore, SnapshotRef};
 use crate::window::Windows;
 
 declared! {
@@ -51,6 +52,10 @@ declared! {
         live retain: Retain = Retain::For(Span::secs(7 * 24 * 3600)) => check::retain,
         /// How long each wait may last.
         nested timeouts: Timeouts = Timeouts::default(),
+        /// What the sandbox is when it is made: as a snapshot, or as another app at that moment. Changes nothing later.
+        live from: Option<Beginning> = None,
+        /// A snapshot whose state takes the place of the app's own, once for each token.
+        by_value restore: Option<Restore> = None,
         /// When changes may restart processes, boot, replace, stop or remove the app; without any, always.
         live windows: Windows = Windows::default() => check::windows,
     }

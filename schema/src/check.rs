@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::app::{DiskSize, Retain};
 use crate::env::EnvValue;
-use crate::name::{EnvName, HostName, TemplateName, WorkerName};
+use crate::name::{DirName, EnvName, HostName, TemplateName, WorkerName};
 use crate::notes::Notes;
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SmallMap;
@@ -114,6 +114,25 @@ pub(crate) fn retain(retain: &Retain) -> Verdict {
         Retain::None => Ok(()),
         Retain::For(span) => rule(*span <= LONGEST, "must be at most 3650d"),
     }
+}
+
+/// Each of several generations takes up room.
+pub(crate) fn keep(generations: &u32) -> Verdict {
+    rule((1..=100).contains(generations), "must be 1 to 100")
+}
+
+/// The agent of whatever begins from the snapshot takes no more names.
+pub(crate) fn exclude(names: &BTreeSet<DirName>) -> Verdict {
+    rule(names.len() <= 64, "must be at most 64 names")
+}
+
+pub(crate) fn token(token: &String) -> Verdict {
+    rule(token.len() <= 256, "must have at most 256 bytes")
+}
+
+/// A restore without a token of its own would be carried out once and for all.
+pub(crate) fn restore_token(token: &String) -> Verdict {
+    rule(!token.is_empty(), "must not be empty").and(self::token(token))
 }
 
 pub(crate) fn timeout_seconds(seconds: &u32) -> Verdict {

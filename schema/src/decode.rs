@@ -69,6 +69,21 @@ impl<'a> Decoder<'a> {
         self.object = Some(app);
     }
 
+    /// Resolves names without a team in this one.
+    pub fn within_team(&mut self, team: &Team) {
+        self.team = team.clone();
+    }
+
+    /// What was wrong so far, in a sentence.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self.diagnostics.as_slice() {
+            [] => "it has mistakes".to_owned(),
+            [one] => one.headline(),
+            [first, rest @ ..] => format!("{} (and {} more)", first.headline(), rest.len()),
+        }
+    }
+
     /// The team of apps that are named without one.
     #[must_use]
     pub fn team(&self) -> &Team {

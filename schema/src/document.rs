@@ -3,7 +3,7 @@
 //! Called by the loader, once for each file that a commit changed; what comes out can be kept for as long as the file and
 //! `setpoint.toml` stay what they are. What only all files together can show is for [`crate::set`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,10 +12,11 @@ use crate::app::{AppMetadata, AppSpec};
 use crate::check;
 use crate::decode::{Decode, Decoder};
 use crate::diagnostic::{Diagnostic, Lines, Place, SourceText};
-use crate::name::{AppKey, AppName, HostName, RepoPath, Team, TemplateName};
+use crate::name::{AppKey, AppName, HostName, RepoPath, SnapshotKey, SnapshotName, Team, TemplateName};
 use crate::node::{Document, Ending, Mistake, Node};
 use crate::project::Project;
 use crate::runtime::Runtime;
+use crate::snapshot::{DesiredSnapshot, SnapshotMetadata, SnapshotSpec};
 use crate::template::{Template, TemplateRoot};
 use crate::{sandbox, yaml};
 
@@ -28,6 +29,10 @@ pub struct Parsed {
     pub templates: Vec<TemplateDocument>,
     /// Templates that are declared, but with mistakes.
     pub broken_templates: BTreeSet<TemplateName>,
+    /// The snapshots without a mistake.
+    pub snapshots: Vec<Arc<SnapshotDocument>>,
+    /// Snapshots that are declared, but with mistakes: what is wrong, of each.
+    pub broken_snapshots: BTreeMap<SnapshotKey, String>,
     /// All mistakes; those of an app that could be made out name it.
     pub diagnostics: Vec<Diagnostic>,
     /// Whether every app in the file could be made out.
@@ -71,8 +76,23 @@ pub struct AppPlaces {
     pub runtime: Option<Box<Place>>,
     /// The items of `spec.dependsOn`.
     pub depends_on: Vec<(AppKey, Place)>,
+    /// What `spec.from` names.
+    pub from: Option<Place>,
+    /// `spec.restore.snapshot`.
+    pub restore: Option<Place>,
     /// The items of `spec.expose.hosts`.
     pub hosts: Vec<(HostName, Place)>,
+}
+
+/// One `kind: Snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDocument {
+    /// What it declares.
+    pub snapshot: Arc<DesiredSnapshot>,
+    /// `metadata.name`.
+    pub name_place: Place,
+    /// `spec.of`.
+    pub of_place: Place,
 }
 
 /// One `kind: Template`.
@@ -111,6 +131,7 @@ pub fn parse(path: &RepoPath, text: &str, project: &Project) -> Parsed {
 enum Subject {
     App(Option<AppKey>),
     Template(Option<TemplateName>),
+    Snapshot(Option<SnapshotKey>),
 }
 
 impl Subject {
@@ -121,10 +142,15 @@ impl Subject {
         if root.get("kind").and_then(Node::text) == Some(Kind::TEMPLATE) {
             return Self::Template(name.and_then(|name| TemplateName::new(name).ok()));
         }
+        let is_snapshot = root.get("kind").and_then(Node::text) == Some(Kind::SNAPSHOT);
         let team = match metadata.and_then(|metadata| metadata.get("team")) {
             Some(team) => team.text().and_then(|team| Team::new(team).ok()),
             None => Some(Team::default_team()),
         };
+        if is_snapshot {
+            let name = name.and_then(|name| SnapshotName::new(name).ok());
+            return Self::Snapshot(team.zip(name).map(|(team, name)| SnapshotKey::new(team, name)));
+        }
         let name = name.and_then(|name| AppName::new(name).ok());
         Self::App(team.zip(name).map(|(team, name)| AppKey::new(team, name)))
     }
@@ -133,9 +159,9 @@ impl Subject {
     /// app of it, or the one that runs would count as removed.
     fn is_certain(&self, document: &Document<'_>) -> bool {
         match (self, document.ending) {
-            (_, Ending::CutBeforeOthers) | (Self::App(None), _) => return false,
+            (_, Ending::CutBeforeOthers) | (Self::App(None) | Self::Snapshot(None), _) => return false,
             (Self::Template(_), Ending::Whole | Ending::Cut) => return true,
-            (Self::App(Some(_)), Ending::Whole | Ending::Cut) => {}
+            (Self::App(Some(_)) | Self::Snapshot(Some(_)), Ending::Whole | Ending::Cut) => {}
         }
         let entries = document.root.entries();
         let Some(index) = entries.iter().position(|entry| entry.key == "metadata") else { return false };
@@ -164,6 +190,8 @@ impl Parsed {
             apps: Vec::new(),
             templates: Vec::new(),
             broken_templates: BTreeSet::new(),
+            snapshots: Vec::new(),
+            broken_snapshots: BTreeMap::new(),
             diagnostics: Vec::new(),
             coverage: Coverage::Whole,
         }
@@ -196,6 +224,16 @@ impl Parsed {
                 }
                 self.templates.extend(template);
             }
+            Subject::Snapshot(key) => {
+                if let Some(key) = key {
+                    cx.within_team(&key.team);
+                }
+                let snapshot = root.and_then(|root| snapshot(root, &mut cx)).filter(|_| cx.is_clean());
+                if let (None, Some(key)) = (&snapshot, key) {
+                    self.broken_snapshots.insert(key.clone(), cx.summary());
+                }
+                self.snapshots.extend(snapshot.map(Arc::new));
+            }
         }
         if !subject.is_certain(document) {
             self.coverage = Coverage::Partial;
@@ -208,15 +246,17 @@ impl Parsed {
 enum Kind {
     App,
     Template,
+    Snapshot,
 }
 
 impl Kind {
     const TEMPLATE: &'static str = "Template";
+    const SNAPSHOT: &'static str = "Snapshot";
 }
 
 impl Decode for Kind {
     fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
-        cx.choice(node, &[("App", Self::App), (Self::TEMPLATE, Self::Template)])
+        cx.choice(node, &[("App", Self::App), (Self::TEMPLATE, Self::Template), (Self::SNAPSHOT, Self::Snapshot)])
     }
 }
 
@@ -287,6 +327,7 @@ impl AppPlaces {
             let texts = list.map_or(&[][..], Node::items).iter();
             texts.filter_map(|item| Some((item.text()?.to_owned(), place(item)))).collect()
         };
+        let named = |field, within: &[&str]| within.iter().find_map(|name| spec(field)?.get(name)).map(place);
         let depends_on = items(spec("dependsOn")).into_iter();
         let hosts = items(spec("expose").and_then(|expose| expose.get("hosts"))).into_iter();
         Some(Self {
@@ -296,6 +337,8 @@ impl AppPlaces {
             source_path: spec("source").and_then(|source| source.get("path")).map(boxed),
             runtime: spec("runtime").map(boxed),
             depends_on: depends_on.filter_map(|(text, at)| Some((AppKey::within(&text, team).ok()?, at))).collect(),
+            from: named("from", &["snapshot", "app"]),
+            restore: named("restore", &["snapshot"]),
             hosts: hosts.filter_map(|(text, at)| Some((HostName::new(text).ok()?, at))).collect(),
         })
     }
@@ -317,6 +360,65 @@ impl AppDocument {
                 format!("app `{}` has neither `web` nor `workers`, so there is nothing to run", self.metadata.key);
             self.mistake(self.places.runtime.as_deref(), message)
         })
+    }
+}
+
+/// The fields of a snapshot's metadata.
+pub const SNAPSHOT_METADATA_FIELDS: &[&str] = &["name", "team", "labels", "annotations"];
+
+fn snapshot(root: &Node<'_>, cx: &mut Decoder<'_>) -> Option<SnapshotDocument> {
+    header(root, cx);
+    let metadata = root.get("metadata")?;
+    let described = cx.within("metadata", |cx| {
+        cx.fields(metadata, "SnapshotMetadata", SNAPSHOT_METADATA_FIELDS);
+        let name = cx.required(metadata, "name", check::anything);
+        let team = cx.optional(metadata, "team", check::anything).unwrap_or_else(Team::default_team);
+        Some(SnapshotMetadata {
+            labels: cx.optional(metadata, "labels", check::notes).unwrap_or_default().into(),
+            annotations: cx.optional(metadata, "annotations", check::notes).unwrap_or_default().into(),
+            key: SnapshotKey::new(team, name?),
+        })
+    });
+    let written = &cx.require(root, "spec", Some("write `spec:` with `of:` and the name of an app"))?.value;
+    let spec = cx.within("spec", |cx| snapshot_spec(written, cx));
+    let lines = cx.lines();
+    let place = |node: Option<&Node<'_>>| node.map(|node| lines.place(node.at));
+    Some(SnapshotDocument {
+        snapshot: Arc::new(DesiredSnapshot::new(described?, spec?, lines.path().clone())),
+        name_place: place(metadata.get("name"))?,
+        of_place: place(written.get("of"))?,
+    })
+}
+
+fn snapshot_spec(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<SnapshotSpec> {
+    cx.fields(node, "SnapshotSpec", SnapshotSpec::FIELDS);
+    let of = cx.required(node, "of", check::anything);
+    let (content, exclude) =
+        (cx.optional(node, "content", check::anything), cx.optional(node, "exclude", check::exclude));
+    let (keep, retain) = (cx.optional(node, "keep", check::keep), cx.optional(node, "retain", check::retain));
+    let token = cx.optional(node, "token", check::token);
+    let spec = SnapshotSpec::of(of?);
+    Some(SnapshotSpec {
+        content: content.unwrap_or(spec.content),
+        exclude: exclude.unwrap_or(spec.exclude),
+        keep: keep.unwrap_or(spec.keep),
+        retain: retain.unwrap_or(spec.retain),
+        token: token.unwrap_or(spec.token),
+        of: spec.of,
+    })
+}
+
+impl SnapshotDocument {
+    /// Which snapshot it declares.
+    #[must_use]
+    pub fn key(&self) -> &SnapshotKey {
+        &self.snapshot.metadata.key
+    }
+
+    /// A mistake at a place in its declaration.
+    #[must_use]
+    pub fn mistake(&self, place: &Place, message: impl AsRef<str>) -> Diagnostic {
+        Diagnostic::new(self.snapshot.path.clone(), message).at(place.clone())
     }
 }
 

@@ -10,9 +10,10 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use crate::app::AppSpec;
-use crate::name::{AppKey, AppName, Team, TemplateName, Uid};
+use crate::name::{AppKey, AppName, SnapshotName, Team, TemplateName, Uid};
 use crate::project::{Hosts, Policies};
 use crate::runtime::Runtime;
+use crate::snapshot::SnapshotSpec;
 
 /// Which file a schema describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +26,13 @@ pub enum SchemaKind {
     Sandbox,
     /// `setpoint.toml`.
     Project,
+    /// `snapshots/*.yaml`.
+    Snapshot,
 }
 
 impl SchemaKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::App, Self::Template, Self::Sandbox, Self::Project];
+    pub const ALL: [Self; 5] = [Self::App, Self::Template, Self::Sandbox, Self::Project, Self::Snapshot];
 
     /// The name of the schema's file.
     #[must_use]
@@ -39,6 +42,7 @@ impl SchemaKind {
             Self::Template => "template.json",
             Self::Sandbox => "sandbox.json",
             Self::Project => "setpoint.json",
+            Self::Snapshot => "snapshot.json",
         }
     }
 }
@@ -52,11 +56,12 @@ pub fn json_schema(kind: SchemaKind) -> Value {
         SchemaKind::Template => generator.into_root_schema_for::<TemplateFile>(),
         SchemaKind::Sandbox => generator.into_root_schema_for::<Runtime>(),
         SchemaKind::Project => generator.into_root_schema_for::<ProjectFile>(),
+        SchemaKind::Snapshot => generator.into_root_schema_for::<SnapshotFile>(),
     };
     let mut schema = schema.to_value();
     forbid_null(&mut schema);
     match kind {
-        SchemaKind::App | SchemaKind::Template => {}
+        SchemaKind::App | SchemaKind::Template | SchemaKind::Snapshot => {}
         SchemaKind::Sandbox => {
             schema["required"] = json!(["version"]);
             schema["title"] = json!("Setpoint sandbox.yaml");
@@ -186,6 +191,38 @@ struct Rootfs {
 }
 
 #[derive(JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Setpoint snapshot")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct SnapshotFile {
+    /// The version of this format.
+    api_version: ApiVersion,
+    /// What is declared.
+    kind: SnapshotKind,
+    /// Which snapshot it is.
+    metadata: SnapshotMetadata,
+    /// What is kept, and for how long.
+    spec: SnapshotSpec,
+}
+
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct SnapshotMetadata {
+    /// The snapshot's name: 1 to 60 lower-case letters, digits and hyphens.
+    name: SnapshotName,
+    /// The team that owns the snapshot; `default` without one.
+    #[serde(default = "Team::default_team")]
+    team: Team,
+    /// Free labels.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    /// Free annotations.
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Setpoint setpoint.toml")]
 #[expect(dead_code, reason = "only its schema is used")]
@@ -234,6 +271,12 @@ enum AppKind {
 #[expect(dead_code, reason = "only its schema is used")]
 enum TemplateKind {
     Template,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SnapshotKind {
+    Snapshot,
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ impl Project {
 }
 
 /// Fields that make no sense as a default: they say what one app is.
-pub(crate) const WITHOUT_DEFAULT: [&str; 3] = ["runtime", "source", "dependsOn"];
+pub(crate) const WITHOUT_DEFAULT: [&str; 5] = ["runtime", "source", "dependsOn", "from", "restore"];
 
 fn refuse_without_default(defaults: &Node<'_>, cx: &mut Decoder<'_>) {
     for entry in WITHOUT_DEFAULT.iter().filter_map(|field| defaults.entry(field)) {

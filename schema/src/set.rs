@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::app::{Beginning, SnapshotRef};
 use crate::diagnostic::{Diagnostic, Location, Place};
-use crate::document::{AppDocument, Parsed, TemplateDocument};
-use crate::name::{AppKey, RepoPath, TemplateName, Uid};
+use crate::document::{AppDocument, Parsed, SnapshotDocument, TemplateDocument};
+use crate::name::{AppKey, RepoPath, SnapshotKey, TemplateName, Uid};
 use crate::project::{HostPattern, Project};
 
 mod advice;
 mod cycle;
+mod snapshots;
 
 use cycle::Cycle;
 
@@ -32,6 +34,12 @@ pub struct Set {
     broken_templates: HashMap<TemplateName, usize>,
     /// Who starts from each template, the built-in one apart.
     users: HashMap<TemplateName, BTreeSet<AppKey>>,
+    /// Each snapshot, with every document that declares it, in the order of their places.
+    snapshots: BTreeMap<SnapshotKey, Vec<Arc<SnapshotDocument>>>,
+    /// Snapshots that are declared with mistakes, with what is wrong, of each file.
+    broken_snapshots: BTreeMap<SnapshotKey, Vec<String>>,
+    /// Who names each snapshot.
+    snapshot_users: HashMap<SnapshotKey, BTreeSet<AppKey>>,
     /// Who depends on each app.
     dependents: HashMap<AppKey, BTreeSet<AppKey>>,
     /// Who claims each thing of which there can be one.
@@ -55,7 +63,7 @@ struct Move {
 #[derive(Debug)]
 struct Before {
     was_declared: bool,
-    dependencies: BTreeSet<AppKey>,
+    awaited: BTreeSet<AppKey>,
 }
 
 /// Something of which there can be one in the world.
@@ -81,6 +89,7 @@ impl Set {
 
     /// Adds what a file declares.
     pub fn insert(&mut self, file: &Parsed) {
+        self.insert_snapshots(file);
         for app in &file.apps {
             self.disturb(&app.metadata.key);
             let documents = self.apps.entry(app.metadata.key.clone()).or_default();
@@ -106,6 +115,7 @@ impl Set {
 
     /// Takes out what a file declared that was inserted before.
     pub fn remove(&mut self, file: &Parsed) {
+        self.remove_snapshots(file);
         for app in &file.apps {
             let key = &app.metadata.key;
             self.disturb(key);
@@ -164,8 +174,7 @@ impl Set {
                 self.touched.extend(self.dependents.get(key).into_iter().flatten().cloned());
                 self.touched.extend(self.moves.get(key).into_iter().flatten().map(|one| one.to.clone()));
             }
-            if self.first(key).map_or(!before.dependencies.is_empty(), |app| app.spec.depends_on != before.dependencies)
-            {
+            if self.first(key).map_or(!before.awaited.is_empty(), |app| self.awaited(app) != before.awaited) {
                 rewired.push(key.clone());
             }
         }
@@ -222,6 +231,7 @@ impl Set {
         mistakes.extend(documents.iter().filter_map(|app| self.template_mistake(app)));
         for app in documents {
             self.check_dependencies(app, &mut mistakes);
+            self.check_snapshots(app, &mut mistakes);
         }
         mistakes.extend(self.cycle_mistake(first));
         self.check_claims(first, &mut mistakes);
@@ -255,12 +265,15 @@ impl Set {
             return;
         }
         let was_declared = self.is_declared(key);
-        let dependencies = self.first(key).map(|app| app.spec.depends_on.clone()).unwrap_or_default();
-        self.changed.insert(key.clone(), Before { was_declared, dependencies });
+        let awaited = self.first(key).map(|app| self.awaited(app)).unwrap_or_default();
+        self.changed.insert(key.clone(), Before { was_declared, awaited });
         for app in self.documents(key).to_vec() {
             take_out(&mut self.users, &app.spec.template, key);
-            for (dependency, _) in &app.places.depends_on {
+            for dependency in referred(&app) {
                 take_out(&mut self.dependents, dependency, key);
+            }
+            for snapshot in snapshots::named(&app.spec) {
+                take_out(&mut self.snapshot_users, snapshot, key);
             }
         }
         let Some(first) = self.first(key).cloned() else { return };
@@ -276,8 +289,11 @@ impl Set {
             if app.spec.template != TemplateName::minimal() {
                 self.users.entry(app.spec.template.clone()).or_default().insert(key.clone());
             }
-            for (dependency, _) in &app.places.depends_on {
+            for dependency in referred(&app) {
                 self.dependents.entry(dependency.clone()).or_default().insert(key.clone());
+            }
+            for snapshot in snapshots::named(&app.spec) {
+                self.snapshot_users.entry(snapshot.clone()).or_default().insert(key.clone());
             }
         }
         let Some(first) = self.first(key).cloned() else { return };
@@ -322,6 +338,7 @@ impl Set {
         let cycle = self.cycles.get(&app.metadata.key)?;
         let within = |(key, _): &&(AppKey, Place)| cycle.members.binary_search(key).is_ok();
         let place = app.places.depends_on.iter().find(within).map(|(_, place)| place);
+        let place = place.or(app.places.from.as_ref()).or(app.places.restore.as_ref());
         Some(app.mistake(place, format!("these apps wait for each other: {}", cycle::show(&cycle.example))))
     }
 
@@ -340,8 +357,8 @@ impl Set {
                 self.touched.extend(cycle.members.iter().cloned());
             }
             let Some(app) = self.first(&key) else { continue };
-            let leads_to = app.spec.depends_on.iter().filter(|key| self.apps.contains_key(*key));
-            let leads_to: Vec<AppKey> = leads_to.cloned().collect();
+            let leads_to = self.awaited(app).into_iter().filter(|key| self.apps.contains_key(key));
+            let leads_to: Vec<AppKey> = leads_to.collect();
             to_visit.extend(leads_to.iter().cloned());
             graph.insert(key, leads_to);
         }
@@ -389,6 +406,15 @@ impl Set {
             app.mistake(None, message)
         })
     }
+}
+
+/// The apps that an app names where it says what has to be there.
+fn referred(app: &AppDocument) -> impl Iterator<Item = &AppKey> {
+    let source = match &app.spec.from {
+        Some(Beginning::App(app)) => Some(app),
+        Some(Beginning::Snapshot(_)) | None => None,
+    };
+    app.places.depends_on.iter().map(|(dependency, _)| dependency).chain(source)
 }
 
 fn place_order(app: &AppDocument) -> (&RepoPath, Location) {

@@ -3,12 +3,15 @@
 //! Declared beside apps, in any `app.yaml`. What a snapshot becomes on a host is [`crate::observed::SnapshotRecord`].
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::app::Retain;
-use crate::id::SpecDigest;
-use crate::name::{AppKey, DirName, RepoPath, SnapshotKey};
+use crate::disruption::{ClassByValue, Disruption};
+use crate::id::{SnapshotId, SpecDigest};
+use crate::name::{AppKey, DirName, NameError, RepoPath, SnapshotKey, Team};
 use crate::notes::Notes;
 use crate::quantity::Span;
 
@@ -82,6 +85,92 @@ pub fn default_retain() -> Retain {
     Retain::For(Span::secs(30 * 86_400))
 }
 
+/// Which snapshot an app means: a declared one, as `name` or `team/name`, or any one by its id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, schemars::JsonSchema)]
+#[schemars(with = "String")]
+pub enum SnapshotRef {
+    /// The newest generation of a declared one.
+    Name(SnapshotKey),
+    /// This very one, by the 32 hex digits that Setpoint gave it. Nothing in git says whether it is there.
+    Id(SnapshotId),
+}
+
+impl SnapshotRef {
+    /// Reads an id, `team/name`, or `name` in a team that is known from elsewhere.
+    ///
+    /// # Errors
+    /// The rule that a name breaks.
+    pub fn within(text: &str, team: &Team) -> Result<Self, NameError> {
+        let is_id = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if is_id { Ok(Self::Id(SnapshotId(text.to_owned()))) } else { SnapshotKey::within(text, team).map(Self::Name) }
+    }
+
+    /// The name of a declared one.
+    #[must_use]
+    pub fn name(&self) -> Option<&SnapshotKey> {
+        match self {
+            Self::Name(key) => Some(key),
+            Self::Id(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for SnapshotRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(key) => key.fmt(f),
+            Self::Id(id) => id.fmt(f),
+        }
+    }
+}
+
+impl FromStr for SnapshotRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Self::within(text, &Team::default_team())
+    }
+}
+
+crate::text::as_text!(SnapshotRef);
+
+/// What a sandbox is when it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Beginning {
+    /// As this snapshot.
+    Snapshot(SnapshotRef),
+    /// As this app is at that moment. It goes on.
+    App(AppKey),
+}
+
+impl fmt::Display for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(snapshot) => write!(f, "snapshot {snapshot}"),
+            Self::App(app) => write!(f, "a fork of {app}"),
+        }
+    }
+}
+
+/// A snapshot whose state takes the place of an app's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Which snapshot.
+    pub snapshot: SnapshotRef,
+    /// Free text; each is carried out once.
+    pub token: String,
+}
+
+impl ClassByValue for Option<Restore> {
+    const WORST: Disruption = Disruption::Replace;
+
+    fn class_of_change(&self, newer: &Self) -> Disruption {
+        let token = |restore: &Option<Restore>| restore.as_ref().map(|restore| restore.token.clone());
+        if newer.is_none() || token(self) == token(newer) { Disruption::Live } else { Disruption::Replace }
+    }
+}
+
 /// Who a Snapshot is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotMetadata {
@@ -102,12 +191,14 @@ pub struct DesiredSnapshot {
     pub spec: SnapshotSpec,
     /// The file that declares it.
     pub path: RepoPath,
+    /// The content hash of the spec, that a generation counts changes of.
+    pub digest: SpecDigest,
 }
 
 impl DesiredSnapshot {
-    /// The content hash that a generation counts changes of.
+    /// A snapshot as a file declares it.
     #[must_use]
-    pub fn digest(&self) -> SpecDigest {
-        SpecDigest::of(&self.spec)
+    pub fn new(metadata: SnapshotMetadata, spec: SnapshotSpec, path: RepoPath) -> Self {
+        Self { digest: SpecDigest::of(&spec), metadata, spec, path }
     }
 }

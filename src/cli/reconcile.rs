@@ -195,7 +195,8 @@ fn conclude(pass: &Pass) -> Result<ExitCode, Failure> {
             None
         }
     });
-    let problems: Vec<_> = trouble.chain(mistakes).chain(undone).chain(unready).collect();
+    let untaken = pass.plan.snapshots.iter().map(|held| format!("snapshot {}: {}", held.snapshot, held.reason));
+    let problems: Vec<_> = trouble.chain(mistakes).chain(undone).chain(unready).chain(untaken).collect();
     for problem in &problems {
         eprintln!("error: {problem}");
     }

@@ -30,6 +30,8 @@ enum Kind {
     /// setpoint.toml
     #[value(aliases = ["setpoint", "setpoint.toml"])]
     Project,
+    /// snapshots/*.yaml
+    Snapshot,
 }
 
 /// Where a repository of declarations keeps the schemas that its files name.
@@ -74,6 +76,7 @@ impl From<Kind> for SchemaKind {
             Kind::Template => Self::Template,
             Kind::Sandbox => Self::Sandbox,
             Kind::Project => Self::Project,
+            Kind::Snapshot => Self::Snapshot,
         }
     }
 }

@@ -139,8 +139,18 @@ impl Books {
                     (NewEvent::new(EventKind::Failed, *step, message.clone()), Tried::Failed(message))
                 }
             };
+            let of_snapshots = match (action.kind, &tried) {
+                // Written down with the snapshot itself: it neither keeps the app from being healed nor says that it is well.
+                (ActionKind::Snapshot, Tried::Succeeded { .. }) => continue,
+                (ActionKind::Snapshot, Tried::Failed(_)) | (ActionKind::ExpireSnapshot, Tried::Succeeded { .. }) => {
+                    true
+                }
+                _ => false,
+            };
             events.push(event.app(app).sandbox(&action.sandbox));
-            outcomes.push((app.clone(), tried));
+            if !of_snapshots {
+                outcomes.push((app.clone(), tried));
+            }
         }
         let retried = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
             outcomes.into_iter().filter_map(|(app, tried)| retried(apps.get(&app)?, tried, now)).collect()
@@ -275,6 +285,10 @@ fn heal_reason(action: &Action) -> Option<String> {
         | Reason::PowerHere(_)
         | Reason::RetentionOver
         | Reason::DiskReturns(_)
+        | Reason::BeginsAs(_)
+        | Reason::Restore(_)
+        | Reason::SnapshotWanted { .. }
+        | Reason::SnapshotOver { .. }
         | Reason::Unrecorded => None,
     })
 }
@@ -295,7 +309,17 @@ fn done(action: &Action) -> (EventKind, String) {
         ActionKind::Resume => EventKind::Woken,
         ActionKind::Delete => EventKind::Deleted,
         ActionKind::ExpireDisk => EventKind::DiskExpired,
+        ActionKind::Snapshot => EventKind::SnapshotTaken,
+        ActionKind::ExpireSnapshot => EventKind::SnapshotExpired,
     };
+    // What it was about says more than that it was done.
+    if action.kind == ActionKind::ExpireSnapshot {
+        let reasons: Vec<_> = action.reasons.iter().map(ToString::to_string).collect();
+        return (kind, reasons.join("; "));
+    }
+    if let Some(restored) = action.reasons.iter().find(|reason| matches!(reason, Reason::Restore(_))) {
+        return (EventKind::Restored, restored.to_string());
+    }
     let paths: Vec<_> = action.changes.iter().map(|change| change.path.as_str()).collect();
     let message =
         if paths.is_empty() { action.kind.to_string() } else { format!("{}: {}", action.kind, paths.join(", ")) };

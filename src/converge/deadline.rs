@@ -2,9 +2,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::desired::Desired;
-use setpoint_plan::model::{Action, Block, Plan};
-use setpoint_schema::app::Timeouts;
-use setpoint_schema::observed::{FLAP_WINDOW, GuestState, ObservedSandbox, VmState};
+use setpoint_plan::model::{Action, Block, Plan, SnapshotHold};
+use setpoint_schema::app::{Retain, Timeouts};
+use setpoint_schema::observed::{FLAP_WINDOW, GuestState, ObservedSandbox, SnapshotCause, SnapshotState, VmState};
 use setpoint_schema::quantity::Span;
 
 use crate::world::World;
@@ -27,12 +27,42 @@ pub(super) fn next(plan: &Plan, desired: &Desired, world: &World, now: Timestamp
         | Block::DiskShrink { .. }
         | Block::Unhealthy(_)
         | Block::Dependent(_)
+        | Block::Snapshot { .. }
         | Block::Unplanned => None,
     });
     let closings = plan.actions.iter().filter_map(|action| window_closes(action, desired, world, now));
     let guests = world.quiet().filter_map(|sandbox| patience_ends(sandbox, desired));
-    let all = blocks.chain(closings).chain(guests).chain(world.retained());
+    let all = blocks.chain(closings).chain(guests).chain(world.retained()).chain(snapshots(plan, world));
     all.filter_map(|at| at.checked_add(JUST_AFTER).ok()).filter(|at| *at > now).min()
+}
+
+/// When a snapshot that could not be taken is tried again, or one that is kept for a time goes.
+fn snapshots<'a>(plan: &'a Plan, world: &'a World) -> impl Iterator<Item = Timestamp> + 'a {
+    let tries = plan.snapshots.iter().filter_map(|held| match &held.reason {
+        SnapshotHold::Backoff { until, .. } => Some(*until),
+        SnapshotHold::Waits(_) | SnapshotHold::Used(_) | SnapshotHold::PruneUnsafe(_) | SnapshotHold::Stalled(_) => {
+            None
+        }
+    });
+    let ends = world.observed().snapshots.values().filter_map(|record| match (&record.state, &record.cause) {
+        (SnapshotState::Retained { until, .. }, _) => Some(*until),
+        (SnapshotState::Kept(kept), SnapshotCause::Asked { .. }) => match record.retain {
+            Retain::For(span) => Some(later(kept.at, span)),
+            Retain::None => None,
+        },
+        (SnapshotState::Failed { at, .. }, SnapshotCause::Asked { .. }) => match record.retain {
+            Retain::For(span) => Some(later(*at, span)),
+            Retain::None => None,
+        },
+        (
+            SnapshotState::Wanted { .. }
+            | SnapshotState::Failed { .. }
+            | SnapshotState::Kept(_)
+            | SnapshotState::Leaving,
+            _,
+        ) => None,
+    });
+    tries.chain(ends)
 }
 
 /// When an action that could begin now, and may still have to wait its turn, can begin no more.

@@ -255,6 +255,8 @@ impl Followed {
             kept,
             stalled: BTreeMap::new(),
             templates: BTreeMap::new(),
+            snapshots: Default::default(),
+            stalled_snapshots: BTreeMap::new(),
             moved: BTreeMap::new(),
             completeness: Completeness::Partial(reason),
         };

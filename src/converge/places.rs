@@ -156,9 +156,17 @@ impl Effect {
             | Step::EnsureDisk { .. }
             | Step::ReleaseDisk { .. }
             | Step::RecordApplied { .. }
-            | Step::Forget(_) => Self::None,
+            | Step::Forget(_)
+            | Step::RecordSnapshot(_)
+            | Step::CopyDisk { .. }
+            | Step::RemoveSnapshot(_)
+            | Step::ForgetSnapshot(_)
+            | Step::RecordRestored { .. } => Self::None,
             Step::GrowDisk { .. }
             | Step::Launch(_)
+            | Step::LaunchFrom { .. }
+            | Step::TakeSnapshot { .. }
+            | Step::LeaveOut { .. }
             | Step::Pause { .. }
             | Step::Resume(_)
             | Step::SyncFiles { .. }

@@ -59,7 +59,9 @@ fn rests(action: &Action, step: &Step) -> bool {
         | ActionKind::Replace
         | ActionKind::Resume
         | ActionKind::Delete
-        | ActionKind::ExpireDisk => false,
+        | ActionKind::ExpireDisk
+        | ActionKind::Snapshot
+        | ActionKind::ExpireSnapshot => false,
     }
 }
 

@@ -162,6 +162,7 @@ fn failure(plan: &Plan) -> Option<String> {
             | Block::Unhealthy(_)
             | Block::Dependent(_)
             | Block::Window { .. }
+            | Block::Snapshot { .. }
             | Block::Unplanned => None,
         })
     };

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::converge::execute::crash_point;
 use crate::converge::files::{self, FilesError};
+use crate::converge::moments::Taking;
 use crate::converge::warm::Warmer;
 use crate::idle::Uses;
 use crate::ledger::{Ledger, Row};
@@ -65,13 +66,16 @@ pub enum StepError {
     /// The inventory does not hold what the plan was made from.
     #[error("sandbox {0} is not in the inventory")]
     NoRecord(SandboxId),
+    /// The same of a snapshot.
+    #[error("snapshot {0} is not in the inventory")]
+    NoSnapshot(SnapshotId),
     /// The step did all it does, and is still needed.
     #[error("{0} had no effect")]
     NoEffect(&'static str),
 }
 
 /// The guest needs this long at most for one answer; under emulation on a loaded host, seconds are normal.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 
 impl Hands {
     /// Carries out one step, unless the world already is as it wants.
@@ -134,7 +138,15 @@ impl Hands {
             | Step::Stop { .. }
             | Step::RemoveVm(_)
             | Step::ReleaseDisk { .. }
-            | Step::Forget(_) => Part::Acts(None),
+            | Step::Forget(_)
+            | Step::RecordSnapshot(_)
+            | Step::TakeSnapshot { .. }
+            | Step::LaunchFrom { .. }
+            | Step::CopyDisk { .. }
+            | Step::LeaveOut { .. }
+            | Step::RemoveSnapshot(_)
+            | Step::ForgetSnapshot(_)
+            | Step::RecordRestored { .. } => Part::Acts(None),
         }
     }
 
@@ -167,6 +179,18 @@ impl Hands {
                 !is_applied(&*self.record(sandbox)?, spec, *generation, revision)
             }
             Step::Forget(sandbox) => self.ledger.sandbox(sandbox).is_some(),
+            Step::RecordSnapshot(record) => self.ledger.snapshot(&record.id).as_deref() != Some(&**record),
+            Step::TakeSnapshot { snapshot, .. } => {
+                self.ledger.snapshot(snapshot).is_none_or(|record| record.kept().is_none())
+            }
+            Step::LaunchFrom { machine, .. } => !self.runs(&machine.sandbox, Some(machine)).await?,
+            Step::CopyDisk { disk, app, size, snapshot: _ } => self.lacks_copy(disk, app, *size).await?,
+            Step::LeaveOut { sandbox, snapshot, names: _ } => {
+                self.agent_of(sandbox).await?.left_out().await?.as_ref() != Some(snapshot)
+            }
+            Step::RemoveSnapshot(snapshot) => self.has_files(snapshot).await?,
+            Step::ForgetSnapshot(snapshot) => self.ledger.snapshot(snapshot).is_some(),
+            Step::RecordRestored { app, token } => !self.is_restored(app, token),
         })
     }
 
@@ -204,6 +228,21 @@ impl Hands {
                 self.observer.forget(sandbox);
                 Ok(())
             }
+            Step::RecordSnapshot(record) => Ok(self.ledger.put_snapshot(record, Vec::new()).await?),
+            Step::TakeSnapshot { snapshot, sandbox, nonce, disk, content } => {
+                let (nonce, content) = (nonce.as_ref(), *content);
+                self.take_snapshot(Taking { snapshot, sandbox, nonce, disk, content }).await
+            }
+            Step::LaunchFrom { machine, snapshot, size } => self.launch_from(machine, snapshot, *size).await,
+            Step::CopyDisk { disk, app, size, snapshot } => self.copy_disk(disk, app, *size, snapshot).await,
+            Step::LeaveOut { sandbox, snapshot, names } => self.leave_out(sandbox, snapshot, names).await,
+            Step::RemoveSnapshot(snapshot) => Ok(self.driver.remove_snapshot(snapshot).await?),
+            Step::ForgetSnapshot(snapshot) => {
+                // What a try that was cut short has left is in no list of the driver's.
+                self.driver.remove_snapshot(snapshot).await?;
+                Ok(self.ledger.forget_snapshot(snapshot).await?)
+            }
+            Step::RecordRestored { app, token } => self.record_restored(app, token).await,
         }
     }
 
@@ -372,13 +411,13 @@ impl Hands {
     }
 
     /// The agent of the boot that the inventory names.
-    async fn agent_of(&self, sandbox: &SandboxId) -> Result<Arc<dyn Guest>, StepError> {
+    pub(super) async fn agent_of(&self, sandbox: &SandboxId) -> Result<Arc<dyn Guest>, StepError> {
         let nonce = self.record(sandbox)?.machine.nonce.clone();
         self.observer.answering(sandbox, &nonce, ANSWER).await.map_err(StepError::Agent)
     }
 
     /// Whether the sandbox runs, and if a machine is given, runs that boot of it.
-    async fn runs(&self, sandbox: &SandboxId, machine: Option<&Machine>) -> Result<bool, StepError> {
+    pub(super) async fn runs(&self, sandbox: &SandboxId, machine: Option<&Machine>) -> Result<bool, StepError> {
         Ok(match self.driver.observe(sandbox).await? {
             VmState::Running { nonce, .. } => machine.is_none_or(|machine| machine.nonce == nonce),
             VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. } => false,

@@ -72,7 +72,9 @@ impl Begins {
             | ActionKind::Pause
             | ActionKind::Resume
             | ActionKind::Delete
-            | ActionKind::ExpireDisk => Self::InPlace,
+            | ActionKind::ExpireDisk
+            | ActionKind::Snapshot
+            | ActionKind::ExpireSnapshot => Self::InPlace,
         }
     }
 }

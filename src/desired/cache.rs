@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use setpoint_schema::document::{AppDocument, Parsed, TemplateDocument};
+use setpoint_schema::document::{AppDocument, Parsed, SnapshotDocument, TemplateDocument};
 use setpoint_schema::id::{BlobId, TreeDigest};
 use setpoint_schema::name::RepoPath;
 use setpoint_schema::project::Project;
@@ -33,7 +33,7 @@ use super::scan::Key;
 pub(super) use whole::{End, Whole};
 
 /// Changes with the layout.
-const MAGIC: &[u8; 16] = b"setpoint parse 1";
+const MAGIC: &[u8; 16] = b"setpoint parse 2";
 const DIGEST_BYTES: usize = 32;
 /// Entries that are written, and read by one thread, together.
 const CHUNK: usize = 256;
@@ -63,6 +63,7 @@ pub(super) enum Entry<'a> {
         blob: &'a BlobId,
         apps: &'a [Arc<AppDocument>],
         templates: &'a [TemplateDocument],
+        snapshots: &'a [Arc<SnapshotDocument>],
     },
     Runtime {
         blob: &'a BlobId,
@@ -78,9 +79,22 @@ pub(super) enum Entry<'a> {
 /// The same, as it is read.
 #[derive(Deserialize)]
 enum Stored {
-    Declarations { path: RepoPath, blob: BlobId, apps: Vec<Arc<AppDocument>>, templates: Vec<TemplateDocument> },
-    Runtime { blob: BlobId, runtime: Arc<Runtime> },
-    Workspace { folder: String, of_app: bool, digest: TreeDigest },
+    Declarations {
+        path: RepoPath,
+        blob: BlobId,
+        apps: Vec<Arc<AppDocument>>,
+        templates: Vec<TemplateDocument>,
+        snapshots: Vec<Arc<SnapshotDocument>>,
+    },
+    Runtime {
+        blob: BlobId,
+        runtime: Arc<Runtime>,
+    },
+    Workspace {
+        folder: String,
+        of_app: bool,
+        digest: TreeDigest,
+    },
 }
 
 impl Cache {
@@ -149,8 +163,8 @@ impl Kept {
     fn take(&mut self, entries: Vec<Stored>) {
         for entry in entries {
             match entry {
-                Stored::Declarations { path, blob, apps, templates } => {
-                    let parsed = Parsed { apps, templates, ..Parsed::nothing() };
+                Stored::Declarations { path, blob, apps, templates, snapshots } => {
+                    let parsed = Parsed { apps, templates, snapshots, ..Parsed::nothing() };
                     self.declarations.insert((path, blob), parsed);
                 }
                 Stored::Runtime { blob, runtime } => drop(self.runtimes.insert(blob, runtime)),

@@ -187,7 +187,8 @@ impl Known {
         let sound = self.files.iter().filter(|(path, _)| !self.faulty.contains_key(*path));
         sound.filter_map(|(path, file)| match self.root.as_ref()?.get(path)? {
             Item::File { blob, .. } => {
-                Some(Entry::Declarations { path, blob, apps: &file.apps, templates: &file.templates })
+                let Parsed { apps, templates, snapshots, .. } = &**file;
+                Some(Entry::Declarations { path, blob, apps, templates, snapshots })
             }
             Item::Folder(_) | Item::Refused(_) => None,
         })
@@ -232,6 +233,7 @@ impl Known {
         let mut diagnostics: Vec<Diagnostic> =
             unowned.chain(owned).chain(self.hiding_templates.values()).cloned().collect();
         diagnostics.extend(self.set.template_mistakes());
+        diagnostics.extend(self.set.snapshot_mistakes());
         diagnostics.extend(self.templates.mistakes());
         diagnostics
     }

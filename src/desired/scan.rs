@@ -1,4 +1,4 @@
-//! Finds the files that declare something: `setpoint.toml`, every `app.yaml` below `apps/`, and `templates/*.yaml`; and of two
+//! Finds the files that declare something: `setpoint.toml`, every `app.yaml` below `apps/`, `snapshots/*.yaml` and `templates/*.yaml`; and of two
 //! revisions, what of that differs. Folders of equal ids are not entered.
 //!
 //! What might hide an app (a symbolic link or a submodule where its folder should be) is reported, since its absence would
@@ -22,6 +22,8 @@ const APP_FILE: &str = "app.yaml";
 const APPS: &str = "apps";
 /// The folder of all templates.
 const TEMPLATES: &str = "templates";
+/// The folder of snapshots that are declared apart from apps.
+const SNAPSHOTS: &str = "snapshots";
 
 /// A file and its content.
 pub(super) type Key = (RepoPath, BlobId);
@@ -34,7 +36,7 @@ pub(super) fn settings(root: &Folder) -> Option<Result<Key, Box<Diagnostic>>> {
 /// The files of templates.
 pub(super) fn templates(root: &Folder) -> Vec<Key> {
     let mut changes = Changes::default();
-    changes.in_templates(None, root.child(TEMPLATES).and_then(folder_of));
+    in_files(&mut changes.templates, TEMPLATES, None, root.child(TEMPLATES).and_then(folder_of));
     changes.declarations().cloned().collect()
 }
 
@@ -44,7 +46,7 @@ pub(super) type Differing = Vec<(String, Option<Found>)>;
 /// What differs between two revisions.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Where apps can be declared.
+    /// Where apps and snapshots can be declared.
     pub apps: Differing,
     /// The same, where templates can be declared.
     pub templates: Differing,
@@ -73,10 +75,15 @@ impl Changes {
             is.and_then(|item| misplaced(APPS, item)),
         );
         changes.in_apps(Side::top(was), Side::top(is), APPS);
-        let (was, is) = (old.and_then(|old| old.child(TEMPLATES)), new.child(TEMPLATES));
-        let misplaced = |item: Option<&Item>| misplaced(TEMPLATES, item?);
-        note(&mut changes.templates, TEMPLATES, misplaced(was), misplaced(is));
-        changes.in_templates(was.and_then(folder_of), is.and_then(folder_of));
+        let of = |top| (old.and_then(|old| old.child(top)), new.child(top));
+        let (was, is) = of(SNAPSHOTS);
+        let found = |item: Option<&Item>| misplaced(SNAPSHOTS, item?);
+        note(&mut changes.apps, SNAPSHOTS, found(was), found(is));
+        in_files(&mut changes.apps, SNAPSHOTS, was.and_then(folder_of), is.and_then(folder_of));
+        let (was, is) = of(TEMPLATES);
+        let found = |item: Option<&Item>| misplaced(TEMPLATES, item?);
+        note(&mut changes.templates, TEMPLATES, found(was), found(is));
+        in_files(&mut changes.templates, TEMPLATES, was.and_then(folder_of), is.and_then(folder_of));
         changes
     }
 
@@ -112,20 +119,6 @@ impl Changes {
             let found = |side: Option<Side<'_>>, item: Option<&Item>| found_in_apps(&below, name, side?.within, item?);
             note(&mut self.apps, &below, found(was, old), found(is, new));
             self.in_apps(old_below, new_below, &below);
-        }
-    }
-
-    /// Folders below hold root file systems, in which any file may be called anything.
-    fn in_templates(&mut self, was: Option<&Arc<Folder>>, is: Option<&Arc<Folder>>) {
-        if are_same(was, is) {
-            return;
-        }
-        for (name, old, new) in pairs(was.map(|folder| &**folder), is.map(|folder| &**folder)) {
-            if name.ends_with(".yaml") {
-                let path = join(TEMPLATES, name);
-                let found = |item: Option<&Item>| item.map(|item| Found::of(declaration(&path, item)));
-                note(&mut self.templates, &path, found(old), found(new));
-            }
         }
     }
 
@@ -215,6 +208,21 @@ fn pairs<'a>(
         let name = old.or(new).map(|(name, _)| name)?;
         Some((name, old.map(|(_, item)| item), new.map(|(_, item)| item)))
     })
+}
+
+/// The files of declarations that stand in a folder itself. Folders below `templates/` hold root file systems, in which any file may be
+/// called anything.
+fn in_files(changes: &mut Differing, top: &str, was: Option<&Arc<Folder>>, is: Option<&Arc<Folder>>) {
+    if are_same(was, is) {
+        return;
+    }
+    for (name, old, new) in pairs(was.map(|folder| &**folder), is.map(|folder| &**folder)) {
+        if name.ends_with(".yaml") {
+            let path = join(top, name);
+            let found = |item: Option<&Item>| item.map(|item| Found::of(declaration(&path, item)));
+            note(changes, &path, found(old), found(new));
+        }
+    }
 }
 
 fn note(changes: &mut Differing, path: &str, was: Option<Found>, is: Option<Found>) {

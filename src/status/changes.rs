@@ -7,7 +7,7 @@ use setpoint_plan::model::{Action, Block, Hold, Plan};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, ObservedSandbox, PowerOverride};
+use setpoint_schema::observed::{AppRecord, ObservedSandbox, PowerOverride, SnapshotRecord};
 use setpoint_schema::shared::{Difference, SharedMap};
 use setpoint_schema::wire;
 
@@ -88,13 +88,19 @@ impl Tracker {
         changes
     }
 
-    /// Which snapshots may be shown otherwise.
+    /// Which snapshots may be shown otherwise: of each that waits, the plan says for what.
     fn note_snapshots(before: Option<&Pass>, pass: &Pass, changes: &mut Changes) {
         let none = SharedMap::new();
         let known = before.map_or(&none, |before| &before.observed.snapshots);
         for (_, difference) in known.differences(&pass.observed.snapshots) {
             let (old, new) = sides(&difference);
             changes.snapshots.extend([old, new].into_iter().flatten().map(Place::of));
+        }
+        let held = before.map_or(&[][..], |before| &before.plan.snapshots);
+        if *held != pass.plan.snapshots[..] {
+            let held: BTreeSet<_> = held.iter().chain(&pass.plan.snapshots).map(|held| &held.snapshot).collect();
+            let records = pass.observed.snapshots.values().filter(|record| held.contains(&record.key));
+            changes.snapshots.extend(records.map(|record| Place::of(record)));
         }
     }
 
@@ -248,7 +254,14 @@ impl<'a> View<'a> {
     /// A snapshot as people see it.
     pub(super) fn snapshot(&self, place: &Place) -> Option<wire::Snapshot> {
         let record = self.pass.observed.snapshots.get(place.id()).filter(|record| Place::of(record) == *place)?;
-        Some(wire::Snapshot::of(record, None))
+        Some(wire::Snapshot::of(record, self.waits_for(record)))
+    }
+
+    /// Why a snapshot is not taken yet, or not let go, as far as the plan knows.
+    fn waits_for(&self, record: &SnapshotRecord) -> Option<String> {
+        let held =
+            self.pass.plan.snapshots.iter().find(|held| held.snapshot == record.key && held.app == record.app)?;
+        Some(held.reason.to_string())
     }
 
     pub(super) fn busy(&self, key: &AppKey) -> Busy {

@@ -149,6 +149,7 @@ pub(super) fn blocked(facts: &AppFacts<'_>, earlier: Earlier<'_>, now: Timestamp
             Block::Dependent(app) => (BlockerReason::Dependent, Some(app), None),
             Block::Window { opens } => (BlockerReason::Window, None, *opens),
             Block::Unplanned => (BlockerReason::Unplanned, None, None),
+            Block::Snapshot { .. } => (BlockerReason::Snapshot, None, None),
         };
         let since = earlier.blocker(reason, on).unwrap_or(now);
         Blocker { reason, on: on.cloned(), since, until, message: block.to_string() }

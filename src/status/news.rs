@@ -116,6 +116,9 @@ impl Announced {
                 | EventKind::RevisionFailed
                 | EventKind::DiskRetained
                 | EventKind::DiskExpired
+                | EventKind::SnapshotTaken
+                | EventKind::SnapshotExpired
+                | EventKind::Restored
                 | EventKind::StateRebuilt => {}
             }
         }
@@ -183,6 +186,7 @@ fn work(kind: EventKind) -> Work {
         | EventKind::Paused
         | EventKind::Woken
         | EventKind::Healed
+        | EventKind::Restored
         | EventKind::Adopted => Work::Ends,
         EventKind::Deleted
         | EventKind::Unblocked
@@ -206,6 +210,8 @@ fn work(kind: EventKind) -> Work {
         | EventKind::RevisionFailed
         | EventKind::DiskRetained
         | EventKind::DiskExpired
+        | EventKind::SnapshotTaken
+        | EventKind::SnapshotExpired
         | EventKind::StateRebuilt => Work::Stands,
     }
 }

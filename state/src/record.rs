@@ -184,6 +184,12 @@ pub enum EventKind {
     DiskRetained,
     /// A retained disk was deleted.
     DiskExpired,
+    /// A moment of an app was kept.
+    SnapshotTaken,
+    /// Snapshots of an app were let go, or their retention began.
+    SnapshotExpired,
+    /// An app went back to a snapshot.
+    Restored,
     /// The state was made anew from what was running.
     StateRebuilt,
 }

@@ -150,7 +150,7 @@ pub trait Driver: Send + Sync + 'static {
     async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken>;
 
     /// Makes sure that `machine` runs with its nonce, begun where the snapshot was taken, with a copy of its disk and an identity of
-    /// its own. Its disk must not be there, but for what an earlier try of this left.
+    /// its own. One whose disk is its own already, because it has begun before, boots from that.
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()>;
 
     /// Keeps the data disk of a microVM alone, as it is at one moment. One that runs stands still until QEMU has begun to copy, with its

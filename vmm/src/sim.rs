@@ -158,9 +158,10 @@ impl Driver for SimDriver {
     }
 
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+        let script = self.sim.script.current()?;
         let begin = |world: &World| {
             reach("fork/commit")?;
-            world.begin_from(machine, snapshot)?;
+            world.begin_from(machine, snapshot, &script)?;
             reach("fork/thaw")
         };
         self.sim.call(Operation::LaunchFrom, machine.sandbox.as_str(), begin).await

@@ -40,7 +40,7 @@ fn sum_of_machines(begins: &[&Action], observed: &Observed, amount: impl Fn(&Mac
             _ => None,
         });
         let launched = action.steps.iter().filter_map(|step| match step {
-            Step::Launch(machine) | Step::Resume(machine) => Some(amount(machine)),
+            Step::Launch(machine) | Step::Resume(machine) | Step::LaunchFrom { machine, .. } => Some(amount(machine)),
             _ => None,
         });
         extra += launched.sum::<u128>().saturating_sub(stopped.sum());
@@ -54,10 +54,13 @@ fn sum_of_disks(begins: &[&Action], observed: &Observed) -> (u128, u128) {
     let sum = |sizes: &BTreeMap<&DiskId, u64>| sizes.values().map(|size| u128::from(*size)).sum();
     let before = sum(&sizes);
     for step in begins.iter().flat_map(|action| &action.steps) {
-        if let Step::EnsureDisk { disk, size, .. } = step {
-            let present = sizes.entry(disk).or_default();
-            *present = (*present).max(size.as_bytes());
-        }
+        let (disk, size) = match step {
+            Step::EnsureDisk { disk, size, .. } | Step::CopyDisk { disk, size, .. } => (disk, size),
+            Step::LaunchFrom { machine, size, .. } => (&machine.disk, size),
+            _ => continue,
+        };
+        let present = sizes.entry(disk).or_default();
+        *present = (*present).max(size.as_bytes());
     }
     (before, sum(&sizes))
 }

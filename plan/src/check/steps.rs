@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use setpoint_schema::id::{DiskId, SandboxId};
-use setpoint_schema::observed::{GuestState, Observed, SandboxRecord, VmState};
+use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
+use setpoint_schema::observed::{GuestState, Observed, SandboxRecord, SnapshotRecord, SnapshotState, VmState};
+use setpoint_schema::snapshot::Content;
 
 use super::Violation;
 use crate::model::{Action, Step};
@@ -20,6 +21,9 @@ struct Walk<'a> {
     disks: BTreeSet<&'a DiskId>,
     /// Process sets applied by this action: files must not change behind them.
     applied: BTreeSet<&'a SandboxId>,
+    snapshots: BTreeMap<&'a SnapshotId, &'a SnapshotRecord>,
+    /// Snapshots whose files are there.
+    taken: BTreeSet<&'a SnapshotId>,
     released: BTreeSet<&'a DiskId>,
 }
 
@@ -45,6 +49,8 @@ impl<'a> Walk<'a> {
             answering: BTreeSet::new(),
             disks: observed.disks.keys().collect(),
             applied: BTreeSet::new(),
+            snapshots: observed.snapshots.iter().map(|(id, record)| (id, &**record)).collect(),
+            taken: observed.snapshots.iter().filter(|(_, record)| record.kept().is_some()).map(|(id, _)| id).collect(),
             released: BTreeSet::new(),
         };
         for (id, sandbox) in sandboxes() {
@@ -130,6 +136,54 @@ impl<'a> Walk<'a> {
                 self.records.remove(sandbox);
                 need(!self.exists(sandbox), "a removed microVM")
             }
+            Step::RecordSnapshot(record) => {
+                self.snapshots.insert(&record.id, record);
+                Ok(())
+            }
+            Step::TakeSnapshot { snapshot, sandbox, nonce, disk, content } => {
+                self.taken.insert(snapshot);
+                need(
+                    self.snapshots.get(snapshot).is_some_and(|record| record.moment.is_some()),
+                    "a row with a moment",
+                )?;
+                need(self.disks.contains(disk), "a disk")?;
+                match (nonce, content) {
+                    (Some(_), _) => self.answers(sandbox),
+                    (None, Content::Disk) => need(!self.running.contains(sandbox), "a microVM at rest"),
+                    (None, Content::Memory) => Err("a boot whose memory can be kept"),
+                }
+            }
+            Step::LaunchFrom { machine, snapshot, .. } => {
+                let id = &machine.sandbox;
+                need(self.records.get(id).is_some_and(|record| record.machine == *machine), "a row with the machine")?;
+                need(self.taken.contains(snapshot), "a snapshot")?;
+                self.disks.insert(&machine.disk);
+                self.paused.remove(id);
+                need(self.running.insert(id), "the end of the boot before")?;
+                self.ended.remove(id);
+                self.answering.remove(id);
+                Ok(())
+            }
+            Step::CopyDisk { disk, snapshot, .. } => {
+                let recorded = self.records.values().any(|record| record.disk == *disk);
+                self.disks.insert(disk);
+                need(recorded, "a row that names the disk")?;
+                need(self.taken.contains(snapshot), "a snapshot")
+            }
+            Step::LeaveOut { sandbox, .. } => {
+                need(!self.applied.contains(sandbox), "a place before the processes")?;
+                self.answers(sandbox)
+            }
+            Step::RemoveSnapshot(snapshot) => {
+                self.taken.remove(snapshot);
+                let leaves = |record: &&'a SnapshotRecord| record.state == SnapshotState::Leaving;
+                need(self.snapshots.get(snapshot).is_some_and(leaves), "a row that says it is leaving")
+            }
+            Step::ForgetSnapshot(snapshot) => {
+                self.snapshots.remove(snapshot);
+                need(!self.taken.contains(snapshot), "a removed snapshot")
+            }
+            Step::RecordRestored { .. } => Ok(()),
         }
     }
 

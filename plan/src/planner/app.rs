@@ -10,9 +10,10 @@ use setpoint_schema::observed::{Applied, DiskRecord, GuestStatus, Intent, Observ
 use setpoint_schema::quantity::ByteSize;
 
 use super::boot::{self, Condition};
+use super::shelf::Found;
 use super::world::{About, World};
-use super::{Entropy, Verdict, guest, prune};
-use crate::model::{Action, ActionKind, Hold, Reason, Restart, Step};
+use super::{Entropy, Verdict, begin, guest, prune, restore};
+use crate::model::{Action, ActionKind, Block, Hold, Reason, Restart, Step};
 
 /// One declared app and the sandbox that it keeps.
 pub(super) struct Case<'a> {
@@ -45,7 +46,10 @@ pub(super) fn decide<'a>(world: &'a World<'a>, about: &About<'a, '_>, app: &'a D
     match (Case::new(world, about, app), about.power(world, app).0) {
         (None, Power::Paused | Power::Stopped) => Verdict::Unchanged,
         (None, Power::Running) => Verdict::Act(Box::new(boot::create(world, about.key, app))),
-        (Some(case), Power::Running) => run(&case),
+        (Some(case), Power::Running) => match restore::pending(world, app, case.kept) {
+            Some(wanted) => restore::decide(&case, wanted, run),
+            None => run(&case),
+        },
         (Some(case), Power::Paused) => pause(&case),
         (Some(case), Power::Stopped) => stop(&case),
     }
@@ -94,6 +98,7 @@ fn update(case: &Case<'_>, status: &GuestStatus) -> Verdict {
     let needs = guest::needs(case, status);
     let mut steps = case.clear_leftovers();
     steps.extend(case.rename());
+    steps.extend(case.leave_out(status));
     steps.extend(needs.steps(case));
     steps.extend(case.record_applied());
     if steps.is_empty() {
@@ -107,7 +112,7 @@ fn update(case: &Case<'_>, status: &GuestStatus) -> Verdict {
 }
 
 /// The guest cannot be asked yet, so only the inventory is put in order.
-fn wait(case: &Case<'_>, reason: String) -> Verdict {
+pub(super) fn wait(case: &Case<'_>, reason: String) -> Verdict {
     let mut steps = case.clear_leftovers();
     steps.extend(case.rename());
     if steps.is_empty() {
@@ -186,7 +191,15 @@ fn disruption(steps: &[Step]) -> Disruption {
         | Step::RemoveVm(_)
         | Step::ReleaseDisk { .. }
         | Step::RecordApplied { .. }
-        | Step::Forget(_) => Disruption::Live,
+        | Step::Forget(_)
+        | Step::RecordSnapshot(_)
+        | Step::TakeSnapshot { .. }
+        | Step::LaunchFrom { .. }
+        | Step::CopyDisk { .. }
+        | Step::LeaveOut { .. }
+        | Step::RemoveSnapshot(_)
+        | Step::ForgetSnapshot(_)
+        | Step::RecordRestored { .. } => Disruption::Live,
     };
     steps.iter().map(of).max().unwrap_or(Disruption::Live)
 }
@@ -290,12 +303,46 @@ impl<'a> Case<'a> {
         vec![Step::Record(Box::new(renamed))]
     }
 
-    /// Writes down that the declared spec is carried out, unless that is written.
-    pub fn record_applied(&self) -> Option<Step> {
+    /// Writes down that the declared spec is carried out, unless that is written. A restore that is pending is not.
+    pub fn record_applied(&self) -> Vec<Step> {
         if self.is_applied {
-            return None;
+            return Vec::new();
         }
-        Some(recorded(self.world, self.app, self.record().id.clone(), Some(&self.record().app)))
+        let previous = Some(&self.record().app);
+        let step = recorded(self.world, self.app, self.record().id.clone(), previous);
+        match (restore::pending(self.world, self.app, self.kept), self.applied(), step) {
+            (Some(_), Some(applied), Step::RecordApplied { sandbox, spec, generation, revision }) => {
+                let spec = spec.with(|spec| spec.app.restore.clone_from(&applied.spec.app.restore));
+                let is_news = spec != applied.spec;
+                is_news.then_some(Step::RecordApplied { sandbox, spec, generation, revision }).into_iter().collect()
+            }
+            (_, _, step) => counted(self.world, self.app).into_iter().chain([step]).collect(),
+        }
+    }
+
+    /// The same case for whoever leaves the restore for later.
+    pub fn without_restore(&self) -> Self {
+        let changes = self.changes.iter().filter(|change| !restore::is_of_restore(change)).cloned().collect();
+        let Self { world, app, kept, leftovers, disk, is_applied, changes: _ } = self;
+        Self { world, app, kept, leftovers: leftovers.clone(), disk: *disk, is_applied: *is_applied, changes }
+    }
+
+    /// What the sandbox has yet to begin from.
+    pub fn unbegun(&self) -> Option<Found<'a>> {
+        let from = self.record().from.as_ref().filter(|_| self.applied().is_none())?;
+        Some(self.world.shelf.with_id(from))
+    }
+
+    /// Nothing is done for a sandbox whose beginning is not there.
+    pub fn waits_for(&self, snapshot: String, reason: String) -> Action {
+        let action = self.action(ActionKind::Create, None, Vec::new());
+        Action { blocked: vec![Block::Snapshot { snapshot, reason }], ..action }
+    }
+
+    /// What a copied disk is to do without, as long as nothing was applied to it.
+    fn leave_out(&self, status: &GuestStatus) -> Option<Step> {
+        let Found::There(shot) = self.unbegun().filter(|_| status.processes.is_none())? else { return None };
+        begin::leave_out(&self.record().id, shot.record)
     }
 
     /// Why the microVM rests or runs.
@@ -322,10 +369,10 @@ impl<'a> Case<'a> {
     }
 
     /// Writes down the declared power as applied, unless that is written, and the change that this is.
-    fn power_applied(&self) -> (Option<Step>, Vec<FieldChange>) {
+    fn power_applied(&self) -> (Vec<Step>, Vec<FieldChange>) {
         let declared = self.spec().app.power.state;
         let Some(applied) = self.applied().filter(|applied| applied.spec.app.power.state != declared) else {
-            return (None, Vec::new());
+            return (Vec::new(), Vec::new());
         };
         let spec = applied.spec.with(|spec| spec.app.power.state = declared);
         let changes = applied.spec.diff(&spec);
@@ -338,8 +385,16 @@ impl<'a> Case<'a> {
             generation: applied.generation,
             revision: applied.revision.clone(),
         };
-        (Some(step), changes)
+        (vec![step], changes)
     }
+}
+
+/// The step by which the declared restore counts as carried out, unless it does.
+pub(super) fn counted(world: &World<'_>, app: &DesiredApp) -> Option<Step> {
+    let key = &app.metadata.key;
+    let token = &app.spec.app.restore.as_ref()?.token;
+    let is_counted = world.memory(key).is_some_and(|record| record.has_restored(token));
+    (!is_counted).then(|| Step::RecordRestored { app: key.clone(), token: token.clone() })
 }
 
 /// The step that writes down that the declared spec is carried out.

@@ -11,9 +11,10 @@ use setpoint_schema::observed::{
 use setpoint_schema::power::OnResumeFailure;
 use setpoint_schema::quantity::{ByteSize, Span};
 
-use super::app::{Case, recorded};
-use super::prune;
+use super::app::{Case, counted, recorded};
+use super::shelf::Found;
 use super::world::{World, later};
+use super::{begin, prune};
 use crate::model::{Action, ActionKind, Block, BuildStep, Reason, Restart, Step};
 
 /// What is to become of the kept microVM.
@@ -93,7 +94,11 @@ fn is_tried_again(case: &Case<'_>, nonce: &BootNonce) -> bool {
 /// The disk that is larger than declared. One that was accepted as it is when the same size was applied stays.
 fn shrinking_disk<'a>(case: &Case<'a>) -> Option<&'a DiskRecord> {
     let declared = case.spec().app.resources.disk;
-    let accepted = case.applied().is_some_and(|applied| applied.spec.app.resources.disk == declared);
+    let accepted = match case.applied() {
+        Some(applied) => applied.spec.app.resources.disk == declared,
+        // A copy is as large as what it is a copy of.
+        None => case.record().from.is_some(),
+    };
     case.disk.filter(|disk| disk.size > declared.0 && !accepted)
 }
 
@@ -148,6 +153,10 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp) -> Actio
         action.blocked.push(Block::DiskShrink { from: larger.size, to: resources.disk.0 });
         return action;
     }
+    // What an app has left behind is more its own than what it was to begin as.
+    if let (None, Some(beginning)) = (fitting, &app.spec.app.from) {
+        return begin::create(world, key, app, beginning);
+    }
     action.reasons.extend(fitting.map(|disk| Reason::DiskReturns(disk.id.clone())));
     let machine = record.machine.clone();
     action.steps.push(Step::Record(Box::new(record)));
@@ -159,6 +168,7 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp) -> Actio
         action.steps.push(Step::GrowDisk { sandbox: sandbox.clone(), size: resources.disk.0 });
     }
     action.steps.extend(fill(world, app, &sandbox));
+    action.steps.extend(counted(world, app));
     action.steps.push(recorded(world, app, sandbox, None));
     action
 }
@@ -173,15 +183,23 @@ pub(super) fn again(case: &Case<'_>, cause: &Cause) -> Action {
         machine: machine.clone(),
         ..case.record().clone()
     };
+    let shot = match case.unbegun() {
+        Some(Found::Waits { snapshot, reason }) => return case.waits_for(snapshot, reason),
+        Some(Found::There(shot)) => Some(shot),
+        None => None,
+    };
     let mut steps = case.clear_leftovers();
     steps.extend(ensure_template(case.world, case.app));
-    steps.push(ensure_disk(case));
+    steps.extend(shot.is_none().then(|| ensure_disk(case)));
     steps.extend(prune::stop(case.kept, case.spec().app.timeouts.stop));
     steps.push(Step::Record(Box::new(record)));
-    steps.push(Step::Launch(machine));
-    steps.push(await_agent(case.app, sandbox.clone()));
-    if grows(case) {
-        steps.push(grow_disk(case, sandbox));
+    match shot {
+        Some(shot) => steps.extend(begin::up(case.app, machine, shot)),
+        None => {
+            steps.push(Step::Launch(machine));
+            steps.push(await_agent(case.app, sandbox.clone()));
+            steps.extend(grows(case).then(|| grow_disk(case, sandbox)));
+        }
     }
     steps.extend(fill(case.world, case.app, sandbox));
     steps.extend(case.record_applied());
@@ -228,7 +246,13 @@ pub(super) fn anew(case: &Case<'_>) -> Action {
     let new_disk = shrinking_disk(case).map(|_| world.entropy.disk(case.key(), world.observed));
     let disk = new_disk.clone().unwrap_or_else(|| old.disk.clone());
     let size = if new_disk.is_some() { case.spec().app.resources.disk.0 } else { case.disk_size() };
-    let record = new_record(world, case.app, sandbox.clone(), disk.clone());
+    let shot = match case.unbegun() {
+        Some(Found::Waits { snapshot, reason }) => return case.waits_for(snapshot, reason),
+        Some(Found::There(shot)) => Some(shot),
+        None => None,
+    };
+    let from = shot.map(|shot| shot.record.id.clone());
+    let record = SandboxRecord { from, ..new_record(world, case.app, sandbox.clone(), disk.clone()) };
     let mut steps = case.clear_leftovers();
     steps.extend(ensure_template(world, case.app));
     steps.extend(prune::stop(case.kept, case.spec().app.timeouts.stop));
@@ -238,13 +262,17 @@ pub(super) fn anew(case: &Case<'_>) -> Action {
         steps.extend(prune::release(world, case.key(), &old.disk, &[&old.id]));
     }
     steps.push(Step::Forget(old.id.clone()));
-    steps.push(Step::EnsureDisk { disk, app: case.key().clone(), size });
-    steps.push(Step::Launch(record.machine));
-    steps.push(await_agent(case.app, sandbox.clone()));
-    if new_disk.is_none() && grows(case) {
-        steps.push(grow_disk(case, &sandbox));
+    match shot {
+        Some(shot) => steps.extend(begin::up(case.app, record.machine, shot)),
+        None => {
+            steps.push(Step::EnsureDisk { disk, app: case.key().clone(), size });
+            steps.push(Step::Launch(record.machine));
+            steps.push(await_agent(case.app, sandbox.clone()));
+            steps.extend((new_disk.is_none() && grows(case)).then(|| grow_disk(case, &sandbox)));
+        }
     }
     steps.extend(fill(world, case.app, &sandbox));
+    steps.extend(counted(world, case.app));
     steps.push(recorded(world, case.app, sandbox.clone(), Some(&old.app)));
     Action { sandbox, ..case.action(kind(case, ActionKind::Replace), None, steps) }
 }
@@ -292,7 +320,7 @@ fn grows(case: &Case<'_>) -> bool {
     grown || case.disk.is_some_and(|disk| disk.size < declared.0)
 }
 
-fn new_record(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId, disk: DiskId) -> SandboxRecord {
+pub(super) fn new_record(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId, disk: DiskId) -> SandboxRecord {
     SandboxRecord {
         app: app.metadata.key.clone(),
         uid: app.metadata.uid.clone(),
@@ -329,18 +357,18 @@ fn machine(
 }
 
 /// Absent where the revision does not say how the template comes to be; then it has to be there already.
-fn ensure_template(world: &World<'_>, app: &DesiredApp) -> Option<Step> {
+pub(super) fn ensure_template(world: &World<'_>, app: &DesiredApp) -> Option<Step> {
     let root = world.desired.templates.get(&app.spec.template)?;
     Some(Step::EnsureTemplate { digest: app.spec.template.clone(), root: root.clone() })
 }
 
-fn await_agent(app: &DesiredApp, sandbox: SandboxId) -> Step {
+pub(super) fn await_agent(app: &DesiredApp, sandbox: SandboxId) -> Step {
     Step::AwaitAgent { sandbox, timeouts: app.spec.app.timeouts.clone() }
 }
 
 /// Brings files and processes into a guest that has just booted. The build runs again, because nothing tells whether it had
 /// finished before.
-fn fill(world: &World<'_>, app: &DesiredApp, sandbox: &SandboxId) -> [Step; 2] {
+pub(super) fn fill(world: &World<'_>, app: &DesiredApp, sandbox: &SandboxId) -> [Step; 2] {
     [sync_files(world, app, sandbox.clone()), apply_processes(app, sandbox.clone(), BuildStep::Run, Restart::All)]
 }
 

@@ -159,7 +159,13 @@ impl InUse {
 fn extra(world: &World<'_>, sandboxes: &[Arc<ObservedSandbox>], action: &Action) -> Amount {
     let steps = action.steps.iter().map(|step| match step {
         Step::Launch(machine) | Step::Resume(machine) => Amount::of(machine).minus(running(sandboxes)),
-        Step::EnsureDisk { disk, size, .. } => Amount { disk: growth(world, disk, *size), ..Amount::default() },
+        Step::LaunchFrom { machine, size, .. } => {
+            let disk = growth(world, &machine.disk, *size);
+            Amount { disk, ..Amount::of(machine).minus(running(sandboxes)) }
+        }
+        Step::EnsureDisk { disk, size, .. } | Step::CopyDisk { disk, size, .. } => {
+            Amount { disk: growth(world, disk, *size), ..Amount::default() }
+        }
         Step::Record(record) if sandboxes.is_empty() => {
             Amount { sandboxes: additional(world, action, &record.id), ..Amount::default() }
         }
@@ -174,7 +180,13 @@ fn extra(world: &World<'_>, sandboxes: &[Arc<ObservedSandbox>], action: &Action)
         | Step::RemoveVm(_)
         | Step::ReleaseDisk { .. }
         | Step::RecordApplied { .. }
-        | Step::Forget(_) => Amount::default(),
+        | Step::Forget(_)
+        | Step::RecordSnapshot(_)
+        | Step::TakeSnapshot { .. }
+        | Step::LeaveOut { .. }
+        | Step::RemoveSnapshot(_)
+        | Step::ForgetSnapshot(_)
+        | Step::RecordRestored { .. } => Amount::default(),
     });
     steps.fold(Amount::default(), Amount::plus)
 }

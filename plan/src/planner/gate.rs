@@ -48,7 +48,13 @@ fn disturbs(kind: ActionKind) -> bool {
     match kind {
         ActionKind::Create | ActionKind::Reboot | ActionKind::Replace | ActionKind::Resume => true,
         ActionKind::Update(disruption) => disruption > Disruption::Live,
-        ActionKind::Adopt | ActionKind::Stop | ActionKind::Pause | ActionKind::Delete | ActionKind::ExpireDisk => false,
+        ActionKind::Adopt
+        | ActionKind::Stop
+        | ActionKind::Pause
+        | ActionKind::Delete
+        | ActionKind::ExpireDisk
+        | ActionKind::Snapshot
+        | ActionKind::ExpireSnapshot => false,
     }
 }
 
@@ -125,7 +131,11 @@ fn window(world: &World<'_>, key: &AppKey, action: &Action) -> Option<Block> {
         | Reason::PowerHere(_)
         | Reason::RetentionOver
         | Reason::Unrecorded
-        | Reason::DiskReturns(_) => false,
+        | Reason::DiskReturns(_)
+        | Reason::BeginsAs(_)
+        | Reason::Restore(_)
+        | Reason::SnapshotWanted { .. }
+        | Reason::SnapshotOver { .. } => false,
     });
     if heals || !interrupts(world, key, action.kind) {
         return None;
@@ -144,7 +154,12 @@ fn interrupts(world: &World<'_>, key: &AppKey, kind: ActionKind) -> bool {
         ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop | ActionKind::Pause => runs(),
         // What has begun is finished: half a removal helps nobody.
         ActionKind::Delete => !world.is_leaving(key),
-        ActionKind::Create | ActionKind::Adopt | ActionKind::Resume | ActionKind::ExpireDisk => false,
+        ActionKind::Create
+        | ActionKind::Adopt
+        | ActionKind::Resume
+        | ActionKind::ExpireDisk
+        | ActionKind::Snapshot
+        | ActionKind::ExpireSnapshot => false,
     }
 }
 

@@ -38,6 +38,17 @@ impl Entropy {
         BootNonce(hash.chars().take(32).collect::<String>().into())
     }
 
+    /// A name for the files of a snapshot of `app` that is wanted as `what`, which no snapshot in the inventory has.
+    pub(super) fn snapshot(self, app: &AppKey, what: &str, observed: &Observed) -> SnapshotId {
+        let app = app.to_string();
+        let ids = (0_u64..).map(|attempt| {
+            let hash = sha256_hex(&[&self.0, b"snapshot", app.as_bytes(), what.as_bytes(), &attempt.to_le_bytes()]);
+            SnapshotId(hash.chars().take(32).collect())
+        });
+        let mut free = ids.skip_while(|id| observed.snapshots.contains_key(id));
+        free.next().unwrap_or_else(|| SnapshotId(String::new()))
+    }
+
     /// What the saved state of a boot is called. Whatever goes on from it is another boot, so each is paused but once.
     pub(super) fn pause(nonce: &BootNonce) -> SnapshotId {
         SnapshotId(sha256_hex(&[b"pause", nonce.as_str().as_bytes()]).chars().take(32).collect())
@@ -133,7 +144,7 @@ fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
 
 /// Names a plan by where it leads, from what, and what it does to whom. The rest follows from these: planning is a function.
 pub(super) fn name(plan: &Plan, entropy: Entropy, crew: &impl Crew) -> PlanId {
-    let Plan { id: _, parent, revision, observation, actions, held, unchanged } = plan;
+    let Plan { id: _, parent, revision, observation, actions, held, snapshots, unchanged } = plan;
     let action = |action: &Action, scribe: &mut Scribe| {
         let Action { app, sandbox, kind, reasons, changes, steps, blocked } = action;
         let steps: Vec<_> = steps.iter().map(Step::name).collect();
@@ -143,7 +154,11 @@ pub(super) fn name(plan: &Plan, entropy: Entropy, crew: &impl Crew) -> PlanId {
         let mut scribe = Scribe::default();
         actions.iter().map(|of| action(of, &mut scribe)).collect()
     });
-    PlanId(digest(&(parent, revision, observation, entropy.0, actions, held, unchanged.len())).as_str().to_owned())
+    PlanId(
+        digest(&(parent, revision, observation, entropy.0, actions, (held, snapshots), unchanged.len()))
+            .as_str()
+            .to_owned(),
+    )
 }
 
 /// The digest of a whole, hashed as it is written: nothing large is ever in memory as text.

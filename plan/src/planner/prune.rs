@@ -212,6 +212,7 @@ fn waits_for_room(action: &Action, waiting: &BTreeSet<&AppKey>) -> bool {
         | Block::Unhealthy(_)
         | Block::Dependent(_)
         | Block::Window { .. }
+        | Block::Snapshot { .. }
         | Block::Unplanned => false,
     })
 }

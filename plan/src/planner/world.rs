@@ -14,6 +14,7 @@ use setpoint_schema::shared::Finger;
 
 use super::capacity::Amount;
 use super::index::Index;
+use super::shelf::Shelf;
 use super::{Entropy, Inputs};
 use crate::desired::{Completeness, Desired};
 
@@ -23,13 +24,15 @@ pub(super) struct World<'a> {
     pub observed: &'a Observed,
     pub now: Timestamp,
     pub entropy: Entropy,
+    /// The snapshots.
+    pub shelf: Shelf<'a>,
     index: &'a Index,
 }
 
 impl<'a> World<'a> {
     pub fn new(inputs: Inputs<'a>, index: &'a Index) -> Self {
         let Inputs { desired, observed, parent: _, now, entropy } = inputs;
-        Self { desired, observed, now, entropy, index }
+        Self { desired, observed, now, entropy, shelf: Shelf::new(desired, observed), index }
     }
 
     /// Looks things up for one app after the other.

@@ -35,7 +35,11 @@ impl Reason {
             | Self::PowerHere(_)
             | Self::RetentionOver
             | Self::Unrecorded
-            | Self::DiskReturns(_) => false,
+            | Self::DiskReturns(_)
+            | Self::BeginsAs(_)
+            | Self::Restore(_)
+            | Self::SnapshotWanted { .. }
+            | Self::SnapshotOver { .. } => false,
         }
     }
 }
@@ -65,7 +69,11 @@ impl Action {
             | Reason::Unresumable(_)
             | Reason::RetentionOver
             | Reason::Unrecorded
-            | Reason::DiskReturns(_) => None,
+            | Reason::DiskReturns(_)
+            | Reason::BeginsAs(_)
+            | Reason::Restore(_)
+            | Reason::SnapshotWanted { .. }
+            | Reason::SnapshotOver { .. } => None,
         })
     }
 }

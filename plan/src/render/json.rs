@@ -10,7 +10,7 @@ use setpoint_schema::disruption::FieldChange;
 use setpoint_schema::observed::DiskState;
 
 use super::{Basis, Review, Summary, shown};
-use crate::model::{Action, ActionKind, Block, FORMAT_VERSION, Hold, Reason, Step};
+use crate::model::{Action, ActionKind, Block, FORMAT_VERSION, HeldSnapshot, Hold, Reason, SnapshotHold, Step};
 use crate::words;
 
 /// The plan as JSON. Where it is compared with a revision, what was made up for that is null.
@@ -33,6 +33,7 @@ pub fn json<'a>(review: impl Into<Review<'a>>) -> Value {
         "actions": plan.actions.iter().map(|one| action(one, &review)).collect::<Vec<_>>(),
         "drift": plan.actions.iter().flat_map(|one| drift(one)).collect::<Vec<_>>(),
         "held": plan.held.iter().map(|held| reasoned(&held.app, hold_code(&held.reason), &held.reason)).collect::<Vec<_>>(),
+        "snapshots": plan.snapshots.iter().map(held_snapshot).collect::<Vec<_>>(),
         "unchanged": plan.unchanged,
         "diagnostics": mistakes,
     })
@@ -61,7 +62,8 @@ fn action(action: &Action, review: &Review<'_>) -> Value {
 
 /// What a reader scans for. Nothing that destroys goes by another name than `delete`.
 fn verbs(action: &Action) -> &'static [&'static str] {
-    let destroys = action.steps.iter().any(|step| matches!(step, Step::ReleaseDisk { keep: None, .. }));
+    let gone = |step: &Step| matches!(step, Step::ReleaseDisk { keep: None, .. } | Step::RemoveSnapshot(_));
+    let destroys = action.steps.iter().any(gone);
     match action.kind {
         ActionKind::Create => &["create"],
         ActionKind::Adopt => &["adopt"],
@@ -72,8 +74,9 @@ fn verbs(action: &Action) -> &'static [&'static str] {
         ActionKind::Pause => &["pause"],
         ActionKind::Resume => &["resume"],
         ActionKind::Delete => &["delete"],
-        ActionKind::ExpireDisk if destroys => &["delete"],
-        ActionKind::ExpireDisk => &["retain"],
+        ActionKind::ExpireDisk | ActionKind::ExpireSnapshot if destroys => &["delete"],
+        ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => &["retain"],
+        ActionKind::Snapshot => &["snapshot"],
     }
 }
 
@@ -82,8 +85,12 @@ fn disruption(kind: ActionKind) -> Option<&'static str> {
         ActionKind::Update(disruption) => Some(words::class(disruption)),
         ActionKind::Reboot | ActionKind::Stop => Some("reboot"),
         ActionKind::Replace => Some("replace"),
-        ActionKind::Pause | ActionKind::Resume => Some("live"),
-        ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => None,
+        ActionKind::Pause | ActionKind::Resume | ActionKind::Snapshot => Some("live"),
+        ActionKind::Create
+        | ActionKind::Adopt
+        | ActionKind::Delete
+        | ActionKind::ExpireDisk
+        | ActionKind::ExpireSnapshot => None,
     }
 }
 
@@ -148,6 +155,7 @@ fn block(block: &Block) -> Value {
         Block::Dependent(_) => "dependent",
         Block::Window { .. } => "window",
         Block::Unplanned => "unplanned",
+        Block::Snapshot { .. } => "snapshot",
     };
     json!({ "reason": code, "message": block.to_string() })
 }
@@ -162,6 +170,17 @@ fn hold_code(hold: &Hold) -> &'static str {
         Hold::Unready(_) => "unready",
         Hold::Unresumable(_) => "unresumable",
     }
+}
+
+fn held_snapshot(held: &HeldSnapshot) -> Value {
+    let code = match &held.reason {
+        SnapshotHold::Waits(_) => "waits",
+        SnapshotHold::Backoff { .. } => "backoff",
+        SnapshotHold::Used(_) => "used",
+        SnapshotHold::PruneUnsafe(_) => "prune_unsafe",
+        SnapshotHold::Stalled(_) => "stalled",
+    };
+    json!({ "snapshot": held.snapshot, "app": held.app, "reason": code, "message": held.reason.to_string() })
 }
 
 /// A reason's name, for programs.
@@ -182,5 +201,9 @@ pub fn reason_code(reason: &Reason) -> &'static str {
         Reason::RetentionOver => "retention_over",
         Reason::Unrecorded => "unrecorded",
         Reason::DiskReturns(_) => "disk_returns",
+        Reason::BeginsAs(_) => "begins_as",
+        Reason::Restore(_) => "restore",
+        Reason::SnapshotWanted { .. } => "snapshot_wanted",
+        Reason::SnapshotOver { .. } => "snapshot_over",
     }
 }

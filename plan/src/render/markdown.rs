@@ -9,7 +9,7 @@ mod room;
 
 use std::fmt::Write as _;
 
-use crate::model::{Action, ActionKind, Held, Hold};
+use crate::model::{Action, ActionKind, Held, HeldSnapshot, Hold};
 use details::Details;
 use escape::code;
 
@@ -72,7 +72,7 @@ impl<'a> Page<'a> {
             head: head(review),
             mistakes: review.mistakes.iter().map(Details::of_mistake).collect(),
             groups: groups.collect(),
-            held: held(&plan.held, lines),
+            held: held(&plan.held, lines) + &snapshots(&plan.snapshots, lines),
             held_apps: plan.held.iter().collect(),
         }
     }
@@ -231,14 +231,14 @@ fn severity(kind: ActionKind) -> u8 {
     use setpoint_schema::disruption::Disruption;
     match kind {
         ActionKind::Delete => 0,
-        ActionKind::ExpireDisk => 1,
+        ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => 1,
         ActionKind::Replace | ActionKind::Update(Disruption::Replace) => 2,
         ActionKind::Stop | ActionKind::Pause => 3,
         ActionKind::Reboot | ActionKind::Update(Disruption::Reboot) => 4,
         ActionKind::Update(Disruption::Process) => 5,
         ActionKind::Update(Disruption::Files) => 6,
         ActionKind::Update(Disruption::Live) => 7,
-        ActionKind::Adopt | ActionKind::Resume => 8,
+        ActionKind::Adopt | ActionKind::Resume | ActionKind::Snapshot => 8,
         ActionKind::Create => 9,
     }
 }
@@ -254,6 +254,22 @@ fn held(all: &[Held], lines: Lines) -> String {
             Lines::Short => String::new(),
         };
         table.push_str(&format!("| `{}` | {} | {why} |\n", held.app, hold_word(&held.reason)));
+    }
+    table.push('\n');
+    table
+}
+
+fn snapshots(all: &[HeldSnapshot], lines: Lines) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut table = "### Snapshots that wait\n\n| Snapshot | Of | Why |\n|---|---|---|\n".to_owned();
+    for held in all {
+        let why = match lines {
+            Lines::Full => code(&held.reason.to_string()),
+            Lines::Short => String::new(),
+        };
+        table.push_str(&format!("| `{}` | `{}` | {why} |\n", held.snapshot, held.app));
     }
     table.push('\n');
     table

@@ -30,6 +30,10 @@ pub struct Summary {
     pub delete: usize,
     /// Apps whose old disks are to be let go.
     pub expire: usize,
+    /// Apps of which a moment is to be kept.
+    pub snapshot: usize,
+    /// Apps whose old snapshots are to be let go.
+    pub expire_snapshot: usize,
     /// Of all these, those whose app was renamed.
     pub rename: usize,
     /// Of all these, those that nobody declared: what runs is not what was carried out.
@@ -70,6 +74,8 @@ impl Summary {
                 ActionKind::Resume => &mut summary.resume,
                 ActionKind::Delete => &mut summary.delete,
                 ActionKind::ExpireDisk => &mut summary.expire,
+                ActionKind::Snapshot => &mut summary.snapshot,
+                ActionKind::ExpireSnapshot => &mut summary.expire_snapshot,
             };
             *count += 1;
             summary.rename += usize::from(action.renamed_from().is_some());
@@ -95,6 +101,8 @@ impl Summary {
             (self.resume, "to resume"),
             (self.delete, "to delete"),
             (self.expire, "with old disks"),
+            (self.snapshot, "to snapshot"),
+            (self.expire_snapshot, "with old snapshots"),
         ];
         counted(&actions)
     }

@@ -7,14 +7,15 @@ use jiff::Timestamp;
 use serde_json::Value;
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::env::MASK;
-use setpoint_schema::id::DiskId;
+use setpoint_schema::id::{DiskId, SnapshotId};
 use setpoint_schema::node::shorten;
-use setpoint_schema::observed::{DiskState, Machine};
+use setpoint_schema::observed::{DiskState, Machine, SnapshotState};
 use setpoint_schema::quantity::{ByteSize, Span};
+use setpoint_schema::snapshot::Content;
 
 use super::{Basis, Origin, Review, SENSITIVE_CHANGED, Summary, is_masked, plain, shown};
 use crate::assumed;
-use crate::model::{Action, ActionKind, Held, Hold, Step};
+use crate::model::{Action, ActionKind, Held, HeldSnapshot, Hold, Step};
 use crate::words;
 
 /// Whether the text carries terminal colours.
@@ -49,6 +50,7 @@ pub fn text<'a>(review: impl Into<Review<'a>>, color: Color) -> String {
         render_action(&mut out, action, &review, color);
     }
     render_held(&mut out, &plan.held);
+    render_snapshots(&mut out, &plan.snapshots);
     let compared = match basis {
         Basis::World => String::new(),
         Basis::Revision(revision) => format!(", compared with {}", revision.short()),
@@ -70,6 +72,17 @@ fn render_held(out: &mut String, all: &[Held]) {
         }
         out.push('\n');
     }
+}
+
+fn render_snapshots(out: &mut String, held: &[HeldSnapshot]) {
+    if held.is_empty() {
+        return;
+    }
+    line(out, 0, "Snapshots:");
+    for held in held {
+        line(out, 1, &format!("{} of {}: {}", held.snapshot, held.app, plain(&held.reason.to_string())));
+    }
+    out.push('\n');
 }
 
 fn render_action(out: &mut String, action: &Action, review: &Review<'_>, color: Color) {
@@ -107,7 +120,8 @@ pub(super) fn symbol(kind: ActionKind) -> char {
         ActionKind::Stop => '■',
         ActionKind::Pause => '‖',
         ActionKind::Resume => '▶',
-        ActionKind::Delete | ActionKind::ExpireDisk => '-',
+        ActionKind::Snapshot => '◉',
+        ActionKind::Delete | ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => '-',
     }
 }
 
@@ -121,9 +135,9 @@ enum Hue {
 
 fn hue(kind: ActionKind) -> Hue {
     match kind {
-        ActionKind::Create | ActionKind::Adopt | ActionKind::Resume => Hue::Green,
+        ActionKind::Create | ActionKind::Adopt | ActionKind::Resume | ActionKind::Snapshot => Hue::Green,
         ActionKind::Update(_) | ActionKind::Reboot | ActionKind::Stop | ActionKind::Pause => Hue::Yellow,
-        ActionKind::Replace | ActionKind::Delete | ActionKind::ExpireDisk => Hue::Red,
+        ActionKind::Replace | ActionKind::Delete | ActionKind::ExpireDisk | ActionKind::ExpireSnapshot => Hue::Red,
     }
 }
 
@@ -168,13 +182,22 @@ pub(super) fn start(text: &str) -> Cow<'_, str> {
 pub(super) fn consequences(action: &Action, basis: Basis<'_>) -> Vec<String> {
     let mut out: Vec<_> = disturbance(action.kind).into_iter().map(str::to_owned).collect();
     out.extend(action.steps.iter().filter_map(|step| consequence(action.kind, step, basis)));
+    let begins = |change: &FieldChange| change.path == "from" || change.path.starts_with("from.");
+    if action.changes.iter().any(begins) {
+        out.push("`from` matters only when the sandbox is made: this one stays as it is".to_owned());
+    }
     out
 }
 
 /// What an action of this kind disturbs.
 pub(super) fn disturbance(kind: ActionKind) -> Option<&'static str> {
     match kind {
-        ActionKind::Create | ActionKind::Adopt | ActionKind::Delete | ActionKind::ExpireDisk => None,
+        ActionKind::Create
+        | ActionKind::Adopt
+        | ActionKind::Delete
+        | ActionKind::ExpireDisk
+        | ActionKind::ExpireSnapshot => None,
+        ActionKind::Snapshot => Some("it stands still for a moment and goes on"),
         ActionKind::Update(Disruption::Live) => Some("nothing restarts"),
         ActionKind::Update(Disruption::Files) => Some("processes with `restart_after_task` restart"),
         ActionKind::Update(Disruption::Process | Disruption::Reboot | Disruption::Replace) => {
@@ -203,13 +226,31 @@ enum Consequence<'a> {
     DiskKept(&'a DiskId),
     DiskDeleted(&'a DiskId),
     DiskGrows(ByteSize),
+    SnapshotTaken { snapshot: &'a SnapshotId, content: Content },
+    SnapshotKeptUntil { snapshot: &'a SnapshotId, until: Timestamp },
+    SnapshotDeleted(&'a SnapshotId),
 }
 
 impl<'a> Consequence<'a> {
     /// Absent for steps that are only the way to it.
     fn of(kind: ActionKind, step: &'a Step) -> Option<Self> {
         match (step, kind) {
-            (Step::Launch(machine), ActionKind::Create | ActionKind::Replace) => Some(Self::Machine(machine)),
+            (Step::Launch(machine) | Step::LaunchFrom { machine, .. }, ActionKind::Create | ActionKind::Replace) => {
+                Some(Self::Machine(machine))
+            }
+            (Step::TakeSnapshot { snapshot, content, .. }, _) => {
+                Some(Self::SnapshotTaken { snapshot, content: *content })
+            }
+            (Step::RecordSnapshot(record), _) => match &record.state {
+                SnapshotState::Retained { until, .. } => {
+                    Some(Self::SnapshotKeptUntil { snapshot: &record.id, until: *until })
+                }
+                SnapshotState::Wanted { .. }
+                | SnapshotState::Failed { .. }
+                | SnapshotState::Kept(_)
+                | SnapshotState::Leaving => None,
+            },
+            (Step::RemoveSnapshot(snapshot), _) => Some(Self::SnapshotDeleted(snapshot)),
             (Step::ReleaseDisk { disk, keep: Some(DiskState::Retained { until }) }, _) => {
                 Some(Self::DiskKeptUntil { disk, until: *until })
             }
@@ -218,6 +259,11 @@ impl<'a> Consequence<'a> {
             (Step::GrowDisk { size, .. }, _) => Some(Self::DiskGrows(*size)),
             (
                 Step::Launch(_)
+                | Step::LaunchFrom { .. }
+                | Step::CopyDisk { .. }
+                | Step::LeaveOut { .. }
+                | Step::ForgetSnapshot(_)
+                | Step::RecordRestored { .. }
                 | Step::Pause { .. }
                 | Step::Resume(_)
                 | Step::Record(_)
@@ -247,6 +293,9 @@ impl<'a> Consequence<'a> {
             Self::DiskKept(disk) => format!("disk {disk} is kept"),
             Self::DiskDeleted(disk) => format!("disk {disk} is deleted"),
             Self::DiskGrows(size) => format!("its disk grows to {size}"),
+            Self::SnapshotTaken { snapshot, content } => format!("snapshot {snapshot}: {}", kept(*content)),
+            Self::SnapshotKeptUntil { snapshot, until } => format!("snapshot {snapshot} is kept until {until:.0}"),
+            Self::SnapshotDeleted(snapshot) => format!("snapshot {snapshot} is deleted"),
         }
     }
 
@@ -263,6 +312,19 @@ impl<'a> Consequence<'a> {
             Self::DiskKept(_) => "its disk is kept".to_owned(),
             Self::DiskDeleted(_) => "its disk is deleted".to_owned(),
             Self::DiskGrows(size) => format!("its disk grows to {size}"),
+            Self::SnapshotTaken { snapshot: _, content } => format!("a snapshot: {}", kept(*content)),
+            Self::SnapshotKeptUntil { snapshot: _, until } => {
+                let millis = until.duration_since(assumed::NOW).as_millis();
+                format!("it is kept for {}", Span::millis(u64::try_from(millis).unwrap_or_default()))
+            }
+            Self::SnapshotDeleted(_) => "it is deleted".to_owned(),
         }
+    }
+}
+
+fn kept(content: Content) -> &'static str {
+    match content {
+        Content::Memory => "memory and disk are kept",
+        Content::Disk => "the disk is kept",
     }
 }

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
-use setpoint_schema::app::{AppMetadata, AppSpec, DesiredApp, DiskSize, Power, Retain, SandboxSpec};
+use setpoint_schema::app::{
+    AppMetadata, AppSpec, Beginning, DesiredApp, DiskSize, Power, Restore, Retain, SandboxSpec,
+};
 use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Build, Runtime, Web};
 use setpoint_schema::shared::SharedMap;
+use setpoint_schema::snapshot::{DesiredSnapshot, SnapshotMetadata, SnapshotSpec};
 use setpoint_schema::template::TemplateRoot;
 
 pub fn key(name: &str) -> AppKey {
@@ -54,6 +57,16 @@ pub trait Declare: Sized {
     fn power(self, power: Power) -> Self {
         self.spec(|spec| spec.power.state = power)
     }
+    fn from_app(self, app: &str) -> Self {
+        self.spec(|spec| spec.from = Some(Beginning::App(key(app))))
+    }
+    fn from_snapshot(self, snapshot: &str) -> Self {
+        self.spec(|spec| spec.from = Some(Beginning::Snapshot(snapshot.parse().unwrap())))
+    }
+    fn restore(self, snapshot: &str, token: &str) -> Self {
+        let restore = Restore { snapshot: snapshot.parse().unwrap(), token: token.to_owned() };
+        self.spec(|spec| spec.restore = Some(restore))
+    }
     fn depends_on(self, apps: &[&str]) -> Self {
         self.spec(|spec| spec.depends_on = apps.iter().map(|app| key(app)).collect())
     }
@@ -96,10 +109,25 @@ pub fn desired(apps: impl IntoIterator<Item = DesiredApp>) -> Desired {
         apps,
         kept: BTreeMap::new(),
         stalled: BTreeMap::new(),
+        snapshots: SharedMap::new(),
+        stalled_snapshots: BTreeMap::new(),
         templates,
         moved: BTreeMap::new(),
         completeness: Completeness::Complete,
     }
+}
+
+/// A snapshot of an app.
+pub fn snapshot(name: &str, of: &str) -> DesiredSnapshot {
+    snapshot_with(name, of, |_| ())
+}
+
+/// The same, with a change of its spec.
+pub fn snapshot_with(name: &str, of: &str, change: impl FnOnce(&mut SnapshotSpec)) -> DesiredSnapshot {
+    let metadata = SnapshotMetadata { key: name.parse().unwrap(), labels: [].into(), annotations: [].into() };
+    let mut spec = SnapshotSpec::of(key(of));
+    change(&mut spec);
+    DesiredSnapshot::new(metadata, spec, format!("snapshots/{name}.yaml").parse().unwrap())
 }
 
 pub fn days(days: u64) -> Retain {

@@ -11,5 +11,6 @@ mod power;
 mod properties;
 mod removal;
 mod repeats;
+mod snapshots;
 mod waiting;
 mod world;

@@ -8,7 +8,7 @@ use setpoint_schema::app::DesiredApp;
 use setpoint_schema::observed::Suspension;
 
 use crate::declare::{Declare, app, days, key};
-use crate::properties::{Happening, NAMES, happen, happening, revision};
+use crate::properties::{Happening, NAMES, Revision, happen, happening, revision};
 use crate::world::{Fault, World};
 
 /// Something that happens to the names of apps, to the host, or to what is known of them.
@@ -16,7 +16,7 @@ use crate::world::{Fault, World};
 enum Strange {
     Usual(Happening),
     /// A revision in which some apps have lasting identities, which others had before.
-    Declare(Vec<DesiredApp>),
+    Declare(Revision),
     Move(usize, usize),
     MoveNothing,
     Stall(usize),
@@ -30,7 +30,9 @@ fn strange() -> impl Strategy<Value = Strange> {
     prop_oneof![
         8 => happening().prop_map(Strange::Usual),
         3 => (revision(), prop::collection::vec(prop::option::weighted(0.6, 0..3_usize), NAMES.len()))
-            .prop_map(|(apps, uids)| Strange::Declare(with_uids(apps, &uids))),
+            .prop_map(|(Revision { apps, snapshots }, uids)| {
+                Strange::Declare(Revision { apps: with_uids(apps, &uids), snapshots })
+            }),
         1 => (which.clone(), which.clone()).prop_map(|(from, to)| Strange::Move(from, to)),
         1 => Just(Strange::MoveNothing),
         1 => which.clone().prop_map(Strange::Stall),
@@ -57,12 +59,12 @@ fn befall(world: &mut World, strange: Strange) {
     match strange {
         // The host of these tests knows objects by the name that they are recorded for, so that a rename looks to it like the
         // loss of an app, or of a disk that another app would have kept.
-        Strange::Usual(Happening::Declare(apps)) => befall(world, Strange::Declare(apps)),
+        Strange::Usual(Happening::Declare(revision)) => befall(world, Strange::Declare(revision)),
         Strange::Usual(Happening::Pass(fault)) => world.pass(fault),
         Strange::Usual(happening) => happen(world, happening),
-        Strange::Declare(apps) => {
+        Strange::Declare(Revision { apps, snapshots }) => {
             let moved = world.desired.moved.clone();
-            world.declare(apps.into_iter().map(|app| app.retain(days(1))));
+            world.declare_with(apps.into_iter().map(|app| app.retain(days(1))), snapshots);
             world.desired.moved = moved;
         }
         Strange::Move(from, to) => {

@@ -8,13 +8,14 @@ use proptest::prelude::*;
 use setpoint_plan::desired::Completeness;
 use setpoint_plan::model::{ActionKind, Block, Hold};
 use setpoint_plan::render;
-use setpoint_schema::app::{DesiredApp, Power, Prune, Retain, Shrink};
+use setpoint_schema::app::{Beginning, DesiredApp, Power, Prune, Restore, Retain, Shrink, SnapshotRef};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{ExitReason, GuestState, Limits, PowerCause, PowerOverride, VmState};
 use setpoint_schema::power::{OnResumeFailure, WakeOn};
 use setpoint_schema::quantity::ByteSize;
+use setpoint_schema::snapshot::{Content, DesiredSnapshot};
 
-use crate::declare::{Declare, app, days, key};
+use crate::declare::{Declare, app, days, key, snapshot_with};
 use crate::world::{Fault, World};
 
 pub const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -29,16 +30,34 @@ const WINDOWS: [&str; 6] = [
     r#"[{"kind": "deny", "from": "22:00", "to": "01:00", "timezone": "Europe/Berlin"}]"#,
 ];
 
+/// What one revision declares.
+#[derive(Clone)]
+pub struct Revision {
+    pub apps: Vec<DesiredApp>,
+    pub snapshots: Vec<DesiredSnapshot>,
+}
+
+impl fmt::Debug for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Happening::Declare(self.clone()).fmt(f)
+    }
+}
+
+/// The snapshots that may be declared, and of which app.
+const SNAPSHOTS: [(&str, &str); 2] = [("of-a", "a"), ("of-b", "b")];
+
 /// Something that happens to the host.
 #[derive(Clone)]
 pub enum Happening {
-    Declare(Vec<DesiredApp>),
+    Declare(Revision),
     BreakSource,
     Kill(usize),
     Silence(usize),
     LoseRecord(usize),
     /// A power state is asked for here, as by `setpoint pause` or idleness, or what was asked is lifted.
     Ask(usize, Option<Power>),
+    /// A snapshot is asked for here.
+    AskSnapshot(usize),
     SpoilMemory(usize),
     Pass(Fault),
     Expire,
@@ -48,12 +67,17 @@ pub enum Happening {
 impl fmt::Debug for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Declare(apps) => write!(f, "declare {}", serde_json::to_string(apps).unwrap()),
+            Self::Declare(Revision { apps, snapshots }) => {
+                let (apps, snapshots) =
+                    (serde_json::to_string(apps).unwrap(), serde_json::to_string(snapshots).unwrap());
+                write!(f, "declare {apps} and {snapshots}")
+            }
             Self::BreakSource => f.write_str("break source"),
             Self::Kill(which) => write!(f, "kill {which}"),
             Self::Silence(which) => write!(f, "silence {which}"),
             Self::LoseRecord(which) => write!(f, "lose record {which}"),
             Self::Ask(which, power) => write!(f, "ask {which} {power:?}"),
+            Self::AskSnapshot(which) => write!(f, "ask for a snapshot of {which}"),
             Self::SpoilMemory(which) => write!(f, "spoil memory {which}"),
             Self::Pass(fault) => write!(f, "pass {fault:?}"),
             Self::Expire => f.write_str("expire"),
@@ -66,7 +90,8 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
     let content = (1..=3_u32, 1..=2_u32, 1..=2_u32, 1..=2_u32);
     let policy = (0..=9_u32, 0..=9_u32, prop::bool::ANY, prop::bool::ANY, any::<u8>());
     let policy = (policy, prop::sample::select(WINDOWS.to_vec()));
-    (machine, content, policy).prop_map(move |(machine, content, policy)| {
+    let moments = (0..=9_u8, 0..=7_u8);
+    (machine, content, policy, moments).prop_map(move |(machine, content, policy, (begins, restores))| {
         let (memory, disk, other_template, vcpus) = machine;
         let (files, command, health, build) = content;
         let ((power, prune, shrinks, retains, dependencies), windows) = policy;
@@ -98,20 +123,55 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
                     if prune % 4 == 3 { OnResumeFailure::Alert } else { OnResumeFailure::Boot };
                 spec.wake.on = if prune == 8 { WakeOn::Manual } else { WakeOn::Request };
                 spec.resources.shrink = if shrinks { Shrink::Replace } else { Shrink::Refuse };
+                // What an app begins as comes before it, too; it may go back to what is its own.
+                let earlier = |of: &str| of < name;
+                let (snapshot, of) = SNAPSHOTS[usize::from(begins % 2)];
+                spec.from = match begins {
+                    0 | 1 if earlier(of) => Some(Beginning::App(key(of))),
+                    2 | 3 if earlier(of) => Some(Beginning::Snapshot(snapshot.parse().unwrap())),
+                    _ => None,
+                };
+                let (snapshot, of) = SNAPSHOTS[usize::from(restores % 2)];
+                let token = if restores < 2 { "t1" } else { "t2" }.to_owned();
+                let restore = Restore { snapshot: snapshot.parse().unwrap(), token };
+                spec.restore = (restores < 4 && (earlier(of) || of == name)).then_some(restore);
             })
     })
 }
 
-/// A revision: a valid set of declarations, so dependencies that it does not declare are dropped.
-pub fn revision() -> impl Strategy<Value = Vec<DesiredApp>> {
+fn moment((name, of): (&'static str, &'static str)) -> impl Strategy<Value = DesiredSnapshot> {
+    (1..=2_u32, 1..=2_u32, prop::bool::ANY, 0..=2_u8).prop_map(move |(keep, token, disk, retain)| {
+        snapshot_with(name, of, |spec| {
+            spec.keep = keep;
+            spec.token = token.to_string();
+            spec.content = if disk { Content::Disk } else { Content::Memory };
+            spec.retain = if retain == 0 { Retain::None } else { days(1) };
+        })
+    })
+}
+
+/// A revision: a valid set of declarations, so that what refers to something that it does not declare is dropped.
+pub fn revision() -> impl Strategy<Value = Revision> {
     let apps: Vec<_> = NAMES.iter().map(|name| prop::option::weighted(0.7, declaration(name))).collect();
-    apps.prop_map(|apps| {
+    let snapshots: Vec<_> = SNAPSHOTS.iter().map(|one| prop::option::weighted(0.5, moment(*one))).collect();
+    (apps, snapshots).prop_map(|(apps, snapshots)| {
         let mut apps: Vec<_> = apps.into_iter().flatten().collect();
         let declared: BTreeSet<AppKey> = apps.iter().map(|app| app.metadata.key.clone()).collect();
+        let mut snapshots: Vec<DesiredSnapshot> = snapshots.into_iter().flatten().collect();
+        snapshots.retain(|snapshot| declared.contains(&snapshot.spec.of));
+        let names: BTreeSet<_> = snapshots.iter().map(|snapshot| snapshot.metadata.key.clone()).collect();
+        let is_declared = |snapshot: &SnapshotRef| snapshot.name().is_some_and(|name| names.contains(name));
         for app in &mut apps {
-            app.spec = app.spec.with(|spec| spec.app.depends_on.retain(|dependency| declared.contains(dependency)));
+            app.spec = app.spec.with(|spec| {
+                spec.app.depends_on.retain(|dependency| declared.contains(dependency));
+                spec.app.from.take_if(|from| match from {
+                    Beginning::App(app) => !declared.contains(app),
+                    Beginning::Snapshot(snapshot) => !is_declared(snapshot),
+                });
+                spec.app.restore.take_if(|restore| !is_declared(&restore.snapshot));
+            });
         }
-        apps
+        Revision { apps, snapshots }
     })
 }
 
@@ -130,6 +190,7 @@ pub fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<usize>().prop_map(Happening::Silence),
         1 => any::<usize>().prop_map(Happening::LoseRecord),
         2 => (any::<usize>(), prop::option::of(power)).prop_map(|(which, power)| Happening::Ask(which, power)),
+        1 => any::<usize>().prop_map(Happening::AskSnapshot),
         1 => any::<usize>().prop_map(Happening::SpoilMemory),
         8 => fault.prop_map(Happening::Pass),
         1 => Just(Happening::Expire),
@@ -138,7 +199,8 @@ pub fn happening() -> impl Strategy<Value = Happening> {
 
 pub fn happen(world: &mut World, happening: Happening) {
     match happening {
-        Happening::Declare(apps) => world.declare(apps),
+        Happening::Declare(Revision { apps, snapshots }) => world.declare_with(apps, snapshots),
+        Happening::AskSnapshot(which) => ask_for_snapshot(world, which),
         Happening::BreakSource => world.break_source(),
         Happening::Kill(which) => {
             if let Some(sandbox) = nth_running(world, which) {
@@ -175,6 +237,17 @@ fn ask(world: &mut World, which: usize, power: Option<Power>) {
     let since = world.now;
     let cause = PowerCause::Idle { since };
     world.memory(key).power = power.map(|state| PowerOverride { state, declared, since, cause });
+}
+
+/// Asks for a snapshot on this host.
+fn ask_for_snapshot(world: &mut World, which: usize) {
+    let keys: Vec<_> = world.desired.apps.keys().cloned().collect();
+    let Some(key) = which.checked_rem(keys.len()).map(|at| &keys[at]) else { return };
+    let id = format!("asked-{}", world.observed.snapshots.len() + which);
+    let content = if which.is_multiple_of(2) { Content::Disk } else { Content::Memory };
+    if !world.observed.snapshots.contains_key(id.as_str()) {
+        world.ask_for_snapshot(&id, "by-hand", key, content);
+    }
 }
 
 fn spoil(world: &mut World, which: usize) {
@@ -218,6 +291,7 @@ fn careful_pass(world: &mut World, fault: Fault) {
         assert!(apps_before.is_subset(&existing(world)), "an app went while the source was in error");
         assert!(plan.actions.iter().all(|action| action.kind != ActionKind::Delete));
     }
+    assert!(world.restores.values().all(|times| *times <= 1), "a token is carried out twice: {:?}", world.restores);
     let after = running(world);
     assert!(after.0 <= limits.memory.as_bytes().max(before.0), "memory beyond its limit");
     assert!(after.1 <= u64::from(limits.vcpus).max(before.1), "vcpus beyond their limit");
@@ -245,7 +319,7 @@ fn assert_explained(world: &World) {
     for action in &plan.actions {
         let explained = action.blocked.iter().any(|block| match block {
             Block::DiskShrink { .. } | Block::Dependency { .. } | Block::Unhealthy(_) | Block::Capacity(_) => true,
-            Block::Dependent(_) => true,
+            Block::Dependent(_) | Block::Snapshot { .. } => true,
             Block::Backoff { .. } | Block::Flapping(_) | Block::Repeating { .. } => false,
             Block::Window { .. } | Block::Unplanned => false,
         });
@@ -280,22 +354,24 @@ proptest! {
         for happening in happenings {
             happen(&mut world, happening);
         }
-        world.declare(last);
+        world.declare_with(last.apps, last.snapshots);
         world.settle();
         assert_explained(&world);
+        assert!(world.restores.values().all(|times| *times <= 1));
     }
 
     #[test]
     fn planning_after_convergence_changes_nothing(last in revision()) {
         let mut world = World::new();
-        world.declare(last);
+        world.declare_with(last.apps, last.snapshots);
         world.settle();
         let end = world.last.clone().unwrap();
-        let sandboxes = world.observed.sandboxes.clone();
+        let (sandboxes, snapshots) = (world.observed.sandboxes.clone(), world.observed.snapshots.clone());
         world.pass(Fault::None);
         let again = world.last.clone().unwrap();
         prop_assert_eq!(end.actions.len(), again.actions.len());
         prop_assert_eq!(end.held, again.held);
+        prop_assert_eq!(snapshots, world.observed.snapshots.clone());
         prop_assert_eq!(sandboxes, world.observed.sandboxes);
     }
 

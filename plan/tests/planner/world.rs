@@ -10,20 +10,22 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::check::check;
 use setpoint_plan::desired::{Completeness, Desired};
-use setpoint_plan::model::{Action, ActionKind, Block, Hold, Plan, Reason, Step};
+use setpoint_plan::model::{Action, ActionKind, Block, HeldSnapshot, Hold, Plan, Reason, SnapshotHold, Step};
 use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_plan::repeats;
 use setpoint_schema::app::{DesiredApp, Retain};
 use setpoint_schema::disruption::Disruption;
-use setpoint_schema::id::{BootNonce, DiskId, Generation, HostId, SandboxId, TemplateDigest, TreeDigest};
-use setpoint_schema::name::AppKey;
+use setpoint_schema::id::{BootNonce, DiskId, Generation, HostId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
+use setpoint_schema::name::{AppKey, DirName};
 use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent,
-    LastGood, Limits, Observed, ObservedSandbox, ProcessState, Retry, VmState, WebStatus, WorkerStatus,
+    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent, Kept,
+    LastGood, Limits, Machine, Observed, ObservedSandbox, ProcessState, Retry, SnapshotCause, SnapshotRecord,
+    SnapshotState, VmState, WebStatus, WorkerStatus,
 };
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::runtime::ProcessSet;
 use setpoint_schema::shared::SharedMap;
+use setpoint_schema::snapshot::{Content, DesiredSnapshot, default_retain};
 use setpoint_schema::window::Opening;
 
 use crate::declare::{desired, key};
@@ -37,12 +39,26 @@ pub struct World {
     templates: BTreeSet<TemplateDigest>,
     /// What paused guests go on as.
     saved: BTreeMap<SandboxId, GuestStatus>,
+    /// What snapshots hold: the workspace on the disk, its size, and the guest where its memory was kept.
+    pub shots: BTreeMap<SnapshotId, Shot>,
+    /// Disks that began as a copy, each of a snapshot, with what was left out of it.
+    pub copies: BTreeMap<DiskId, (SnapshotId, BTreeSet<DirName>)>,
+    /// How often each app went back to a snapshot, by token.
+    pub restores: BTreeMap<(AppKey, String), u32>,
     /// The plan of the last pass.
     pub last: Option<Plan>,
     entropy: u8,
     rounds: u64,
     /// Makes every plan of this world's history once more.
     planner: RefCell<Planner>,
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    files: Option<TreeDigest>,
+    size: ByteSize,
+    guest: Option<GuestStatus>,
 }
 
 /// What goes wrong in a pass, after this many steps.
@@ -84,6 +100,9 @@ impl World {
             files: BTreeMap::new(),
             templates: BTreeSet::new(),
             saved: BTreeMap::new(),
+            shots: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            restores: BTreeMap::new(),
             last: None,
             entropy: 0,
             rounds: 0,
@@ -103,6 +122,54 @@ impl World {
     pub fn declare(&mut self, apps: impl IntoIterator<Item = DesiredApp>) {
         self.desired = desired(apps);
         self.remember();
+    }
+
+    /// A new revision that declares snapshots, too.
+    pub fn declare_with(
+        &mut self,
+        apps: impl IntoIterator<Item = DesiredApp>,
+        snapshots: impl IntoIterator<Item = DesiredSnapshot>,
+    ) {
+        self.desired = desired(apps);
+        let keyed = |snapshot: DesiredSnapshot| (snapshot.metadata.key.clone(), Arc::new(snapshot));
+        self.desired.snapshots = snapshots.into_iter().map(keyed).collect();
+        self.remember();
+    }
+
+    /// Somebody on this host asks for a snapshot.
+    pub fn ask_for_snapshot(&mut self, id: &str, name: &str, of: &AppKey, content: Content) {
+        let record = SnapshotRecord {
+            id: SnapshotId(id.to_owned()),
+            key: name.parse().unwrap(),
+            app: of.clone(),
+            generation: Generation(1),
+            cause: SnapshotCause::Asked { by: "uid 1000".to_owned() },
+            content,
+            exclude: BTreeSet::new(),
+            retain: default_retain(),
+            moment: None,
+            state: SnapshotState::Wanted { since: self.now },
+        };
+        self.observed.snapshots.insert(record.id.clone(), Arc::new(record));
+    }
+
+    /// A try to take a snapshot has failed.
+    fn fail_to_take(&mut self, snapshot: &SnapshotId) {
+        let now = self.now;
+        let Some(record) = self.observed.snapshots.get_mut(snapshot).map(Arc::make_mut) else { return };
+        let failures = match &record.state {
+            SnapshotState::Failed { failures, .. } => failures + 1,
+            _ => 1,
+        };
+        record.state = SnapshotState::Failed { reason: "a step failed".to_owned(), at: now, failures };
+    }
+
+    /// The only snapshot in the inventory of this name.
+    pub fn snapshot(&self, name: &str) -> Arc<SnapshotRecord> {
+        let named = self.observed.snapshots.values().filter(|record| record.key.to_string() == name);
+        let found: Vec<_> = named.cloned().collect();
+        let [one] = &found[..] else { panic!("{name} has not one snapshot but {found:#?}") };
+        Arc::clone(one)
     }
 
     /// What the daemon remembers of apps from revision to revision.
@@ -174,7 +241,12 @@ impl World {
             ActionKind::Update(disruption) => disruption > Disruption::Files,
             ActionKind::Reboot | ActionKind::Replace | ActionKind::Stop | ActionKind::Pause => true,
             ActionKind::Delete => sandbox.record.intent == Intent::Keep,
-            ActionKind::Create | ActionKind::Adopt | ActionKind::Resume | ActionKind::ExpireDisk => false,
+            ActionKind::Create
+            | ActionKind::Adopt
+            | ActionKind::Resume
+            | ActionKind::ExpireDisk
+            | ActionKind::Snapshot
+            | ActionKind::ExpireSnapshot => false,
         };
         assert!(!(well && disturbs), "{action:#?} at {}", self.now);
     }
@@ -195,6 +267,8 @@ impl World {
             }
             match self.carry_out(action, fault, &mut steps) {
                 Ended::Done => self.note_repeats(action),
+                // A snapshot that fails is tried again by itself, and in nobody's way.
+                Ended::Failed if action.kind == ActionKind::Snapshot => {}
                 Ended::Failed => self.back_off(&action.app),
                 Ended::Killed => break,
             }
@@ -279,7 +353,12 @@ impl World {
             let place = *steps;
             *steps += 1;
             match fault {
-                Fault::Fails(at) if at == place => return Ended::Failed,
+                Fault::Fails(at) if at == place => {
+                    if let Step::TakeSnapshot { snapshot, .. } = step {
+                        self.fail_to_take(snapshot);
+                    }
+                    return Ended::Failed;
+                }
                 Fault::Killed(at) if at <= place => return Ended::Killed,
                 Fault::FailsAfter(at) if at == place => {
                     self.apply(action, step);
@@ -351,7 +430,104 @@ impl World {
                 let gone = self.observed.sandboxes.remove(sandbox);
                 assert_eq!(gone.unwrap().vm, VmState::Absent, "a microVM is left without a row");
             }
+            Step::RecordSnapshot(record) => {
+                self.observed.snapshots.insert(record.id.clone(), Arc::new((**record).clone()));
+            }
+            Step::TakeSnapshot { snapshot, sandbox, nonce, disk, content } => {
+                self.take(snapshot, sandbox, nonce.as_ref(), disk, *content);
+            }
+            Step::LaunchFrom { machine, snapshot, size } => self.launch_from(action, machine, snapshot, *size),
+            Step::CopyDisk { disk, app, size, snapshot } => self.copy_disk(disk, app, *size, snapshot),
+            Step::LeaveOut { sandbox, snapshot, names } => {
+                assert_eq!(self.guest(sandbox).processes, None, "directories go from under a process");
+                let disk = self.observed.sandboxes[sandbox].record.disk.clone();
+                let (copied, left_out) = self.copies.get_mut(&disk).expect("the disk is a copy");
+                assert_eq!(copied, snapshot);
+                left_out.extend(names.iter().cloned());
+            }
+            Step::RemoveSnapshot(snapshot) => {
+                assert_eq!(self.observed.snapshots[snapshot].state, SnapshotState::Leaving);
+                let unbegun = self.observed.sandboxes.values().filter(|one| one.record.applied.is_none());
+                let used = unbegun.filter(|one| one.record.from.as_ref() == Some(snapshot)).count();
+                assert_eq!(used, 0, "a snapshot goes that something begins from");
+                self.shots.remove(snapshot);
+            }
+            Step::ForgetSnapshot(snapshot) => {
+                assert!(!self.shots.contains_key(snapshot), "a snapshot is left without a row");
+                self.observed.snapshots.remove(snapshot);
+            }
+            Step::RecordRestored { app, token } => {
+                if action.kind == ActionKind::Replace
+                    && action.reasons.iter().any(|reason| matches!(reason, Reason::Restore(_)))
+                {
+                    *self.restores.entry((app.clone(), token.clone())).or_default() += 1;
+                }
+                let memory = self.memory(app);
+                memory.restored = memory.restored_with(token);
+            }
         }
+    }
+
+    fn take(
+        &mut self,
+        snapshot: &SnapshotId,
+        sandbox: &SandboxId,
+        nonce: Option<&BootNonce>,
+        disk: &DiskId,
+        content: Content,
+    ) {
+        let known = &self.observed.sandboxes[sandbox];
+        assert_eq!(known.record.disk, *disk);
+        let guest = match (&known.vm, nonce, &known.guest) {
+            (VmState::Running { nonce: running, .. }, Some(nonce), GuestState::Answering(status)) => {
+                assert_eq!(running, nonce);
+                (content == Content::Memory).then(|| GuestStatus::clone(status))
+            }
+            (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, None, _)
+                if content == Content::Disk =>
+            {
+                None
+            }
+            other => panic!("a snapshot of {other:?}"),
+        };
+        let size = self.observed.disks[disk].size;
+        let shot = Shot { files: self.files.get(disk).cloned(), size, guest };
+        self.shots.entry(snapshot.clone()).or_insert(shot);
+        let record = Arc::make_mut(self.observed.snapshots.get_mut(snapshot).expect("a row before the snapshot"));
+        let moment = record.moment.as_ref().expect("a moment");
+        assert_eq!((&moment.sandbox, moment.disk), (sandbox, size));
+        record.state = SnapshotState::Kept(Kept { at: self.now, bytes: ByteSize::mib(1), stopped_ms: 3 });
+    }
+
+    fn launch_from(&mut self, action: &Action, machine: &Machine, snapshot: &SnapshotId, size: ByteSize) {
+        if !self.copies.contains_key(&machine.disk) {
+            assert!(!self.observed.disks.contains_key(&machine.disk), "a disk is copied over");
+            let shot = self.shots.get(snapshot).expect("the snapshot is there").clone();
+            assert_eq!(shot.size, size);
+            let guest = shot.guest.expect("its memory was kept");
+            self.saved.insert(machine.sandbox.clone(), guest);
+            self.copy(&machine.disk, &action.app, size, snapshot);
+            let saved = self.saved[&machine.sandbox].clone();
+            self.launch(machine);
+            self.saved.insert(machine.sandbox.clone(), saved);
+        } else {
+            self.launch(machine);
+        }
+    }
+
+    fn copy_disk(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize, snapshot: &SnapshotId) {
+        if !self.copies.contains_key(disk) {
+            self.copy(disk, app, size, snapshot);
+        }
+    }
+
+    fn copy(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize, snapshot: &SnapshotId) {
+        let shot = &self.shots[snapshot];
+        assert!(size >= shot.size, "a disk is cut short");
+        self.files.extend(shot.files.clone().map(|files| (disk.clone(), files)));
+        self.copies.insert(disk.clone(), (snapshot.clone(), BTreeSet::new()));
+        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
+        self.observed.disks.insert(disk.clone(), Arc::new(record));
     }
 
     fn ensure_disk(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize) {
@@ -451,6 +627,7 @@ impl World {
                 }
                 self.observed.disks.remove(disk);
                 self.files.remove(disk);
+                self.copies.remove(disk);
             }
         }
     }
@@ -483,6 +660,7 @@ fn waits_for_time(plan: &Plan) -> bool {
     let in_time = |block: &Block| match block {
         Block::Backoff { .. } | Block::Flapping(_) | Block::Repeating { .. } | Block::Window { opens: Some(_) } => true,
         Block::Window { opens: None }
+        | Block::Snapshot { .. }
         | Block::Dependency { .. }
         | Block::Capacity(_)
         | Block::DiskShrink { .. }
@@ -490,7 +668,10 @@ fn waits_for_time(plan: &Plan) -> bool {
         | Block::Dependent(_)
         | Block::Unplanned => false,
     };
-    blocks.any(in_time) || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
+    let tried_again = |held: &HeldSnapshot| matches!(held.reason, SnapshotHold::Backoff { .. });
+    blocks.any(in_time)
+        || plan.snapshots.iter().any(tried_again)
+        || plan.held.iter().any(|held| matches!(held.reason, Hold::Unready(_)))
 }
 
 /// When the first window opens, for a plan in which nothing can begin before.

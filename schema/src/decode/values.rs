@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use super::{Decode, Decoder};
 use crate::app::{DiskSize, Power, Prune, Retain, Shrink};
-use crate::name::{AppKey, AppName, EnvName, HostName, RepoPath, Team, TemplateName, Uid, WorkerName};
+use crate::name::{
+    AppKey, AppName, DirName, EnvName, HostName, RepoPath, SnapshotName, Team, TemplateName, Uid, WorkerName,
+};
 use crate::node::{Node, Scalar, ScalarKind, Value, shorten};
 use crate::power::{CpuShare, IdleAction, OnResumeFailure, WakeOn};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SmallMap;
+use crate::snapshot::{Beginning, Content, Restore, SnapshotRef};
 
 /// Decodes from text through `FromStr`, whose error says the rule.
 macro_rules! from_text {
@@ -27,6 +30,8 @@ from_text! {
     Span: "a time such as `90s`",
     CpuShare: "a share of a processor such as `5%`",
     AppName: "the name of an app",
+    SnapshotName: "the name of a snapshot",
+    DirName: "the name of a directory such as `node_modules`",
     Team: "the name of a team",
     TemplateName: "the name of a template",
     WorkerName: "the name of a worker",
@@ -52,6 +57,7 @@ from_word! {
     IdleAction { "pause": Pause, "stop": Stop },
     OnResumeFailure { "boot": Boot, "alert": Alert },
     WakeOn { "request": Request, "manual": Manual },
+    Content { "memory": Memory, "disk": Disk },
 }
 
 impl Decode for bool {
@@ -123,6 +129,42 @@ impl<T: Decode + Clone> Decode for Arc<T> {
 
     fn overlay(&mut self, node: &Node<'_>, cx: &mut Decoder<'_>) {
         Self::make_mut(self).overlay(node, cx);
+    }
+}
+
+/// `team/name`, or `name` in the team of the app that says it, or an id.
+impl Decode for SnapshotRef {
+    fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
+        let text = cx.text(node, "a snapshot as `name` or `team/name`, or its id")?;
+        match Self::within(text, cx.team()) {
+            Ok(snapshot) => Some(snapshot),
+            Err(rule) => {
+                cx.error(node.at, &format!("`{}` is no name of a snapshot: a name {rule}", shorten(text)), None);
+                None
+            }
+        }
+    }
+}
+
+/// `snapshot` or `app`, and one of them.
+impl Decode for Beginning {
+    fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
+        let entries = cx.fields(node, "From", &["snapshot", "app"]);
+        if entries.is_empty() && matches!(node.value, Value::Mapping(_)) || entries.len() > 1 {
+            cx.error(node.at, "expected one of `snapshot` and `app`", None);
+            return None;
+        }
+        let snapshot = cx.optional(node, "snapshot", crate::check::anything).map(Self::Snapshot);
+        snapshot.or_else(|| cx.optional(node, "app", crate::check::anything).map(Self::App))
+    }
+}
+
+impl Decode for Restore {
+    fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
+        cx.fields(node, "Restore", &["snapshot", "token"]);
+        let snapshot = cx.required(node, "snapshot", crate::check::anything);
+        let token = cx.required(node, "token", crate::check::restore_token);
+        Some(Self { snapshot: snapshot?, token: token? })
     }
 }
 

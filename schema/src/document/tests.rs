@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::name::DirName;
 use crate::name::Uid;
+use crate::snapshot::{Content, SnapshotRef};
 
 fn read(text: &str) -> Parsed {
     parse(&RepoPath::new("apps/blog/app.yaml").unwrap(), text, &Project::default())
@@ -139,7 +141,7 @@ fn the_header_is_required() {
     assert_eq!(messages(&parsed), ["`apiVersion` is missing", "`kind` is missing"]);
     let parsed = read("apiVersion: setpoint/v2\nkind: Apps\nmetadata: {name: blog}\n");
     assert_eq!(messages(&parsed)[0], "apiVersion: expected `setpoint/v1`, found `setpoint/v2`");
-    assert_eq!(messages(&parsed)[1], "kind: expected `App` or `Template`, found `Apps`");
+    assert_eq!(messages(&parsed)[1], "kind: expected `App` or `Template` or `Snapshot`, found `Apps`");
     assert_eq!(parsed.diagnostics[1].hint.as_deref(), Some("did you mean `App`?"));
 }
 
@@ -212,4 +214,72 @@ fn a_broken_template_is_remembered_by_name() {
 fn the_built_in_template_cannot_be_declared() {
     let text = "apiVersion: setpoint/v1\nkind: Template\nmetadata: {name: minimal}\nspec: {rootfs: {path: x}}\n";
     assert!(messages(&read(text))[0].contains("`minimal` is built in"));
+}
+
+fn snapshot(spec: &str) -> Parsed {
+    read(&format!("apiVersion: setpoint/v1\nkind: Snapshot\nmetadata: {{name: nightly, team: red}}\nspec: {spec}\n"))
+}
+
+#[test]
+fn a_snapshot_has_defaults_and_names_apps_in_its_team() {
+    let parsed = snapshot("{of: blog}");
+    assert_eq!(parsed.diagnostics, []);
+    let spec = &parsed.snapshots[0].snapshot.spec;
+    assert_eq!(spec.of.to_string(), "red/blog");
+    assert_eq!((spec.content, spec.keep, spec.retain.to_string()), (Content::Memory, 3, "30d".to_owned()));
+    let names: Vec<&str> = spec.exclude.iter().map(DirName::as_str).collect();
+    assert_eq!(names, [".cache", ".next", ".venv", "__pycache__", "node_modules", "out"]);
+}
+
+#[test]
+fn a_snapshot_says_all_it_may() {
+    let parsed = snapshot("{of: blue/blog, content: disk, exclude: [target], keep: 7, retain: none, token: after 3.1}");
+    assert_eq!(parsed.diagnostics, []);
+    let spec = serde_json::to_value(&parsed.snapshots[0].snapshot.spec).unwrap();
+    let expected = serde_json::json!({
+        "of": "blue/blog", "content": "disk", "exclude": ["target"], "keep": 7, "retain": "none", "token": "after 3.1",
+    });
+    assert_eq!(spec, expected);
+}
+
+#[test]
+fn a_snapshot_with_mistakes_is_known_to_be_declared() {
+    for (spec, mistake) in [
+        ("{}", "spec: `of` is missing"),
+        ("{of: blog, keep: 0}", "spec.keep: `0` must be 1 to 100"),
+        ("{of: blog, exclude: [a/b]}", "without `/`"),
+        ("{of: blog, contents: disk}", "unknown field `contents`"),
+    ] {
+        let parsed = snapshot(spec);
+        assert!(parsed.diagnostics[0].message.contains(mistake), "{spec}: {:?}", parsed.diagnostics);
+        let key: SnapshotKey = "red/nightly".parse().unwrap();
+        assert!(parsed.snapshots.is_empty() && parsed.broken_snapshots.contains_key(&key), "{spec}");
+        assert_eq!(parsed.coverage, Coverage::Whole, "{spec}");
+    }
+}
+
+#[test]
+fn a_snapshot_whose_name_cannot_be_made_out_may_be_any() {
+    let parsed = read("apiVersion: setpoint/v1\nkind: Snapshot\nmetadata: {name: Nightly}\nspec: {of: blog}\n");
+    assert_eq!(parsed.coverage, Coverage::Partial);
+}
+
+#[test]
+fn an_app_begins_as_one_thing_and_a_restore_needs_a_token() {
+    let app = |spec: &str| {
+        read(&format!("apiVersion: setpoint/v1\nkind: App\nmetadata: {{name: a, team: red}}\nspec: {spec}\n"))
+    };
+    let parsed = app("{from: {snapshot: nightly}, restore: {snapshot: 0123456789abcdef0123456789abcdef, token: x}}");
+    assert_eq!(parsed.diagnostics, []);
+    let spec = &parsed.apps[0].spec;
+    assert_eq!(spec.from.as_ref().unwrap().to_string(), "snapshot red/nightly");
+    assert!(matches!(spec.restore.as_ref().unwrap().snapshot, SnapshotRef::Id(_)));
+    for (spec, mistake) in [
+        ("{from: {}}", "spec.from: expected one of `snapshot` and `app`"),
+        ("{from: {snapshot: x, app: y}}", "spec.from: expected one of `snapshot` and `app`"),
+        ("{restore: {snapshot: x}}", "spec.restore: `token` is missing"),
+        ("{restore: {snapshot: x, token: \"\"}}", "spec.restore.token: must not be empty"),
+    ] {
+        assert_eq!(app(spec).diagnostics[0].message, mistake, "{spec}");
+    }
 }

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::app::{Expose, Resources, Source, Timeouts};
-use crate::document::{APP_METADATA_FIELDS, DOCUMENT_FIELDS};
+use crate::document::{APP_METADATA_FIELDS, DOCUMENT_FIELDS, SNAPSHOT_METADATA_FIELDS};
 use crate::project::Project;
 use crate::runtime::{Build, Web, Worker};
 use crate::window::Window;
@@ -41,6 +41,10 @@ fn schemas_have_the_fields_that_the_decoder_reads() {
     assert_fields(&sandbox, "/definitions/Build", Build::FIELDS);
     assert_fields(&sandbox, "/definitions/Worker", Worker::FIELDS);
     assert_fields(&json_schema(SchemaKind::Template), "", DOCUMENT_FIELDS);
+    let snapshot = json_schema(SchemaKind::Snapshot);
+    assert_fields(&snapshot, "", DOCUMENT_FIELDS);
+    assert_fields(&snapshot, "/definitions/SnapshotMetadata", SNAPSHOT_METADATA_FIELDS);
+    assert_fields(&snapshot, "/definitions/SnapshotSpec", SnapshotSpec::FIELDS);
     assert_fields(&json_schema(SchemaKind::Project), "", Project::FIELDS);
 }
 

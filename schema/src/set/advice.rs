@@ -1,11 +1,11 @@
 //! What the writer of a name that leads nowhere may have meant. Advice only, and only for people who read it: the loader of a
 //! daemon does without, because it takes a look at every name there is.
 
-use super::Set;
+use super::{Beginning, Set};
 use crate::decode::nearest;
 use crate::diagnostic::Diagnostic;
 use crate::document::AppDocument;
-use crate::name::{AppKey, Team, TemplateName};
+use crate::name::{AppKey, SnapshotKey, Team, TemplateName};
 
 /// So many mistakes get advice: nobody reads more of it at once, and each takes a look at every name.
 const ADVISED: usize = 50;
@@ -23,9 +23,38 @@ impl Set {
     }
 
     fn meant(&self, mistake: &Diagnostic, names: &Names<'_>) -> Option<String> {
-        let documents = self.documents(mistake.object.as_ref()?).iter();
-        documents.filter(|app| app.path == mistake.path).find_map(|app| {
-            self.template_meant(app, mistake, names).or_else(|| self.dependency_meant(app, mistake, names))
+        let Some(app) = mistake.object.as_ref() else { return self.source_meant(mistake, names) };
+        self.documents(app).iter().filter(|app| app.path == mistake.path).find_map(|app| {
+            let template = self.template_meant(app, mistake, names);
+            let other = template.or_else(|| self.dependency_meant(app, mistake, names));
+            other.or_else(|| self.snapshot_meant(app, mistake, names))
+        })
+    }
+
+    /// The app that a snapshot may be meant to be of.
+    fn source_meant(&self, mistake: &Diagnostic, names: &Names<'_>) -> Option<String> {
+        let mut documents = self.snapshots.values().flatten().map(|document| (&document.snapshot, &document.of_place));
+        let (snapshot, _) =
+            documents.find(|(snapshot, place)| snapshot.path == mistake.path && Some(place.at) == mistake.at)?;
+        self.app_meant(&snapshot.spec.of, &snapshot.metadata.key.team, names)
+    }
+
+    fn snapshot_meant(&self, app: &AppDocument, mistake: &Diagnostic, names: &Names<'_>) -> Option<String> {
+        let team = &app.metadata.key.team;
+        if app.places.from.as_ref().is_some_and(|place| Some(place.at) == mistake.at)
+            && let Some(Beginning::App(source)) = &app.spec.from
+        {
+            return self.app_meant(source, team, names);
+        }
+        let places = [&app.places.from, &app.places.restore];
+        places.into_iter().flatten().find(|place| Some(place.at) == mistake.at)?;
+        let named = super::snapshots::named(&app.spec).find(|key| !names.snapshots.contains(key))?;
+        let elsewhere =
+            names.snapshots.iter().find(|key| key.name == named.name).map(|key| written_snapshot(key, team));
+        elsewhere.or_else(|| {
+            let all: Vec<String> = names.snapshots.iter().map(|key| written_snapshot(key, team)).collect();
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            nearest(&written_snapshot(named, team), &all).map(str::to_owned)
         })
     }
 
@@ -37,10 +66,13 @@ impl Set {
 
     fn dependency_meant(&self, app: &AppDocument, mistake: &Diagnostic, names: &Names<'_>) -> Option<String> {
         let (dependency, _) = app.places.depends_on.iter().find(|(_, place)| Some(place.at) == mistake.at)?;
+        self.app_meant(dependency, &app.metadata.key.team, names)
+    }
+
+    fn app_meant(&self, dependency: &AppKey, team: &Team, names: &Names<'_>) -> Option<String> {
         if self.is_declared(dependency) {
             return None;
         }
-        let team = &app.metadata.key.team;
         // The right app of the wrong team is a likelier slip than a wrong name.
         let elsewhere = names.apps.iter().find(|key| key.name == dependency.name);
         elsewhere.map(|key| written(key, team)).or_else(|| {
@@ -55,6 +87,7 @@ impl Set {
 struct Names<'s> {
     apps: Vec<&'s AppKey>,
     templates: Vec<&'s str>,
+    snapshots: Vec<&'s SnapshotKey>,
 }
 
 impl<'s> Names<'s> {
@@ -66,8 +99,16 @@ impl<'s> Names<'s> {
         let mut templates: Vec<&str> = templates.chain([minimal.as_str()]).collect();
         templates.sort_unstable();
         templates.dedup();
-        Self { apps, templates }
+        let mut snapshots: Vec<&SnapshotKey> = set.declared_snapshots().collect();
+        snapshots.sort_unstable();
+        snapshots.dedup();
+        Self { apps, templates, snapshots }
     }
+}
+
+/// A snapshot as one of this team writes it.
+fn written_snapshot(key: &SnapshotKey, team: &Team) -> String {
+    if key.team == *team { key.name.to_string() } else { format!("{}/{}", key.team, key.name) }
 }
 
 /// An app as one of this team writes it.

@@ -268,3 +268,82 @@ fn a_name_that_leads_nowhere_comes_with_the_one_that_may_be_meant() {
     let told: Vec<_> = told.iter().map(String::as_str).zip(advice).collect();
     assert_eq!(told, expected);
 }
+
+fn snapshot(name: &str, spec: &str) -> Parsed {
+    let text = format!("apiVersion: setpoint/v1\nkind: Snapshot\nmetadata: {{name: {name}}}\nspec: {spec}\n");
+    document::parse(&RepoPath::new(format!("snapshots/{name}.yaml")).unwrap(), &text, &Project::default())
+}
+
+#[test]
+fn snapshots_and_whoever_names_them_have_to_be_declared() {
+    let mut files = files(&[
+        ("a", "{from: {snapshot: nightly}}"),
+        ("b", "{restore: {snapshot: nightly, token: x}, from: {app: z}}"),
+        ("c", "{from: {app: c}}"),
+    ]);
+    let missing = "snapshot `nightly` is not declared";
+    let others =
+        [format!("b: {missing}"), "b: app `z` is not declared".to_owned(), "c: app `c` begins as itself".into()];
+    assert_eq!(found(&files), [[format!("a: {missing}")].to_vec(), others.to_vec()].concat());
+    files.push(snapshot("nightly", "{of: b}"));
+    assert_eq!(found(&files), ["b: app `z` is not declared", "c: app `c` begins as itself"]);
+    files.push(snapshot("orphan", "{of: z}"));
+    let mut set = Set::new(&Project::default());
+    files.iter().for_each(|file| set.insert(file));
+    set.settle();
+    assert_eq!(set.snapshot_mistakes()[0].message, "app `z` is not declared");
+    assert_eq!(set.snapshots().map(|one| one.key().to_string()).collect::<Vec<_>>(), ["nightly"]);
+    assert_eq!(set.broken_snapshots().map(|(key, _)| key.to_string()).collect::<Vec<_>>(), ["orphan"]);
+}
+
+#[test]
+fn what_an_app_begins_as_is_waited_for_so_it_may_not_be_a_circle() {
+    let mut files = files(&[("a", "{from: {snapshot: s}}"), ("b", "{dependsOn: [a]}")]);
+    files.push(snapshot("s", "{of: b}"));
+    assert_eq!(found(&files).len(), 2, "{:?}", found(&files));
+    assert!(found(&files)[0].ends_with("these apps wait for each other: a → b → a"), "{:?}", found(&files));
+}
+
+#[test]
+fn a_snapshot_that_becomes_of_another_app_opens_and_closes_circles() {
+    let apps = files(&[("a", "{from: {snapshot: s}}"), ("b", "{dependsOn: [a]}"), ("c", "{}")]);
+    let (of_b, of_c) = (snapshot("s", "{of: b}"), snapshot("s", "{of: c}"));
+    let mut set = Set::new(&Project::default());
+    apps.iter().chain([&of_c]).for_each(|file| set.insert(file));
+    set.settle();
+    let mistakes = |set: &Set| set.mistakes_of(&"b".parse().unwrap()).len();
+    assert_eq!(mistakes(&set), 0);
+    set.remove(&of_c);
+    set.insert(&of_b);
+    assert!(set.settle().contains(&"b".parse().unwrap()));
+    assert_eq!(mistakes(&set), 1);
+    set.remove(&of_b);
+    set.insert(&of_c);
+    set.settle();
+    assert_eq!(mistakes(&set), 0);
+}
+
+#[test]
+fn an_app_may_go_back_to_a_snapshot_of_its_own_and_not_begin_as_one() {
+    let mut own = files(&[("a", "{restore: {snapshot: s, token: x}}")]);
+    own.push(snapshot("s", "{of: a}"));
+    assert_eq!(found(&own), Vec::<String>::new());
+    let mut begun = files(&[("a", "{from: {snapshot: s}}")]);
+    begun.push(snapshot("s", "{of: a}"));
+    assert_eq!(found(&begun), ["a: app begins as `s`, a snapshot of itself"]);
+}
+
+#[test]
+fn a_snapshot_that_is_meant_is_named() {
+    let mut files = files(&[("blog", "{}"), ("copy", "{from: {snapshot: nighly}}"), ("fork", "{from: {app: blogg}}")]);
+    files.push(snapshot("nightly", "{of: bolg}"));
+    let mut set = Set::new(&Project::default());
+    files.iter().for_each(|file| set.insert(file));
+    set.settle();
+    let mut mistakes: Vec<_> =
+        ["copy", "fork"].into_iter().flat_map(|app| set.mistakes_of(&app.parse().unwrap())).collect();
+    mistakes.extend(set.snapshot_mistakes());
+    set.advise(&mut mistakes);
+    let hints: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.hint.as_deref()).collect();
+    assert_eq!(hints, ["did you mean `nightly`?", "did you mean `blog`?", "did you mean `blog`?"]);
+}

@@ -45,6 +45,8 @@ pub enum BlockerReason {
     Window,
     /// The saved plan that is being carried out does not have it.
     Unplanned,
+    /// The snapshot that it begins from, or goes back to, is not there.
+    Snapshot,
     /// Its declaration freezes it.
     Suspended,
     /// Somebody on the daemon's host has frozen it.
@@ -76,6 +78,7 @@ impl BlockerReason {
             Self::Dependent => "Dependent",
             Self::Window => "Window",
             Self::Unplanned => "Unplanned",
+            Self::Snapshot => "Snapshot",
             Self::Suspended => "Suspended",
             Self::SuspendedHere => "SuspendedHere",
             Self::PruneDisabled => "PruneDisabled",

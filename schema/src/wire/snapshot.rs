@@ -30,7 +30,7 @@ pub struct Snapshot {
     pub state: SnapshotState,
     /// Since when it is in that state, where that is known.
     pub since: Option<Timestamp>,
-    /// Why it is not there yet, in a sentence; empty where there is nothing to say.
+    /// Why it is not there yet, or not gone, in a sentence; empty where there is nothing to say.
     pub message: String,
     /// Who or what wants it.
     pub cause: SnapshotCause,
@@ -131,7 +131,7 @@ impl Snapshot {
         SnapshotKey::new(self.team.clone(), self.name.clone())
     }
 
-    /// What a record says. `waits` says why it is not taken yet, if it is not.
+    /// What a record says. `waits` says why it is not taken yet, or not let go, where something is in the way of that.
     #[must_use]
     pub fn of(record: &SnapshotRecord, waits: Option<String>) -> Self {
         let SnapshotRecord { id, key, app, generation, cause, content, exclude, retain, moment, state } = record;
@@ -180,10 +180,11 @@ struct Phase {
 
 impl Phase {
     fn of(state: &observed::SnapshotState, waits: Option<String>) -> Self {
-        let there = |state, kept: &Kept, until| Self { state, since: Some(kept.at), message: String::new(), until };
+        let message = waits.unwrap_or_default();
+        let there = |state, kept: &Kept, until| Self { state, since: Some(kept.at), message: message.clone(), until };
         match state {
             observed::SnapshotState::Wanted { since } => {
-                let message = waits.unwrap_or_else(|| "it is to be taken".to_owned());
+                let message = if message.is_empty() { "it is to be taken".to_owned() } else { message };
                 Self { state: SnapshotState::Wanted, since: Some(*since), message, until: None }
             }
             observed::SnapshotState::Failed { reason, at, failures: _ } => {

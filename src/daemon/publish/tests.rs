@@ -145,6 +145,8 @@ impl Life {
             kept: BTreeMap::new(),
             stalled: BTreeMap::new(),
             templates: BTreeMap::new(),
+            snapshots: Default::default(),
+            stalled_snapshots: BTreeMap::new(),
             moved: BTreeMap::new(),
             completeness: Completeness::Complete,
         };

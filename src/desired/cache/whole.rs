@@ -22,9 +22,10 @@ use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
 use setpoint_schema::app::{AppMetadata, DesiredApp, PinnedSpec, SandboxSpec};
 use setpoint_schema::env::revealed;
 use setpoint_schema::id::{CommitId, SpecDigest, TemplateDigest};
-use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::name::{AppKey, RepoPath, SnapshotKey};
 use setpoint_schema::project::Project;
 use setpoint_schema::shared::{Difference, SharedMap};
+use setpoint_schema::snapshot::DesiredSnapshot;
 use setpoint_schema::template::TemplateRoot;
 use sha2::{Digest as _, Sha256};
 
@@ -36,7 +37,7 @@ use super::super::{Loaded, completeness};
 use super::{Cache, DIGEST_BYTES, file};
 
 /// Changes with the layout.
-const MAGIC: &[u8; 16] = b"setpoint whole 1";
+const MAGIC: &[u8; 16] = b"setpoint whole 2";
 /// Apps that are written, and read by one thread, together.
 const CHUNK: usize = 256;
 /// So many changed apps are added to a file of few; to one of many, a tenth of these.
@@ -57,6 +58,8 @@ pub(in super::super) struct Whole {
     pub hosts: BTreeMap<String, TemplateDigest>,
     /// The templates that are to be warm before anything begins from them.
     pub prewarmed: BTreeMap<TemplateDigest, TemplateRoot>,
+    /// Its snapshots.
+    pub snapshots: SharedMap<SnapshotKey, Arc<DesiredSnapshot>>,
     /// Its apps.
     pub apps: SharedMap<AppKey, Arc<DesiredApp>>,
 }
@@ -81,6 +84,7 @@ struct Facts {
     templates: BTreeMap<TemplateDigest, TemplateRoot>,
     hosts: BTreeMap<String, TemplateDigest>,
     prewarmed: BTreeMap<TemplateDigest, TemplateRoot>,
+    snapshots: Vec<DesiredSnapshot>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -172,9 +176,11 @@ impl Cache {
             apps.extend(set.into_iter().map(Stored::entry));
             gone.iter().for_each(|key| drop(apps.remove(key)));
         }
-        let Facts { tree, project, templates, hosts, prewarmed } = facts;
+        let Facts { tree, project, templates, hosts, prewarmed, snapshots } = facts;
+        let keyed = |snapshot: DesiredSnapshot| (snapshot.metadata.key.clone(), Arc::new(snapshot));
+        let snapshots = snapshots.into_iter().map(keyed).collect();
         let project = serde_json::from_str(&project).map_err(io::Error::other)?;
-        let whole = Whole { tree: FolderId(tree), limits, project, templates, hosts, prewarmed, apps };
+        let whole = Whole { tree: FolderId(tree), limits, project, templates, hosts, prewarmed, snapshots, apps };
         Ok(Some((whole, End { length: bytes.len() as u64, seal, changes })))
     }
 
@@ -239,12 +245,23 @@ impl Whole {
     /// A revision that was loaded, if there was no mistake in it.
     pub fn of(loaded: &Loaded, templates: &PinnedTemplates, files: &dyn Files) -> Option<Self> {
         let Loaded { desired, diagnostics, project, prewarmed } = loaded;
-        let Desired { revision: _, apps, kept, stalled, templates: used, moved: _, completeness } = desired;
+        let Desired {
+            revision: _,
+            apps,
+            kept,
+            stalled,
+            templates: used,
+            moved: _,
+            snapshots,
+            stalled_snapshots,
+            completeness,
+        } = desired;
         let is_sure = match completeness {
             Completeness::Complete | Completeness::EmptyRefused => true,
             Completeness::Partial(_) => false,
         };
-        let is_sound = is_sure && diagnostics.is_empty() && kept.is_empty() && stalled.is_empty();
+        let is_sound =
+            is_sure && diagnostics.is_empty() && kept.is_empty() && stalled.is_empty() && stalled_snapshots.is_empty();
         is_sound.then(|| Self {
             tree: files.root().id.clone(),
             limits: *files.limits(),
@@ -252,13 +269,14 @@ impl Whole {
             templates: used.iter().map(|(digest, template)| (digest.clone(), template.root.clone())).collect(),
             hosts: templates.hosts(),
             prewarmed: prewarmed.iter().map(|(digest, template)| (digest.clone(), template.root.clone())).collect(),
+            snapshots: snapshots.clone(),
             apps: apps.clone(),
         })
     }
 
     /// The same as a revision that is loaded.
     pub fn loaded(&self, revision: &CommitId) -> Loaded {
-        let Self { tree: _, limits: _, project, templates, hosts: _, prewarmed, apps } = self;
+        let Self { tree: _, limits: _, project, templates, hosts: _, prewarmed, snapshots, apps } = self;
         let root = |root: &TemplateRoot| DesiredTemplateRoot { root: root.clone(), revision: revision.clone() };
         let completeness = completeness(apps.len(), project);
         let desired = Desired {
@@ -268,6 +286,8 @@ impl Whole {
             stalled: BTreeMap::new(),
             templates: templates.iter().map(|(digest, template)| (digest.clone(), root(template))).collect(),
             moved: project.moved.clone(),
+            snapshots: snapshots.clone(),
+            stalled_snapshots: BTreeMap::new(),
             completeness,
         };
         let prewarmed = prewarmed.iter().map(|(digest, template)| (digest.clone(), root(template))).collect();
@@ -282,6 +302,7 @@ impl Whole {
             templates: self.templates.clone(),
             hosts: self.hosts.clone(),
             prewarmed: self.prewarmed.clone(),
+            snapshots: self.snapshots.values().map(|snapshot| DesiredSnapshot::clone(snapshot)).collect(),
         })
     }
 }

@@ -188,7 +188,7 @@ impl QemuDriver {
     pub(super) async fn begin_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
         let (vm, kept) = (self.vm(&machine.sandbox), self.moment(snapshot));
         vm.create()?;
-        let _lock = vm.lock_power()?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
+        let lock = vm.lock_power()?.ok_or_else(|| busy_with_power(&machine.sandbox))?;
         let from = vm.file(FROM);
         let begun: Option<FromRecord> = read_json(&from).map_err(io_error("read", &from))?;
         match watch::life(&vm).await? {
@@ -206,7 +206,12 @@ impl QemuDriver {
             VmmError::Vmm { vmm: "qemu", problem }
         })?;
         let has_disk = self.disks.size(&machine.disk)?.is_some();
-        if has_disk && begun.is_none_or(|from| from.snapshot != *snapshot) {
+        if has_disk && begun.is_none() {
+            // It has begun, and its disk has been its own since.
+            drop(lock);
+            return self.ensure_running(machine).await.map(drop);
+        }
+        if has_disk && begun.is_some_and(|from| from.snapshot != *snapshot) {
             let problem = format!("would lose the disk {}, which {} has already", machine.disk, machine.sandbox);
             return Err(VmmError::Vmm { vmm: "qemu", problem });
         }

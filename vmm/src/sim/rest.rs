@@ -157,7 +157,11 @@ impl World {
     }
 
     /// Begins a microVM where a moment was kept.
-    pub(super) fn begin_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
+    pub(super) fn begin_from(&self, machine: &Machine, snapshot: &SnapshotId, script: &Script) -> Result<()> {
+        if self.disk(&machine.disk)?.is_some() {
+            // It has begun, and its disk has been its own since.
+            return self.launch(machine, script);
+        }
         let lock = self.lock()?;
         let now = self.now();
         if self.vm(&machine.sandbox)?.is_some_and(|vm| vm.runs(&machine.nonce, now)) {
@@ -168,9 +172,6 @@ impl World {
                 self.violation(&lock, &format!("launch of {} from {snapshot}, which is not there", machine.sandbox))?
             );
         };
-        if self.disk(&machine.disk)?.is_some() {
-            return Err(self.violation(&lock, &format!("launch of {} over a disk of its own", machine.sandbox))?);
-        }
         let Moment { snapshot: _, taken_at, vm, disk } = moment;
         let vm =
             vm.ok_or_else(|| sim_error(format!("{snapshot} has a disk alone to begin {} from", machine.sandbox)))?;
