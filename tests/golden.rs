@@ -140,8 +140,8 @@ fn lasting(text: &str) -> String {
     const SHOWN: usize = 90;
     const KEPT: usize = 12;
     let user = Command::new("id").arg("-u").output().unwrap().stdout;
-    let by = format!(" by uid {}", String::from_utf8(user).unwrap().trim());
-    let text = text.replace(&by, " by [USER]");
+    let by = format!("uid {}", String::from_utf8(user).unwrap().trim());
+    let text = text.replace(&by, "[USER]");
     let mut pieces = text.split("setpoint_");
     let first = pieces.next().unwrap().to_owned();
     let is_secret = |piece: &str| piece.bytes().take_while(u8::is_ascii_hexdigit).count() == 64;
@@ -311,6 +311,41 @@ fn keeping_an_app_awake() {
 }
 
 #[test]
+fn keeping_moments() {
+    let (host, elsewhere) = (daemon_on_examples(), Host::sim());
+    // Each way has names of its own, because a second moment of one name is another generation.
+    let taken = [("piped", SHOW[0]), ("seen", SHOW[1])].map(|(name, show)| {
+        let disk = format!("{name}-disk");
+        let asked: [&[&str]; 6] = [
+            &["snapshot", "hello", "--name", name],
+            &["snapshot", "hello", "--name", &disk, "--disk-only", "--retain", "2d"],
+            &["snapshot", "hello", "--name", "Not A Name"],
+            &["snapshot", "hello", "--retain", "long"],
+            &["snapshot", "nobody"],
+            &["snapshot"],
+        ];
+        let texts = asked.iter().map(|args| show(&host, args));
+        texts.chain([show(&elsewhere, &["snapshot", "hello"])]).collect::<Vec<_>>()
+    });
+    let [piped, seen] = taken;
+    assert_recorded("snapshot", piped.into_iter(), seen.into_iter());
+    host.wait_for("the snapshots", |host| {
+        let listed = host.api("/v1/snapshots");
+        let listed = listed["items"].as_array()?;
+        (listed.len() == 4 && listed.iter().all(|snapshot| snapshot["state"] == "kept")).then_some(())
+    });
+    let look: [&[&str]; 6] = [
+        &["get", "snapshots"],
+        &["get", "snapshots", "hello", "-o", "name"],
+        &["get", "snapshots", "nothing"],
+        &["describe", "snapshot", "piped-disk"],
+        &["describe", "snapshot", "nothing"],
+        &["describe", "snapshot", "Not A Name"],
+    ];
+    assert_golden("snapshots", &host, &look);
+}
+
+#[test]
 fn verbs_on_the_state_of_a_daemon() {
     let mut host = daemon_on_examples();
     let state: [&[&str]; 3] = [&["state", "show"], &["state", "rebuild"], &["state"]];
@@ -337,7 +372,7 @@ fn verbs_that_need_no_daemon() {
     let validate: [&[&str]; 4] =
         [&["validate", "."], &["validate", "apps"], &["validate", "nowhere"], &["validate", ".", "-o", "xml"]];
     assert_golden("validate", &host, &validate);
-    let schema: [&[&str]; 9] = [
+    let schema: [&[&str]; 11] = [
         &["schema", "app"],
         &["schema", "app", "web"],
         &["schema", "template"],
@@ -346,6 +381,8 @@ fn verbs_that_need_no_daemon() {
         &["schema", "sandbox", "web"],
         &["schema", "project"],
         &["schema", "project", "web"],
+        &["schema", "snapshot"],
+        &["schema", "snapshot", "web"],
         &["schema", "pod"],
     ];
     assert_golden("schema", &host, &schema);
