@@ -126,6 +126,7 @@ pub(crate) fn exclude(names: &BTreeSet<DirName>) -> Verdict {
     rule(names.len() <= 64, "must be at most 64 names")
 }
 
+#[expect(clippy::ptr_arg, reason = "a check is given the field as it is declared")]
 pub(crate) fn token(token: &String) -> Verdict {
     rule(token.len() <= 256, "must have at most 256 bytes")
 }

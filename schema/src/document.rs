@@ -374,8 +374,8 @@ fn snapshot(root: &Node<'_>, cx: &mut Decoder<'_>) -> Option<SnapshotDocument> {
         let name = cx.required(metadata, "name", check::anything);
         let team = cx.optional(metadata, "team", check::anything).unwrap_or_else(Team::default_team);
         Some(SnapshotMetadata {
-            labels: cx.optional(metadata, "labels", check::notes).unwrap_or_default().into(),
-            annotations: cx.optional(metadata, "annotations", check::notes).unwrap_or_default().into(),
+            labels: cx.optional(metadata, "labels", check::notes).unwrap_or_default(),
+            annotations: cx.optional(metadata, "annotations", check::notes).unwrap_or_default(),
             key: SnapshotKey::new(team, name?),
         })
     });

@@ -100,8 +100,8 @@ impl<'a> Shelf<'a> {
 
     /// The moment of `source` that `to` is to begin as, once it has a row.
     pub fn fork(&self, to: &AppKey, source: &AppKey) -> Option<&'a SnapshotRecord> {
-        let records = self.forks.get(to).into_iter().flatten().copied();
-        records.filter(|record| record.app == *source && record.state != SnapshotState::Leaving).next_back()
+        let mut records = self.forks.get(to).into_iter().flatten().copied();
+        records.rfind(|record| record.app == *source && record.state != SnapshotState::Leaving)
     }
 
     /// What keeps the state of an app that a restore by this token replaces.

@@ -201,7 +201,6 @@ fn retry_at(at: Timestamp, failures: u32) -> Timestamp {
 }
 
 /// The sandbox of which a moment can be kept now, its disk, and the boot that runs, or what the app lacks for that.
-#[expect(clippy::type_complexity, reason = "three things that belong together here alone")]
 fn standing<'a>(
     world: &World<'a>,
     verdicts: &Verdicts<'a>,

@@ -57,10 +57,10 @@ pub trait Declare: Sized {
     fn power(self, power: Power) -> Self {
         self.spec(|spec| spec.power.state = power)
     }
-    fn from_app(self, app: &str) -> Self {
+    fn begun_as(self, app: &str) -> Self {
         self.spec(|spec| spec.from = Some(Beginning::App(key(app))))
     }
-    fn from_snapshot(self, snapshot: &str) -> Self {
+    fn begun_from(self, snapshot: &str) -> Self {
         self.spec(|spec| spec.from = Some(Beginning::Snapshot(snapshot.parse().unwrap())))
     }
     fn restore(self, snapshot: &str, token: &str) -> Self {

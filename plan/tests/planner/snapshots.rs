@@ -169,7 +169,7 @@ fn nothing_is_let_go_while_the_source_is_in_error_or_its_declaration_has_mistake
 fn a_fork_of_a_live_app_begins_with_its_memory_and_a_disk_of_its_own() {
     let mut world = World::running([app("blog").files("f7")]);
     let before = world.sandbox("blog").clone();
-    world.declare([app("blog").files("f7"), app("copy").from_app("blog").files("f7")]);
+    world.declare([app("blog").files("f7"), app("copy").begun_as("blog").files("f7")]);
     assert_eq!(world.action("blog").kind, ActionKind::Snapshot);
     assert!(matches!(&world.action("copy").blocked[..], [Block::Snapshot { snapshot, .. }] if snapshot == "blog"));
     world.pass(Fault::None);
@@ -189,7 +189,7 @@ fn a_fork_of_a_live_app_begins_with_its_memory_and_a_disk_of_its_own() {
 #[test]
 fn a_fork_of_another_size_boots_from_a_copy_of_the_disk() {
     let mut world = taken();
-    let fork = app("copy").from_snapshot("nightly").memory(512).disk(2);
+    let fork = app("copy").begun_from("nightly").memory(512).disk(2);
     world.declare_with([app("blog"), fork], [snapshot("nightly", "blog")]);
     let steps = names(&world.action("copy"));
     assert_eq!(steps[2..6], ["copy-disk", "launch", "await-agent", "grow-disk"]);
@@ -201,7 +201,7 @@ fn a_fork_of_another_size_boots_from_a_copy_of_the_disk() {
 fn a_disk_that_was_kept_alone_does_without_what_is_left_out() {
     let mut world = World::running([app("blog")]);
     let disk_only = || snapshot_with("nightly", "blog", |spec| spec.content = Content::Disk);
-    world.declare_with([app("blog"), app("copy").from_snapshot("nightly")], [disk_only()]);
+    world.declare_with([app("blog"), app("copy").begun_from("nightly")], [disk_only()]);
     world.settle();
     assert!(is_converged(&world));
     let disk = world.sandbox("copy").record.disk.clone();
@@ -211,7 +211,7 @@ fn a_disk_that_was_kept_alone_does_without_what_is_left_out() {
 #[test]
 fn a_fork_is_as_large_as_what_it_began_as() {
     let mut world = World::running([app("blog").disk(2)]);
-    world.declare([app("blog").disk(2), app("copy").from_app("blog").disk(1)]);
+    world.declare([app("blog").disk(2), app("copy").begun_as("blog").disk(1)]);
     world.settle();
     assert!(is_converged(&world), "{:#?}", world.plan());
 }
@@ -219,7 +219,7 @@ fn a_fork_is_as_large_as_what_it_began_as() {
 #[test]
 fn a_fork_waits_for_an_app_that_is_not_ready_and_says_so() {
     let mut world = World::running([app("blog").power(Power::Stopped)]);
-    world.declare([app("blog").power(Power::Stopped), app("copy").from_app("blog")]);
+    world.declare([app("blog").power(Power::Stopped), app("copy").begun_as("blog")]);
     let blocked = world.action("copy").blocked;
     let [Block::Snapshot { reason, .. }] = &blocked[..] else { panic!("{blocked:?}") };
     assert!(reason.contains("not taken yet"), "{reason}");
@@ -230,7 +230,7 @@ fn a_disk_that_was_left_behind_is_taken_up_rather_than_a_beginning() {
     let mut world = World::running([app("blog"), app("copy").retain(days(1))]);
     world.declare([app("blog")]);
     world.settle();
-    world.declare([app("blog"), app("copy").from_app("blog")]);
+    world.declare([app("blog"), app("copy").begun_as("blog")]);
     assert!(world.action("copy").reasons.iter().any(|reason| matches!(reason, Reason::DiskReturns(_))));
     world.settle();
     assert!(is_converged(&world));
@@ -239,7 +239,7 @@ fn a_disk_that_was_left_behind_is_taken_up_rather_than_a_beginning() {
 #[test]
 fn what_an_app_begins_as_matters_only_when_it_is_made() {
     let mut world = World::running([app("blog"), app("copy")]);
-    world.declare([app("blog"), app("copy").from_app("blog")]);
+    world.declare([app("blog"), app("copy").begun_as("blog")]);
     assert_eq!(names(&world.action("copy")), ["record-applied"]);
     assert!(text(&world.plan(), Color::Never).contains("`from` matters only when the sandbox is made"));
     world.settle();
@@ -251,7 +251,7 @@ fn a_fork_that_is_cut_short_anywhere_ends_as_one_fork() {
     for at in 0..12 {
         for fault in [Fault::Killed(at), Fault::Fails(at), Fault::FailsAfter(at)] {
             let mut world = World::running([app("blog")]);
-            world.declare([app("blog"), app("copy").from_app("blog")]);
+            world.declare([app("blog"), app("copy").begun_as("blog")]);
             world.pass(Fault::None);
             world.pass(fault);
             if let Some(id) =
@@ -378,7 +378,7 @@ fn an_app_at_rest_goes_back_when_it_runs_next() {
 fn a_snapshot_that_something_is_to_begin_from_is_not_let_go() {
     let mut world = taken();
     world.observed.limits.sandboxes = 1;
-    world.declare_with([app("blog"), app("copy").from_snapshot("nightly")], []);
+    world.declare_with([app("blog"), app("copy").begun_from("nightly")], []);
     let plan = world.plan();
     assert!(plan.actions.iter().all(|action| action.kind != ActionKind::ExpireSnapshot));
     assert_eq!(hold(&world), SnapshotHold::Used(key("copy")));
@@ -418,9 +418,9 @@ fn every_snapshot() -> World {
             app("back").files("f2").restore("before", "2026-01"),
             app("blog"),
             app("busy"),
-            app("fork").from_app("blog"),
-            app("fresh").from_snapshot("before"),
-            app("late").from_snapshot("nightly"),
+            app("fork").begun_as("blog"),
+            app("fresh").begun_from("before"),
+            app("late").begun_from("nightly"),
             app("old"),
             resting(),
         ],
@@ -450,7 +450,7 @@ fn snapshots_between_two_revisions() {
     let mut older = before.clone();
     let declared = Arc::new(snapshot("nightly", "blog"));
     older.snapshots = [(declared.metadata.key.clone(), Arc::clone(&declared))].into_iter().collect();
-    let mut newer = desired([app("blog").restore("nightly", "x"), app("fork").from_snapshot("nightly")]);
+    let mut newer = desired([app("blog").restore("nightly", "x"), app("fork").begun_from("nightly")]);
     let other = Arc::new(snapshot("other", "blog"));
     newer.snapshots = [declared, other].map(|one| (one.metadata.key.clone(), one)).into_iter().collect();
     newer.revision = CommitId("2".repeat(40).into());
