@@ -32,9 +32,8 @@ fn main() -> ExitCode {
     host.commit("an app");
     host.start();
     host.wait_served("blog", "first");
-    host.wait_for("the warm template", |host| {
-        host.log().contains("its kind of machine has a warm template").then_some(())
-    });
+    let warm = |host: &Host| !host::find(&host.state().join("vmm/warm"), "saved.json").is_empty();
+    host.wait_for("the warm template", |host| warm(host).then_some(()));
     host.wait_converged();
 
     let wakes: Samples = (0..SLEEPS).map(|_| wake(&host)).collect();
