@@ -134,8 +134,8 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
         // What an app begins as, or goes back to, is one that comes before it; a snapshot need not be there.
         if let Some(earlier) = NAMES[..n].first().filter(|name| apps.iter().any(|app| app.metadata.key == declare::key(name))) {
             declared = match input.int_in_range(0..=7_u8)? {
-                0 => declared.from_app(earlier),
-                1 => declared.from_snapshot("moment"),
+                0 => declared.begun_as(earlier),
+                1 => declared.begun_from("moment"),
                 2 => declared.restore("moment", if input.arbitrary()? { "t1" } else { "t2" }),
                 _ => declared,
             };
