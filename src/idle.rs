@@ -1,7 +1,7 @@
 //! Which apps are being used, and the rest of those that nobody uses.
 //!
 //! Whoever uses an app holds a [`Use`] for as long as that lasts: the ingress one for each request and each stream that came out of
-//! one. The publisher says which apps rest by themselves and how they are ([`Situation`]); the [`Keeper`] sleeps until the first of
+//! one. The publisher says which apps rest by themselves and how they are ([`Situation`]); the `Keeper` sleeps until the first of
 //! them is due, and asks for its rest like anybody else. Of all other apps nothing is kept but what is held open just now.
 //!
 //! ```text

@@ -132,7 +132,9 @@ fn declaration(input: &mut Unstructured<'_>) -> Result<Vec<DesiredApp>> {
         }
         let power = *input.choose(&[Power::Running, Power::Running, Power::Running, Power::Paused, Power::Stopped])?;
         // What an app begins as, or goes back to, is one that comes before it; a snapshot need not be there.
-        if let Some(earlier) = NAMES[..n].first().filter(|name| apps.iter().any(|app| app.metadata.key == declare::key(name))) {
+        if let Some(earlier) =
+            NAMES[..n].first().filter(|name| apps.iter().any(|app| app.metadata.key == declare::key(name)))
+        {
             declared = match input.int_in_range(0..=7_u8)? {
                 0 => declared.begun_as(earlier),
                 1 => declared.begun_from("moment"),

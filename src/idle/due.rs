@@ -19,7 +19,7 @@ const LOOP_WINDOW: SignedDuration = SignedDuration::from_hours(1);
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 /// A rest that was asked for and has not begun is asked for again after this long.
 const AGAIN: SignedDuration = SignedDuration::from_secs(10);
-/// When an app was used is written down again once it was used this much later, within the bounds of [`grain`].
+/// A use is written down once one part in so many of the wait has passed since the last that was, within bounds.
 const GRAINS: i64 = 10;
 
 /// The rule by which an app rests, with what it has learnt from its wakes.
