@@ -200,8 +200,8 @@ impl Uses {
         }
     }
 
-    /// That an app was put to rest shows by now wherever its uses begin.
-    pub fn seen_at_rest(&self, app: &AppKey) {
+    /// Lets an app be used again: that it was put to rest shows by now wherever its uses begin, or it runs again.
+    pub fn unhush(&self, app: &AppKey) {
         if held(&self.shared.open).hushed.remove(app) {
             self.turn();
         }
@@ -259,7 +259,7 @@ impl Drop for Use {
 }
 
 impl Hush {
-    /// Goes on after this is gone, until everybody can see that the app rests.
+    /// Goes on after this is gone, until everybody can see that the app rests, or it runs again.
     pub fn keep(mut self) {
         self.ends = Ends::WhenSeen;
     }
@@ -268,7 +268,7 @@ impl Hush {
 impl Drop for Hush {
     fn drop(&mut self) {
         if self.ends == Ends::WithGuard {
-            self.uses.seen_at_rest(&self.app);
+            self.uses.unhush(&self.app);
         }
     }
 }

@@ -64,6 +64,11 @@ struct Work<'a> {
     done: Option<(&'static str, JournalEntry)>,
 }
 
+/// Whether the app's microVM runs once the step is done.
+fn starts(step: &Step) -> bool {
+    matches!(step, Step::Launch(_) | Step::Resume(_) | Step::LaunchFrom { .. })
+}
+
 /// Steps that are written down together: any number that are nothing but that, and the one after them that acts.
 struct Stretch<'a> {
     /// Where among the action's steps it begins.
@@ -158,6 +163,10 @@ impl<'a> Work<'a> {
         let outcome = match &result {
             Ok(Some(())) => {
                 self.placement.pass(step);
+                if starts(step) {
+                    // Its rest may have been too short for the publisher to see.
+                    self.hands.uses.unhush(&self.action.app);
+                }
                 self.done = Some((name, entry));
                 return result;
             }

@@ -36,7 +36,7 @@ async fn an_app_that_has_come_to_rest_is_used_again_once_that_shows() {
     let Stillness::Still(hush) = hush(&uses, Manners::Drain).await else { panic!("nobody uses it") };
     hush.keep();
     assert!(uses.begin(&app()).is_none());
-    uses.seen_at_rest(&app());
+    uses.unhush(&app());
     assert!(uses.begin(&app()).is_some());
 }
 

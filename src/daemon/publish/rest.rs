@@ -12,7 +12,7 @@ pub(super) fn tell(uses: &Uses, view: &View<'_>, changes: &Changes) {
     for key in &changes.apps {
         uses.note(key, situation(view, key));
         if is_at_rest(view, key) {
-            uses.seen_at_rest(key);
+            uses.unhush(key);
         }
     }
 }
