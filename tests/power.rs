@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/counter.rs"]
+mod counter;
 #[path = "support/host.rs"]
 mod host;
 
@@ -135,15 +137,7 @@ mod microvm {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
-
-    /// The worker counts in its own memory and shows the number in a file.
-    const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
-                           i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; sleep 0.05; done\n";
-
-    fn count(host: &Host) -> Option<u64> {
-        let answer = host.fetch("blog.localhost", "/count").filter(|answer| answer.status == 200)?;
-        answer.body.trim().parse().ok()
-    }
+    use crate::counter::{COUNTER, count};
 
     #[test]
     fn a_counter_in_memory_goes_on_and_a_request_wakes_it() {

@@ -1,0 +1,14 @@
+//! An app whose web process is beside a worker that counts in its own memory: whoever asks for the number sees whether that memory
+//! goes on.
+
+use crate::host::Host;
+
+/// The worker shows the number in a file.
+pub const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
+                           i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; sleep 0.05; done\n";
+
+/// The number in `blog`, if it answers.
+pub fn count(host: &Host) -> Option<u64> {
+    let answer = host.fetch("blog.localhost", "/count").filter(|answer| answer.status == 200)?;
+    answer.body.trim().parse().ok()
+}
