@@ -220,6 +220,8 @@ fn a_restore_is_carried_out_once_for_each_token_and_keeps_what_it_replaces() {
     let of_restore = |item: &&Value| item["cause"]["kind"] == "restore";
     let safety = host.api("/v1/snapshots")["items"].as_array().unwrap().iter().find(of_restore).cloned().unwrap();
     assert_eq!((text(&safety["cause"]["token"]), text(&safety["app"])), ("monday", "blog"));
+    let history = said(&host.run(&["history", "blog"]));
+    assert!(history.contains("restored") && history.contains("(less than a minute ago) is lost"), "{history}");
     let after = host.app("blog")["sandbox"].clone();
     assert_eq!(host.stop_daemon(), Some(0));
     host.start();
@@ -231,6 +233,23 @@ fn a_restore_is_carried_out_once_for_each_token_and_keeps_what_it_replaces() {
     });
     assert_eq!(host.app("blog")["sandbox"], after, "once for the token");
     assert_no_violations(&host);
+}
+
+#[test]
+fn a_snapshot_that_is_declared_no_more_and_then_again_is_told_as_kept_not_as_removed() {
+    let host = running(Host::sim());
+    declare_snapshot(&host, "good", "of: blog");
+    host.commit("keep a moment");
+    wait_snapshot(&host, "good", "kept");
+    host.remove("apps/good");
+    host.commit("not any more");
+    wait_snapshot(&host, "good", "retained");
+    declare_snapshot(&host, "good", "of: blog");
+    host.commit("it is needed after all");
+    wait_snapshot(&host, "good", "kept");
+    host.wait_converged();
+    let of_snapshots: Vec<_> = kinds(&host, "blog").into_iter().filter(|kind| kind.starts_with("snapshot")).collect();
+    assert_eq!(of_snapshots, ["snapshotTaken", "snapshotRetained", "snapshotRetained"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::observed::{PowerCause, PowerOverride, SnapshotCause, Suspension};
+use setpoint_schema::quantity::Span;
 
 use crate::assumed;
 use crate::model::{Action, ActionKind, Block, Hold, Over, Reason, Restoration, SnapshotHold, Step};
@@ -166,7 +167,8 @@ impl fmt::Display for Restoration {
         let short = |commit: &Option<CommitId>| {
             commit.as_ref().map_or_else(|| "none".to_owned(), |commit| commit.short().to_owned())
         };
-        write!(f, "what has changed since {taken:.0} ({age} ago) is lost; commit {} then", short(then))?;
+        let ago = if *age == Span::secs(0) { "less than a minute".to_owned() } else { age.to_string() };
+        write!(f, "what has changed since {taken:.0} ({ago} ago) is lost; commit {} then", short(then))?;
         write!(f, ", {} now", short(now))
     }
 }

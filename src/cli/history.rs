@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::wire;
+use setpoint_state::EventKind;
 
 use super::age::{self, age};
 use super::events;
@@ -65,24 +66,50 @@ const COLUMNS: &[Column] = &[
     Column::new("MESSAGE"),
 ];
 
-/// Whether an event of this kind is something that was done to an app, not only seen of it.
+/// Whether an event of this kind is something that was done to an app, not only seen of it. A newer daemon's may be unknown here.
 fn is_done(kind: &str) -> bool {
-    matches!(
-        kind,
-        "created"
-            | "updated"
-            | "rebooted"
-            | "replaced"
-            | "renamed"
-            | "stopped"
-            | "started"
-            | "deleted"
-            | "healed"
-            | "adopted"
-            | "failed"
-            | "suspended"
-            | "unsuspended"
-    )
+    let Some(kind) = EventKind::of_word(kind) else { return false };
+    match kind {
+        EventKind::Created
+        | EventKind::Updated
+        | EventKind::Rebooted
+        | EventKind::Replaced
+        | EventKind::Stopped
+        | EventKind::Paused
+        | EventKind::Woken
+        | EventKind::Deleted
+        | EventKind::Healed
+        | EventKind::Adopted
+        | EventKind::Failed
+        | EventKind::SuspendedHere
+        | EventKind::ResumedHere
+        | EventKind::KeptAlive
+        | EventKind::SnapshotTaken
+        | EventKind::Restored => true,
+        EventKind::Exited
+        | EventKind::Blocked
+        | EventKind::Unblocked
+        | EventKind::Ready
+        | EventKind::Unready
+        | EventKind::Stalled
+        | EventKind::Resumed
+        | EventKind::PausedHere
+        | EventKind::StoppedHere
+        | EventKind::WokenHere
+        | EventKind::WakesOften
+        | EventKind::SnapshotAsked
+        | EventKind::SourceError
+        | EventKind::SourceRecovered
+        | EventKind::RevisionAttempted
+        | EventKind::RevisionApplied
+        | EventKind::RevisionStalled
+        | EventKind::RevisionFailed
+        | EventKind::DiskRetained
+        | EventKind::DiskExpired
+        | EventKind::SnapshotRetained
+        | EventKind::SnapshotExpired
+        | EventKind::StateRebuilt => false,
+    }
 }
 
 fn cells(event: &wire::Event, now: Timestamp) -> Vec<Cell> {

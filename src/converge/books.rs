@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_plan::desired::Desired;
-use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason};
+use setpoint_plan::model::{Action, ActionKind, Plan, PlanId, Reason, Step};
 use setpoint_plan::render::reason_code;
 use setpoint_plan::repeats;
 use setpoint_schema::app::DesiredApp;
@@ -310,7 +310,8 @@ fn done(action: &Action) -> (EventKind, String) {
         ActionKind::Delete => EventKind::Deleted,
         ActionKind::ExpireDisk => EventKind::DiskExpired,
         ActionKind::Snapshot => EventKind::SnapshotTaken,
-        ActionKind::ExpireSnapshot => EventKind::SnapshotExpired,
+        ActionKind::ExpireSnapshot if action.steps.iter().any(removes_snapshot) => EventKind::SnapshotExpired,
+        ActionKind::ExpireSnapshot => EventKind::SnapshotRetained,
     };
     // What it was about says more than that it was done.
     if action.kind == ActionKind::ExpireSnapshot {
@@ -324,6 +325,10 @@ fn done(action: &Action) -> (EventKind, String) {
     let message =
         if paths.is_empty() { action.kind.to_string() } else { format!("{}: {}", action.kind, paths.join(", ")) };
     (kind, message)
+}
+
+fn removes_snapshot(step: &Step) -> bool {
+    matches!(step, Step::RemoveSnapshot(_))
 }
 
 fn plan_record(plan: &Plan, now: Timestamp) -> PlanRecord {

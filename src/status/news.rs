@@ -117,6 +117,7 @@ impl Announced {
                 | EventKind::DiskRetained
                 | EventKind::DiskExpired
                 | EventKind::SnapshotTaken
+                | EventKind::SnapshotRetained
                 | EventKind::SnapshotExpired
                 | EventKind::Restored
                 | EventKind::StateRebuilt => {}
@@ -211,6 +212,7 @@ fn work(kind: EventKind) -> Work {
         | EventKind::DiskRetained
         | EventKind::DiskExpired
         | EventKind::SnapshotTaken
+        | EventKind::SnapshotRetained
         | EventKind::SnapshotExpired
         | EventKind::StateRebuilt => Work::Stands,
     }

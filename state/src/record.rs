@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use serde::de::IntoDeserializer;
+use serde::de::value::Error as WordError;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{CommitId, SandboxId};
 use setpoint_schema::name::AppKey;
@@ -186,7 +188,9 @@ pub enum EventKind {
     DiskExpired,
     /// A moment of an app was kept.
     SnapshotTaken,
-    /// Snapshots of an app were let go, or their retention began.
+    /// Snapshots of an app are kept for their retention from now on, or without an end again.
+    SnapshotRetained,
+    /// Snapshots of an app were removed.
     SnapshotExpired,
     /// An app went back to a snapshot.
     Restored,
@@ -195,6 +199,12 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// The kind that is stored as this word; none if this version knows none such.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::deserialize(IntoDeserializer::<WordError>::into_deserializer(word)).ok()
+    }
+
     /// The kind in one camelCase word, as it is stored.
     #[must_use]
     pub fn word(self) -> String {
