@@ -10,6 +10,7 @@ mod transcript;
 
 use std::process::Output;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use setpoint_schema::id::DiskId;
 use setpoint_vmm::sim::world::{Disk, Vm};
@@ -205,6 +206,8 @@ fn a_restore_is_carried_out_once_for_each_token_and_keeps_what_it_replaces() {
     let good = wait_snapshot(&host, "good", "kept");
     host.wait_converged();
     let (sandbox, counter) = (host.app("blog")["sandbox"].clone(), vm_of(&host, "blog").counter);
+    let ready_since = |host: &Host| text(&host.app("blog")["conditions"][0]["since"]).parse::<Timestamp>().unwrap();
+    let was_ready = ready_since(&host);
     host.write_app("blog", "restore: {snapshot: good, token: monday}", "first");
     let looked = host.run(&["validate", "."]);
     assert!(looked.status.success(), "{}", String::from_utf8_lossy(&looked.stderr));
@@ -216,6 +219,7 @@ fn a_restore_is_carried_out_once_for_each_token_and_keeps_what_it_replaces() {
     host.wait_converged();
     let restored = vm_of(&host, "blog");
     assert_eq!(host.sandbox_of("blog")["from"], good["id"]);
+    assert!(ready_since(&host) > was_ready, "it was not ready meanwhile");
     assert!(restored.counter.since > counter.since, "it goes on from the snapshot");
     let of_restore = |item: &&Value| item["cause"]["kind"] == "restore";
     let safety = host.api("/v1/snapshots")["items"].as_array().unwrap().iter().find(of_restore).cloned().unwrap();

@@ -30,14 +30,17 @@ impl Earlier<'_> {
         if was_ready { Before::Ready } else { Before::Unready }
     }
 
-    /// Since when a condition has this status, if it had it before.
+    /// Since when a condition has this status, if it had it before. What earlier events say counts until this daemon knows better.
     fn since(&self, kind: ConditionKind, status: ConditionStatus) -> Option<Timestamp> {
-        let conditions = self.app.into_iter().flat_map(|app| &app.conditions);
-        let said = conditions.filter(|condition| condition.kind == kind).find(|condition| condition.status == status);
-        said.map(|condition| condition.since).or_else(|| match status {
-            ConditionStatus::False => self.known?.since(kind, status).or_else(|| self.never(kind)),
-            ConditionStatus::True | ConditionStatus::Unknown => self.known?.since(kind, status),
-        })
+        let said = self.app.and_then(|app| app.conditions.iter().find(|condition| condition.kind == kind));
+        match said {
+            Some(said) if said.status == status => Some(said.since),
+            Some(Condition { status: ConditionStatus::True | ConditionStatus::False, .. }) => None,
+            Some(_) | None => match status {
+                ConditionStatus::False => self.known?.since(kind, status).or_else(|| self.never(kind)),
+                ConditionStatus::True | ConditionStatus::Unknown => self.known?.since(kind, status),
+            },
+        }
     }
 
     /// Since when an app has been there of whose condition no event tells, so that it has never held.

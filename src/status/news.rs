@@ -81,6 +81,12 @@ impl Announced {
                 Work::Ends => state(false),
                 Work::Stands => known.reconciling,
             };
+            // It was not ready while its microVM was another or none, which is no event of its own where it was over soon.
+            if let (EventKind::Rebooted | EventKind::Replaced | EventKind::Restored | EventKind::Healed, Some(ready)) =
+                (event.kind, &mut known.ready)
+            {
+                ready.since = event.at;
+            }
             match event.kind {
                 EventKind::Ready => known.ready = state(true),
                 EventKind::Unready => known.ready = state(false),

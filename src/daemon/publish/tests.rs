@@ -530,6 +530,10 @@ fn a_new_daemon_dates_every_condition_by_what_happened_before_it() {
     assert_eq!(status, ConditionStatus::False);
     assert!(never <= time("2025-12-31T20:00:00Z"), "it has never been stalled: {never}");
 
+    let restored = [&known[..], &[event("db", EventKind::Restored, "2025-12-31T22:00:00Z")]].concat();
+    let ready = since(&restored, &life)[&ConditionKind::Ready];
+    assert_eq!(ready, (ConditionStatus::True, time("2025-12-31T22:00:00Z")), "it was another microVM before");
+
     // It has never become ready, which nothing but its creation tells of.
     life.change(Change::Guest(0, 4));
     let sick = since(&known[..1], &life);
