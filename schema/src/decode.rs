@@ -271,7 +271,7 @@ impl<'a> Decoder<'a> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
         let hint = node.text().and_then(|text| hints::for_word(text, &words));
-        let message = format!("expected {}, found {}", listed.join(" or "), node.describe());
+        let message = format!("expected {}, found {}", one_of(&listed), node.describe());
         self.error(node.at, &message, hint.as_deref());
         None
     }
@@ -287,6 +287,14 @@ impl<'a> Decoder<'a> {
             self.expected(node, what);
         }
         number
+    }
+}
+
+/// Words as a sentence lists them: `a`, `b` or `c`.
+fn one_of(words: &[String]) -> String {
+    match words {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => words.concat(),
     }
 }
 

@@ -150,7 +150,7 @@ fn a_field_of_another_level_is_sent_there() {
 #[test]
 fn a_choice_lists_its_words() {
     let (message, hint) = mistake("spec: {power: runing}");
-    assert_eq!(message, "spec.power: expected `running` or `paused` or `stopped`, found `runing`");
+    assert_eq!(message, "spec.power: expected `running`, `paused` or `stopped`, found `runing`");
     assert_eq!(hint, "did you mean `running`?");
 }
 

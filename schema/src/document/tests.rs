@@ -141,7 +141,7 @@ fn the_header_is_required() {
     assert_eq!(messages(&parsed), ["`apiVersion` is missing", "`kind` is missing"]);
     let parsed = read("apiVersion: setpoint/v2\nkind: Apps\nmetadata: {name: blog}\n");
     assert_eq!(messages(&parsed)[0], "apiVersion: expected `setpoint/v1`, found `setpoint/v2`");
-    assert_eq!(messages(&parsed)[1], "kind: expected `App` or `Template` or `Snapshot`, found `Apps`");
+    assert_eq!(messages(&parsed)[1], "kind: expected `App`, `Template` or `Snapshot`, found `Apps`");
     assert_eq!(parsed.diagnostics[1].hint.as_deref(), Some("did you mean `App`?"));
 }
 
