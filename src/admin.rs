@@ -25,12 +25,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use setpoint_plan::model::Hold;
 use setpoint_schema::name::{AppKey, AppName, Team};
 use setpoint_schema::observed::{AppRecord, PowerCause, PowerOverride, Suspension};
 use setpoint_schema::quantity::Span;
-use setpoint_schema::wire::{KeepaliveChange, Override, OverrideChange, PowerChange};
+use setpoint_schema::wire::{KeepaliveChange, Override, OverrideChange, PowerChange, Problem};
 use setpoint_state::{EventKind, NewEvent, StateError};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
@@ -75,6 +75,16 @@ type Records = BTreeMap<AppKey, Arc<AppRecord>>;
 struct Caller {
     user: u32,
     process: Option<i32>,
+}
+
+/// Why something is not done.
+#[derive(Debug, Serialize, Deserialize)]
+struct Refusal {
+    #[serde(flatten)]
+    problem: Problem,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
 }
 
 /// What is asked for.
@@ -162,7 +172,8 @@ impl Admin {
 
     async fn answer(&self, caller: Option<Caller>, request: &Request<Incoming>) -> Response<Body> {
         let Some(caller) = caller.filter(Caller::is_trusted) else {
-            return refuse(StatusCode::FORBIDDEN, "only the daemon's own user and root may ask this");
+            let detail = "only the daemon's own user and root may ask this";
+            return advise(StatusCode::FORBIDDEN, detail, "run this as the daemon's user, or as root");
         };
         let Some((app, verb)) = target(request.uri().path()) else {
             return refuse(StatusCode::NOT_FOUND, "there is nothing under this path");
@@ -195,7 +206,9 @@ impl Admin {
         Ok(match switch.ask(app, wanted, PowerCause::Asked { by: caller.user() }).await? {
             Answer::Changed(held) => accepted(true, held),
             Answer::AlreadySo(held) => accepted(false, held),
-            Answer::Refused(why) => refuse(StatusCode::CONFLICT, format!("{app}: {why}")),
+            Answer::Refused(why) => {
+                advise(StatusCode::CONFLICT, format!("{app}: {why}"), "declare it `running` or `paused` first")
+            }
             Answer::Unknown => unknown(app),
         })
     }
@@ -211,11 +224,10 @@ impl Admin {
                 tracing::info!(%app, %span, by = caller.in_full(), "keepalive changed");
                 accept(&KeepaliveChange { app: app.clone(), changed, now: now.as_ref().map(Into::into), action })
             }
-            keepalive::Answer::TooLong(most) => refuse(
+            keepalive::Answer::TooLong(most) => advise(
                 StatusCode::BAD_REQUEST,
-                format!(
-                    "{span} is longer than the {most} for which an app is kept from resting at most; ask again by then, or declare it without `power.idle`"
-                ),
+                format!("{span} is longer than the {most} for which an app is kept from resting at most"),
+                "ask again by then, or declare it without `power.idle`",
             ),
             keepalive::Answer::Unknown => unknown(app),
         })
@@ -297,7 +309,7 @@ fn target(path: &str) -> Option<(AppKey, Verb)> {
 }
 
 fn unknown(app: &AppKey) -> Response<Body> {
-    refuse(StatusCode::NOT_FOUND, format!("there is no app {app}"))
+    advise(StatusCode::NOT_FOUND, format!("there is no app {app}"), "`setpoint get apps` lists what there is")
 }
 
 fn accept(change: &impl Serialize) -> Response<Body> {
@@ -309,4 +321,13 @@ fn accept(change: &impl Serialize) -> Response<Body> {
 
 fn refuse(status: StatusCode, detail: impl Into<String>) -> Response<Body> {
     problem::response(&problem::problem(status, detail))
+}
+
+/// A refusal that says what to do about it.
+fn advise(status: StatusCode, detail: impl Into<String>, hint: &str) -> Response<Body> {
+    let problem = problem::problem(status, detail);
+    let mut response = problem::response(&problem);
+    let refusal = Refusal { problem, hint: Some(hint.to_owned()) };
+    *response.body_mut() = Body::from(serde_json::to_vec(&refusal).expect("a refusal holds only text and a number"));
+    response
 }

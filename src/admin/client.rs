@@ -9,9 +9,8 @@ use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::wire::Problem;
 
-use super::{PATIENCE, Verb, socket};
+use super::{PATIENCE, Refusal, Verb, socket};
 
 /// Answers name one app.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -38,8 +37,13 @@ pub enum AdminError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The daemon refused.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{detail}")]
+    Refused {
+        /// Why.
+        detail: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
 }
 
 impl AdminError {
@@ -54,7 +58,7 @@ impl AdminError {
                 Some("run this on the daemon's machine, with its --state-dir or --config".to_owned())
             }
             Self::Broken { .. } => Some("the daemon may be of another version: compare `setpoint version`".to_owned()),
-            Self::Refused(_) => Some("`setpoint get apps` lists what there is".to_owned()),
+            Self::Refused { detail: _, hint } => hint.clone(),
         }
     }
 }
@@ -87,8 +91,10 @@ pub async fn ask_with<T: DeserializeOwned>(
     if status == StatusCode::OK {
         return serde_json::from_slice(&body).map_err(|error| broken(error.into()));
     }
-    let problem = serde_json::from_slice::<Problem>(&body);
-    Err(AdminError::Refused(problem.map_or_else(|_| format!("the daemon answered {status}"), |problem| problem.detail)))
+    Err(match serde_json::from_slice::<Refusal>(&body) {
+        Ok(Refusal { problem, hint }) => AdminError::Refused { detail: problem.detail, hint },
+        Err(_) => AdminError::Refused { detail: format!("the daemon answered {status}"), hint: None },
+    })
 }
 
 async fn exchange(

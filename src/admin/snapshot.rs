@@ -18,7 +18,7 @@ use setpoint_schema::snapshot::{Content, default_exclude, default_retain};
 use setpoint_schema::wire::{Snapshot, SnapshotWanted};
 use setpoint_state::{EventKind, NewEvent, StateError};
 
-use super::{Admin, Caller, accept, refuse, unknown};
+use super::{Admin, Caller, accept, advise, refuse, unknown};
 
 /// What may stand behind `?`.
 #[derive(Debug, Deserialize)]
@@ -51,8 +51,8 @@ impl Admin {
         };
         let Some(known) = self.ledger.app(app) else { return Ok(unknown(app)) };
         if (known.power_here(known.last_good.spec.app.power.state), content) == (Power::Stopped, Content::Memory) {
-            let why = format!("{app} is stopped and has no memory to keep: ask for its disk alone");
-            return Ok(refuse(StatusCode::CONFLICT, why));
+            let why = format!("{app} is stopped and has no memory to keep");
+            return Ok(advise(StatusCode::CONFLICT, why, "`--disk-only` keeps its disk alone"));
         }
         let name = name.map_or_else(|| SnapshotName::new(app.name.as_str()), Ok);
         let key = SnapshotKey::new(app.team.clone(), name.expect("a snapshot may be called as an app is"));
@@ -76,7 +76,10 @@ impl Admin {
             Answer::WantedAlready(record) => {
                 accept(&SnapshotWanted { changed: false, snapshot: Snapshot::of(&record, None) })
             }
-            Answer::Refused(why) => refuse(StatusCode::CONFLICT, why),
+            Answer::Refused(why) => {
+                let hint = "choose another --name; `setpoint get snapshots` lists those that there are";
+                advise(StatusCode::CONFLICT, why, hint)
+            }
         })
     }
 
@@ -108,7 +111,7 @@ impl Admin {
 fn answer(wanted: SnapshotRecord, rows: &Rows) -> Answer {
     let namesakes = || rows.values().filter(|row| row.key == wanted.key);
     if let Some(other) = namesakes().find(|row| row.app != wanted.app) {
-        return Answer::Refused(format!("snapshot {} is one of {}: choose another name", wanted.key, other.app));
+        return Answer::Refused(format!("snapshot {} is one of {}", wanted.key, other.app));
     }
     let waits = |row: &&Arc<SnapshotRecord>| match (&row.state, &row.cause) {
         (SnapshotState::Wanted { .. }, SnapshotCause::Asked { .. }) => row.content == wanted.content,
