@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use setpoint_schema::id::CommitId;
 use setpoint_schema::name::AppKey;
 use setpoint_schema::quantity::Span;
-use setpoint_schema::wire::{self, ConditionKind, ConditionStatus};
+use setpoint_schema::wire::{self, ConditionKind, ConditionStatus, Phase};
 
 use super::client::{Client, ClientError};
 use super::follow::{PAUSE, Poll, Polled};
@@ -52,7 +52,7 @@ pub async fn run(config: Config, args: Args) -> Result<ExitCode, Failure> {
     let apps = if args.all { everything(&client, &args.selection).await? } else { args.apps.clone() };
     for app in &apps {
         match wait_for(&client, app, &args.until, deadline).await? {
-            Ended::Reached => print(&format!("{app}: {}\n", args.until)),
+            Ended::Reached(how) => print(&format!("{app}: {how}\n")),
             Ended::Late(how) => {
                 return Err(late(format!("{app} has not come to be {}", args.until), args.timeout, how));
             }
@@ -117,12 +117,16 @@ impl fmt::Display for Until {
 }
 
 impl Until {
-    fn is_reached(&self, app: &wire::App) -> bool {
+    /// What an app is that is as it should be.
+    fn reached(&self, app: &wire::App) -> Option<String> {
         match self {
-            Self::Ready => app.ready,
-            Self::Deleted => false,
+            Self::Ready if app.ready => Some(self.to_string()),
+            // It rests on purpose, and nothing is left to do: however long somebody waits, it comes no further by itself.
+            Self::Ready => matches!(app.phase, Phase::Paused | Phase::Stopped).then(|| app.phase.to_string()),
+            Self::Deleted => None,
             Self::Condition { kind, status } => {
-                app.conditions.iter().any(|condition| condition.kind == *kind && condition.status == *status)
+                let mut conditions = app.conditions.iter();
+                conditions.any(|of| of.kind == *kind && of.status == *status).then(|| self.to_string())
             }
         }
     }
@@ -130,7 +134,8 @@ impl Until {
 
 /// How a wait ended.
 enum Ended {
-    Reached,
+    /// What it is, in a word.
+    Reached(String),
     /// The time is up; how things were last.
     Late(String),
 }
@@ -148,11 +153,11 @@ async fn wait_for_revision(client: &Client, rev: &CommitId, deadline: Instant) -
     while let Some(status) = watch.next::<wire::Status>().await? {
         let Seen::There(status) = status else { continue };
         if status.source.last_attempted.as_ref().is_some_and(is_it) {
-            return Ok(Ended::Reached);
+            return Ok(Ended::Reached("read".to_owned()));
         }
         let tried: wire::List<wire::Revision> = client.get("/v1/revisions?limit=100").await?;
         if tried.items.iter().any(|tried| is_it(&tried.commit)) {
-            return Ok(Ended::Reached);
+            return Ok(Ended::Reached("read".to_owned()));
         }
         let at = status.source.last_attempted.map_or("none yet".to_owned(), |commit| commit.short().to_owned());
         let error = status.source.error.map(|error| format!(": {error}")).unwrap_or_default();
@@ -166,9 +171,11 @@ async fn wait_for(client: &Client, key: &AppKey, until: &Until, deadline: Instan
     let mut watch = Watch::new(client, &path_of_app(key), deadline);
     while let Some(app) = watch.next::<wire::App>().await? {
         match app {
-            Seen::There(app) if until.is_reached(&app) => return Ok(Ended::Reached),
-            Seen::There(app) => watch.how = in_words(&app),
-            Seen::Missing if *until == Until::Deleted => return Ok(Ended::Reached),
+            Seen::There(app) => match until.reached(&app) {
+                Some(how) => return Ok(Ended::Reached(how)),
+                None => watch.how = in_words(&app),
+            },
+            Seen::Missing if *until == Until::Deleted => return Ok(Ended::Reached(until.to_string())),
             Seen::Missing => {}
         }
     }
