@@ -7,16 +7,34 @@ mod counter;
 #[path = "support/host.rs"]
 mod host;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::host::Host;
 
 /// An app with this `spec`, converged.
 fn running(spec: &str) -> Host {
     started(Host::sim(), spec)
+}
+
+/// The same beside another app, `calm`, with a `spec` of its own.
+fn running_beside(calm: &str, spec: &str) -> Host {
+    let host = Host::sim();
+    host.write_app("calm", calm, "calm");
+    started(host, spec)
+}
+
+/// Returns once `calm`, which is used now and not again, has come to rest: what was due for others of the same rule since their last
+/// use has happened by then.
+fn pass_a_rest(host: &Host) {
+    assert_eq!(host.fetch("calm.localhost", "/").unwrap().status, 200);
+    let used = Timestamp::now();
+    let is_later = |host: &Host| time_of(host, "calm", "pausedHere").filter(|rested| *rested > used);
+    host.wait_for("the rest of an app that nobody uses", is_later);
 }
 
 fn wait_phase(host: &Host, phase: &str) {
@@ -32,11 +50,17 @@ fn count(host: &Host, kind: &str) -> usize {
     host.events_of("blog").iter().filter(|event| event.split_once(':').is_some_and(|(of, _)| of == kind)).count()
 }
 
-/// When the newest event of this kind was.
-fn time_of(host: &Host, kind: &str) -> jiff::Timestamp {
+/// When the newest event of this kind about an app was.
+fn time_of(host: &Host, app: &str, kind: &str) -> Option<Timestamp> {
     let events = host.api("/v1/events?limit=1000");
-    let mut of_kind = events["items"].as_array().unwrap().iter().filter(|event| event["kind"] == kind);
-    of_kind.next_back().unwrap()["at"].as_str().unwrap().parse().unwrap()
+    let is_it = |event: &&serde_json::Value| event["kind"] == kind && event["app"] == app;
+    events["items"].as_array()?.iter().rfind(is_it)?["at"].as_str()?.parse().ok()
+}
+
+/// How long after `since` the app came to rest.
+fn waited_since(host: &Host, since: Timestamp) -> i64 {
+    wait_phase(host, "paused");
+    time_of(host, "blog", "pausedHere").unwrap().duration_since(since).as_secs()
 }
 
 /// A request whose body never comes to its end, so that it is under way for as long as this is there.
@@ -78,32 +102,100 @@ fn an_app_that_is_stopped_for_want_of_use_boots_for_a_request_and_nobody_calls_t
 
 #[test]
 fn what_is_under_way_keeps_an_app_awake_and_its_end_begins_the_wait() {
-    let host = running("power: {idle: {after: 2s}}");
+    let host = running_beside("power: {idle: {after: 2s}}", "power: {idle: {after: 2s}}");
     let mut request = open_request(&host);
-    std::thread::sleep(Duration::from_secs(5));
+    pass_a_rest(&host);
     assert_eq!(count(&host, "pausedHere"), 0, "{:?}", host.events_of("blog"));
-    let ended = jiff::Timestamp::now();
+    let ended = Timestamp::now();
     request.write_all(b"lo").unwrap();
     let mut head = [0; 12];
     request.read_exact(&mut head).unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");
     drop(request);
-    wait_phase(&host, "paused");
-    let waited = time_of(&host, "pausedHere").duration_since(ended);
-    assert!(waited.as_secs() >= 2, "{waited}");
+    let waited = waited_since(&host, ended);
+    assert!(waited >= 2, "{waited}");
+}
+
+/// A WebSocket through the ingress to the app, whose server sends back what it gets.
+struct WebSocket {
+    stream: TcpStream,
+}
+
+impl WebSocket {
+    fn open(host: &Host) -> Self {
+        let mut stream = TcpStream::connect(host.ingress_address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head = "GET /live HTTP/1.1\r\nHost: blog.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while !answer.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        let answer = String::from_utf8(answer).unwrap().to_lowercase();
+        assert!(answer.starts_with("http/1.1 101") && answer.contains("upgrade: websocket"), "{answer}");
+        Self { stream }
+    }
+
+    /// A text frame there and back.
+    fn says(&mut self, text: &str) {
+        let mask = [7, 1, 8, 2];
+        let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap()];
+        frame.extend(mask);
+        frame.extend(text.bytes().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        self.stream.write_all(&frame).unwrap();
+        let mut back = vec![0; frame.len()];
+        self.stream.read_exact(&mut back).unwrap();
+        assert_eq!(back, frame);
+    }
+}
+
+#[test]
+fn an_open_websocket_keeps_an_app_awake_however_silent_it_is_and_its_end_begins_the_wait() {
+    let host = running_beside("power: {idle: {after: 2s}}", "power: {idle: {after: 2s}}");
+    let mut socket = WebSocket::open(&host);
+    socket.says("hello");
+    pass_a_rest(&host);
+    assert_eq!(count(&host, "pausedHere"), 0, "{:?}", host.events_of("blog"));
+    socket.says("still there");
+    let closed = Timestamp::now();
+    drop(socket);
+    let waited = waited_since(&host, closed);
+    assert!(waited >= 2, "{waited}");
+    WebSocket::open(&host).says("it wakes for one, too");
+}
+
+#[test]
+fn whoever_follows_its_log_keeps_an_app_awake() {
+    let host = running_beside("power: {idle: {after: 2s}}", "power: {idle: {after: 2s}}");
+    let server = format!("http://{}", host.api_address());
+    let mut following =
+        host.command(&["logs", "-f", "blog", "--server", &server]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(following.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("sim web"), "{line}");
+    pass_a_rest(&host);
+    assert_eq!(count(&host, "pausedHere"), 0, "{:?}", host.events_of("blog"));
+    let left = Timestamp::now();
+    following.kill().unwrap();
+    following.wait().unwrap();
+    let waited = waited_since(&host, left);
+    assert!(waited >= 2, "{waited}");
 }
 
 #[test]
 fn the_wait_goes_on_over_a_restart_of_the_daemon() {
-    let mut host = running("power: {idle: {after: 8s}}");
+    let mut host = running_beside("power: {idle: {after: 4s}}", "power: {idle: {after: 8s}}");
     assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
-    let used = jiff::Timestamp::now();
-    std::thread::sleep(Duration::from_secs(4));
+    let used = Timestamp::now();
+    pass_a_rest(&host);
     assert_eq!(host.stop_daemon(), Some(0));
     host.start();
-    let restarted = jiff::Timestamp::now();
+    let restarted = Timestamp::now();
     wait_phase(&host, "paused");
-    let rested = time_of(&host, "pausedHere");
+    let rested = time_of(&host, "blog", "pausedHere").unwrap();
     let (since_use, since_start) = (rested.duration_since(used), rested.duration_since(restarted));
     assert!(since_use.as_secs() >= 7, "{since_use}");
     assert!(since_start.as_secs() < 7, "{since_start} after the restart, which began no new wait");
@@ -126,8 +218,8 @@ fn an_app_that_keeps_its_processor_busy_is_used_where_its_rule_says_so() {
     std::fs::write(host.state().join("vmm/script.toml"), "[[fate]]\napp = \"blog\"\ncpu_percent = 50\n").unwrap();
     host.write_app("calm", "power: {idle: {after: 2s, cpuBelow: 5%}}", "calm");
     let host = started(host, "power: {idle: {after: 2s, cpuBelow: 5%}}");
-    host.wait_for("the calm one's rest", |host| (host.app("calm")["phase"] == "paused").then_some(()));
-    std::thread::sleep(Duration::from_secs(3));
+    pass_a_rest(&host);
+    pass_a_rest(&host);
     assert_eq!(count(&host, "pausedHere"), 0, "{:?}", host.events_of("blog"));
 }
 
@@ -228,13 +320,13 @@ fn a_request_does_not_wake_an_app_that_is_woken_by_hand() {
 
 #[test]
 fn an_app_is_kept_from_resting_for_as_long_as_somebody_wants_and_no_longer() {
-    let host = running("power: {idle: {after: 2s}}");
+    let host = running_beside("power: {idle: {after: 2s}}", "power: {idle: {after: 2s}}");
     assert_eq!(said(&host.run(&["keepalive", "blog", "1h"])), "blog is not paused for want of use for 1h\n");
     let app = host.app("blog");
-    let until: jiff::Timestamp = app["keepalive"]["until"].as_str().unwrap().parse().unwrap();
-    let left = until.duration_since(jiff::Timestamp::now()).as_secs();
+    let until: Timestamp = app["keepalive"]["until"].as_str().unwrap().parse().unwrap();
+    let left = until.duration_since(Timestamp::now()).as_secs();
     assert!((3000..=3600).contains(&left), "{left}");
-    std::thread::sleep(Duration::from_secs(4));
+    pass_a_rest(&host);
     assert_eq!(count(&host, "pausedHere"), 0);
     let server = format!("http://{}", host.api_address());
     let wide = said(&host.run(&["get", "apps", "-o", "wide", "--server", &server]));
@@ -269,22 +361,26 @@ fn an_app_that_sleeps_and_wakes_in_a_loop_is_noticed_and_rests_later() {
 
 #[test]
 fn what_is_next_for_an_app_is_an_instant_that_stands_still() {
-    let host = running("power: {idle: {after: 1h}}");
+    let host = Host::sim();
+    host.write_app("calm", "power: {idle: {after: 1h}}", "calm");
+    host.write_app("other", "power: {idle: {after: 1h}}", "other");
+    let host = started(host, "power: {idle: {after: 1h}}");
+    // Uses are written down for all apps together, so that what was used before this one is written with it at the latest.
+    let use_and_wait = |name: &str| {
+        let before = Timestamp::now();
+        assert_eq!(host.fetch(&format!("{name}.localhost"), "/").unwrap().status, 200);
+        let since = |host: &Host| host.app(name)["idle"]["since"].as_str()?.parse::<Timestamp>().ok();
+        host.wait_for("its use", |host| since(host).filter(|since| *since >= before));
+    };
     assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
-    let idle = host.wait_for("its use", |host| {
-        let idle = host.app("blog")["idle"].clone();
-        idle["due"].is_string().then_some(idle)
-    });
-    let time = |field: &str| idle[field].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    use_and_wait("calm");
+    let settled = host.app("blog");
+    let time = |field: &str| settled["idle"][field].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert_eq!(time("due").duration_since(time("since")).as_secs(), 3600);
-    let settled = host.wait_for("its record", |host| {
-        let before = host.app("blog");
-        std::thread::sleep(Duration::from_millis(1500));
-        (host.app("blog") == before).then_some(before)
-    });
     for _ in 0..20 {
         host.fetch("blog.localhost", "/").unwrap();
     }
+    use_and_wait("other");
     assert_eq!(host.app("blog"), settled, "uses that come close together change nothing that is shown");
 }
 

@@ -26,7 +26,7 @@ use setpoint::render::{CHILD_COMMAND, Renderer};
 use setpoint::source::{Repository, SourceConfig, SourceLimits};
 use setpoint_plan::model::Block;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{AppRecord, GuestState, Limits};
+use setpoint_schema::observed::{AppRecord, GuestState, Limits, VmState};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_state::Store;
 use setpoint_vmm::driver::Driver;
@@ -200,11 +200,31 @@ async fn a_place_goes_to_the_next_boot_while_files_are_sent_and_never_to_two() {
     running.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_app_is_used_again_as_soon_as_it_runs_also_where_nobody_saw_its_rest() {
+    let blog = || App::new("blog");
+    let mut running = Running::start("", &[blog()]).await;
+    let key: AppKey = "blog".parse().unwrap();
+    running.wait_for(|pass| (pass.plan.unchanged.len() == 1).then_some(())).await;
+    assert!(running.uses.begin(&key).is_some());
+    running.commit(&[App { power: "paused", ..blog() }]).await;
+    let vm = |pass: &Pass| pass.observed.sandboxes.values().next().map(|sandbox| sandbox.vm.clone());
+    running.wait_for(|pass| vm(pass).filter(|vm| matches!(vm, VmState::Paused { .. }))).await;
+    assert!(running.uses.begin(&key).is_none(), "whoever routes requests still thinks that it runs");
+    running.commit(&[blog()]).await;
+    let runs = |pass: &Pass| vm(pass).filter(|vm| matches!(vm, VmState::Running { .. }) && pass.plan.is_empty());
+    running.wait_for(runs).await;
+    assert!(running.uses.begin(&key).is_some(), "its requests would wait in vain");
+    running.end().await;
+}
+
 /// The loop in this process, by a clock that jumps to whatever is waited for next.
 struct Running {
     host: Host,
     world: World,
     observer: Observer,
+    /// Nobody publishes what a pass finds here, so that what is only lifted by that stays.
+    uses: Uses,
     follower: Follower,
     passes: watch::Receiver<Option<Arc<Pass>>>,
     shutdown: CancellationToken,
@@ -235,6 +255,7 @@ impl Running {
         let follower = Follower::start(Arc::clone(&source), loader, ledger.clone(), Rewind::Refused, metrics.clone())
             .await
             .unwrap();
+        let uses = Uses::default();
         let hands = Hands {
             driver,
             observer: observer.clone(),
@@ -242,12 +263,12 @@ impl Running {
             source,
             metrics,
             warmer: Warmer::off(),
-            uses: Uses::default(),
+            uses: uses.clone(),
         };
         let reconciler = Reconciler::new(hands, Converge::default(), limits(), follower.followed());
         let (passes, shutdown) = (reconciler.passes(), CancellationToken::new());
         let task = tokio::spawn(reconciler.run(shutdown.clone()));
-        Self { host, world, observer, follower, passes, shutdown, task }
+        Self { host, world, observer, uses, follower, passes, shutdown, task }
     }
 
     /// What `look` finds in a pass, and when that pass was made.

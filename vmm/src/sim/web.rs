@@ -1,4 +1,5 @@
-//! The web server of a scripted guest: it answers every request with the same text.
+//! The web server of a scripted guest: it answers every request with the same text, and changes to any other protocol that it is
+//! asked for, by which it sends back what it gets.
 
 use std::future::Future;
 use std::io;
@@ -27,6 +28,12 @@ pub(super) fn connect(body: String, ended: impl Future<Output = ()> + Send + 'st
 async fn serve(stream: DuplexStream, body: &str) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read_request(&mut stream).await? {
+        if let Some(protocol) = request.protocol {
+            let head =
+                format!("HTTP/1.1 101 Switching Protocols\r\nupgrade: {protocol}\r\nconnection: upgrade\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            return echo(stream).await;
+        }
         let length = body.len();
         let connection = if request.keep_alive { "keep-alive" } else { "close" };
         let head = format!(
@@ -44,7 +51,15 @@ async fn serve(stream: DuplexStream, body: &str) -> io::Result<()> {
     stream.shutdown().await
 }
 
+async fn echo(stream: BufReader<DuplexStream>) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    tokio::io::copy_buf(&mut BufReader::new(&mut read), &mut write).await?;
+    write.shutdown().await
+}
+
 struct Request {
+    /// The one to go on with, where another is asked for.
+    protocol: Option<String>,
     wants_body: bool,
     keep_alive: bool,
 }
@@ -56,8 +71,11 @@ async fn read_request(stream: &mut BufReader<DuplexStream>) -> io::Result<Option
     if head.read_line(&mut line).await? == 0 {
         return Ok(None);
     }
-    let mut request =
-        Request { wants_body: !line.starts_with("HEAD "), keep_alive: line.trim_end().ends_with("HTTP/1.1") };
+    let mut request = Request {
+        protocol: None,
+        wants_body: !line.starts_with("HEAD "),
+        keep_alive: line.trim_end().ends_with("HTTP/1.1"),
+    };
     let mut length: u64 = 0;
     loop {
         line.clear();
@@ -69,6 +87,7 @@ async fn read_request(stream: &mut BufReader<DuplexStream>) -> io::Result<Option
             ("content-length", value) => length = value.parse().map_err(|_| io::ErrorKind::InvalidData)?,
             // Where a chunked body ends is not worth finding out: the connection ends with the answer.
             ("transfer-encoding", _) => request.keep_alive = false,
+            ("upgrade", value) => request.protocol = Some(value.to_owned()),
             ("connection", value) if value.eq_ignore_ascii_case("close") => request.keep_alive = false,
             _ => {}
         }
