@@ -4,23 +4,16 @@
 #![cfg(feature = "failpoints")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/counter.rs"]
+mod counter;
 #[path = "support/host.rs"]
 mod host;
 
 mod microvm {
     use std::time::Duration;
 
+    use crate::counter::{COUNTER, count, read};
     use crate::host::{Host, find};
-
-    /// The worker counts in its own memory, and shows the number in a file. A boot finds what the one before counted up to.
-    const COUNTER: &str = "version: 1\nweb:\n  command: exec busybox httpd -f -p 3000\nworkers:\n  - name: counter\n    command: \
-                           test -e count && cp count last; i=0; while :; do i=$((i+1)); echo $i > count.tmp; \
-                           mv count.tmp count; sleep 0.05; done\n";
-
-    fn read(host: &Host, file: &str) -> Option<u64> {
-        let answer = host.fetch("blog.localhost", &format!("/{file}")).filter(|answer| answer.status == 200)?;
-        answer.body.trim().parse().ok()
-    }
 
     fn counting() -> Host {
         let mut host = Host::real();
@@ -35,7 +28,7 @@ mod microvm {
 
     /// The number, once it is this one or larger.
     fn count_from(host: &Host, least: u64) -> u64 {
-        host.wait_for("a larger count", |host| read(host, "count").filter(|count| *count >= least))
+        host.wait_for("a larger count", |host| count(host).filter(|count| *count >= least))
     }
 
     fn wait_phase(host: &Host, phase: &str) {
@@ -57,7 +50,7 @@ mod microvm {
     fn rests_and_goes_on(host: &Host, before: u64, what: &str) -> u64 {
         wait_phase(host, "paused");
         host.wait_for("the end of its VMM", |host| host.vmm_pids().is_empty().then_some(()));
-        let after = read(host, "count").unwrap_or_else(|| panic!("{what}: not answered\n{}", host.log()));
+        let after = count(host).unwrap_or_else(|| panic!("{what}: not answered\n{}", host.log()));
         assert!(after >= before, "{what}: {after} after {before}, it began anew");
         goes_on(host, after, what)
     }
