@@ -93,7 +93,10 @@ impl PowerSwitch {
             let answer =
                 records.get(&key).map_or(Answer::Unknown, |record| answer(record, wanted, &cause, again.as_ref(), now));
             let changed = match (&answer, records.get(&key)) {
-                (Answer::Changed(held), Some(record)) => Some(changed(record, held.clone(), again, now)),
+                (Answer::Changed(held), Some(record)) => {
+                    let record = changed(record, held.clone(), again, now);
+                    Some(explained(&record, wanted, held.as_ref(), cause.clone(), now))
+                }
                 (Answer::Changed(_) | Answer::AlreadySo(_) | Answer::Refused(_) | Answer::Unknown, _) => None,
             };
             *result.lock().unwrap_or_else(PoisonError::into_inner) = answer;
@@ -138,7 +141,7 @@ fn answer(record: &AppRecord, wanted: Wanted, cause: &PowerCause, again: Option<
         return Answer::AlreadySo(held.cloned());
     }
     match declared {
-        Power::Stopped => Answer::Refused("it is declared `power: stopped`: declare it otherwise first".to_owned()),
+        Power::Stopped => Answer::Refused("it is declared `power: stopped`".to_owned()),
         Power::Running | Power::Paused if declared == wanted => Answer::Changed(None),
         Power::Running | Power::Paused => {
             Answer::Changed(Some(PowerOverride { state: wanted, declared, since: now, cause: cause.clone() }))
@@ -164,6 +167,21 @@ fn changed(record: &AppRecord, power: Option<PowerOverride>, again: Option<BootN
         }
         None => AppRecord { power, ..record },
     }
+}
+
+/// The same record, which says who or what has ended a rest here: what is declared anyway leaves nothing else that would.
+fn explained(
+    record: &AppRecord,
+    wanted: Wanted,
+    held: Option<&PowerOverride>,
+    cause: PowerCause,
+    now: Timestamp,
+) -> AppRecord {
+    let declared = record.last_good.spec.app.power.state;
+    let state = wanted.state();
+    let woken =
+        (wanted == Wanted::Running && held.is_none()).then_some(PowerOverride { state, declared, since: now, cause });
+    record.with_usage(|usage| usage.woken = woken)
 }
 
 /// The event of the wake that makes a loop of those before it.

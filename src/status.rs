@@ -220,6 +220,8 @@ impl Reporter {
             workers: guest.map(|guest| guest.workers.iter().map(Into::into).collect()).unwrap_or_default(),
             restarts: guest.map_or(0, facts::restarts),
             power: spec.power.state,
+            from: facts.from().map(Box::new),
+            restored: facts.restored().map(Box::new),
             template: spec.template.clone(),
             resources: (&spec.resources).into(),
             labels: facts.declared.metadata.labels.clone(),

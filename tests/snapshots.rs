@@ -174,6 +174,13 @@ fn a_live_fork_goes_on_where_its_source_is_and_both_are_themselves() {
     assert!(env.iter().any(|(name, value)| name.as_str() == "COLOR" && value.reveal() == Some("red")));
     let of_fork = host.sandbox_of("draft")["from"].clone();
     assert!(of_fork.is_string() && host.sandbox_of("blog")["from"].is_null());
+    let from = host.app("draft")["from"].clone();
+    assert_eq!((text(&from["app"]), &from["id"], from["takenAt"].is_string()), ("blog", &of_fork, true), "{from}");
+    assert!(host.app("draft")["restored"].is_null() && host.app("blog")["from"].is_null());
+    let described =
+        said(&host.run(&["describe", "app", "draft", "--server", &format!("http://{}", host.api_address())]));
+    let line = format!("Began from:  {}@1 of blog, taken at ", text(&from["snapshot"]));
+    assert!(described.contains(&line), "{line} in {described}");
     assert_eq!(host.fetch("draft.localhost", "/").unwrap().status, 200);
     assert_eq!(host.fetch("blog.localhost", "/").unwrap().status, 200);
     assert_no_violations(&host);
@@ -226,10 +233,19 @@ fn a_restore_is_carried_out_once_for_each_token_and_keeps_what_it_replaces() {
     assert_eq!((text(&safety["cause"]["token"]), text(&safety["app"])), ("monday", "blog"));
     let history = said(&host.run(&["history", "blog"]));
     assert!(history.contains("restored") && history.contains("(less than a minute ago) is lost"), "{history}");
-    let after = host.app("blog")["sandbox"].clone();
+    let app = host.app("blog");
+    let (after, told) = (app["sandbox"].clone(), app["restored"].clone());
+    assert_eq!((text(&told["token"]), &told["safety"], &app["from"]), ("monday", &safety["id"], &Value::Null), "{app}");
+    assert_eq!((text(&told["from"]["snapshot"]), &told["from"]["id"]), ("good", &good["id"]), "{app}");
+    assert_eq!((&told["from"]["generation"], &told["from"]["takenAt"]), (&1.into(), &good["takenAt"]), "{app}");
+    let described =
+        said(&host.run(&["describe", "app", "blog", "--server", &format!("http://{}", host.api_address())]));
+    let end = format!("ago, token monday, what was there before is snapshot {}", text(&safety["id"]));
+    assert!(described.contains("Restored:    good@1 of blog, taken at ") && described.contains(&end), "{described}");
     assert_eq!(host.stop_daemon(), Some(0));
     host.start();
     host.wait_converged();
+    assert_eq!(host.app("blog")["restored"], told, "it is remembered");
     host.write_app("blog", "restore: {snapshot: good, token: monday}", "second");
     host.commit("another page");
     host.wait_for("the page", |host| {

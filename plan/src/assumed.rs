@@ -104,6 +104,7 @@ fn record(app: &DesiredApp, revision: &CommitId) -> SandboxRecord {
         host: HostId("assumed".into()),
         disk: disk_id(app),
         from: None,
+        origin: None,
         machine,
         applied: Some(Applied { spec: app.spec.clone(), generation: GENERATION, revision: revision.clone(), at: NOW }),
         intent: Intent::Keep,

@@ -18,7 +18,7 @@ use crate::name::{AppKey, RepoPath, Uid, WorkerName};
 use crate::quantity::{ByteSize, Span};
 use crate::shared::SharedMap;
 
-pub use snapshots::{Kept, Moment, SnapshotCause, SnapshotRecord, SnapshotState};
+pub use snapshots::{Kept, Moment, Origin, OriginRestore, SnapshotCause, SnapshotRecord, SnapshotState};
 
 /// The inventory row of one sandbox: written before anything of it exists, removed after nothing of it is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct SandboxRecord {
     /// The snapshot that its disk began as a copy of, if it did. Until the first spec is applied, it may have yet to begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<SnapshotId>,
+    /// What its state began as, for as long as it has that disk; absent where it began empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
     /// What its microVM was last launched with, or is about to be.
     pub machine: Machine,
     /// The spec that was last carried out in full.
@@ -167,6 +170,9 @@ pub struct Usage {
     /// The paused boot that somebody wants to be gone on from once more, though that has failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub again: Option<BootNonce>,
+    /// Who or what ended its last rest here, where it is declared to run: why it goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub woken: Option<PowerOverride>,
 }
 
 /// A time for which an app does not rest by itself.
@@ -209,7 +215,8 @@ impl AppRecord {
     /// How it is used.
     #[must_use]
     pub fn usage(&self) -> &Usage {
-        static NOTHING: Usage = Usage { used: None, keepalive: None, wakes: Vec::new(), stopped: None, again: None };
+        static NOTHING: Usage =
+            Usage { used: None, keepalive: None, wakes: Vec::new(), stopped: None, again: None, woken: None };
         self.usage.as_deref().unwrap_or(&NOTHING)
     }
 

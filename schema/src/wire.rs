@@ -16,6 +16,7 @@ use crate::name::AppKey;
 mod app;
 mod blocker;
 mod daemon;
+mod origin;
 mod sandbox;
 mod settings;
 mod snapshot;
@@ -27,6 +28,7 @@ pub use app::{
 };
 pub use blocker::{Blocker, BlockerReason};
 pub use daemon::{AppCounts, Limits, RedactedUrl, Source, Status, Usage};
+pub use origin::{Origin, Restored};
 pub use sandbox::{Disk, Sandbox, Vm};
 pub use settings::{Setting, SettingOrigin, Settings};
 pub use snapshot::{Snapshot, SnapshotCause, SnapshotState, SnapshotWanted};

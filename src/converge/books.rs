@@ -108,10 +108,15 @@ impl Books {
         let is_here = action.reasons.iter().any(|reason| matches!(reason, Reason::PowerHere(_)));
         let sandbox = self.ledger.sandbox(&action.sandbox).filter(|_| is_here && action.kind == ActionKind::Stop);
         let Some(sandbox) = sandbox else { return Ok(()) };
+        // One that sleeps is woken for its shutdown.
+        let woken = action
+            .steps
+            .iter()
+            .find_map(|step| if let Step::Resume(machine) = step { Some(&machine.nonce) } else { None });
+        let nonce = woken.unwrap_or(&sandbox.machine.nonce).clone();
         let app = action.app.clone();
         let stopped = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
-            let record =
-                apps.get(&app).map(|app| app.with_usage(|usage| usage.stopped = Some(sandbox.machine.nonce.clone())));
+            let record = apps.get(&app).map(|app| app.with_usage(|usage| usage.stopped = Some(nonce)));
             record.into_iter().collect()
         };
         self.ledger.note(Vec::new(), stopped).await

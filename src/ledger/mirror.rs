@@ -202,7 +202,8 @@ impl Texts {
     }
 
     fn share_sandbox(&mut self, record: &mut SandboxRecord, rows: &Rows) {
-        let SandboxRecord { id, app, uid, host, disk, machine, applied, intent: _, created_at: _, from: _ } = record;
+        let SandboxRecord { id, app, uid, host, disk, machine, applied, intent: _, created_at: _, from: _, origin: _ } =
+            record;
         let Machine { sandbox, app: owner, uid: owner_uid, nonce: _, vcpus: _, memory_mib: _, template, disk: own } =
             machine;
         share_key(&rows.apps, app);

@@ -5,8 +5,9 @@ use setpoint_plan::model::{Action, ActionKind, Block, Hold};
 use setpoint_schema::app::{DesiredApp, Power};
 use setpoint_schema::id::CommitId;
 use setpoint_schema::observed::{
-    AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, PowerCause, PowerOverride, VmState,
+    AppRecord, GuestState, GuestStatus, Health, ObservedSandbox, OriginRestore, PowerCause, PowerOverride, VmState,
 };
+use setpoint_schema::power::WakeOn;
 use setpoint_schema::quantity::Span;
 use setpoint_schema::runtime;
 use setpoint_schema::wire::{self, Phase};
@@ -118,6 +119,21 @@ impl<'a> AppFacts<'a> {
         })
     }
 
+    /// What its state began as, unless a restore has replaced that.
+    pub fn from(&self) -> Option<wire::Origin> {
+        let origin = self.sandbox?.record.origin.as_deref()?;
+        origin.restore.is_none().then(|| origin.into())
+    }
+
+    /// The restore that its state is from, once it is carried out.
+    pub fn restored(&self) -> Option<wire::Restored> {
+        let record = &self.sandbox?.record;
+        record.applied.as_ref()?;
+        let origin = record.origin.as_deref()?;
+        let OriginRestore { token, safety } = origin.restore.as_ref()?;
+        Some(wire::Restored { token: token.clone(), from: origin.into(), safety: safety.clone() })
+    }
+
     /// What keeps it from resting by itself.
     pub fn keepalive(&self) -> Option<wire::Keepalive> {
         self.record?.usage().keepalive.as_ref().map(Into::into)
@@ -201,8 +217,20 @@ impl<'a> AppFacts<'a> {
         match self.declared.spec.runtime().preview() {
             runtime::Preview::None => wire::Preview::None,
             runtime::Preview::Web if is_served => wire::Preview::Up,
-            runtime::Preview::Web if is_starting => wire::Preview::Starting,
-            runtime::Preview::Web => wire::Preview::Down,
+            runtime::Preview::Web => match (self.power(), self.power_here(), is_starting) {
+                (Power::Running, _, true) => wire::Preview::Starting,
+                (Power::Running, _, false) => wire::Preview::Down,
+                (Power::Paused, _, _) => self.asleep(),
+                (Power::Stopped, Some(held), _) if held.is_idle() => self.asleep(),
+                (Power::Stopped, _, _) => wire::Preview::Off,
+            },
+        }
+    }
+
+    fn asleep(&self) -> wire::Preview {
+        match self.declared.spec.app.wake.on {
+            WakeOn::Request => wire::Preview::Asleep,
+            WakeOn::Manual => wire::Preview::Off,
         }
     }
 

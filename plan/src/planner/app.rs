@@ -6,7 +6,9 @@ use setpoint_schema::app::{DesiredApp, PinnedSpec, Power, SandboxSpec};
 use setpoint_schema::disruption::{Disruption, FieldChange};
 use setpoint_schema::id::SpecDigest;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{Applied, DiskRecord, GuestStatus, Intent, ObservedSandbox, SandboxRecord, VmState};
+use setpoint_schema::observed::{
+    AppRecord, Applied, DiskRecord, GuestStatus, Intent, ObservedSandbox, PowerOverride, SandboxRecord, Usage, VmState,
+};
 use setpoint_schema::quantity::ByteSize;
 
 use super::boot::{self, Condition};
@@ -65,6 +67,7 @@ pub(super) fn adopt(world: &World<'_>, key: &AppKey) -> Option<Action> {
         host: world.observed.host.clone(),
         disk: machine.disk.clone(),
         from: None,
+        origin: None,
         machine: machine.clone(),
         applied: None,
         intent: Intent::Keep,
@@ -345,12 +348,29 @@ impl<'a> Case<'a> {
         begin::leave_out(&self.record().id, shot.record)
     }
 
+    /// How it was used, under its name and that which its sandbox has yet.
+    pub fn usages(&self) -> impl Iterator<Item = &'a Usage> {
+        let names = [self.key(), &self.record().app];
+        names.into_iter().filter_map(|key| self.world.memory(key)).map(AppRecord::usage)
+    }
+
     /// Why the microVM rests or runs.
     pub fn power_reason(&self) -> Reason {
         match self.world.power(self.app) {
             (_, Some(held)) => Reason::PowerHere(held.clone()),
-            (power, None) => Reason::PowerChanged(power),
+            (power, None) => match self.woken().filter(|_| power == Power::Running) {
+                Some(woken) => Reason::PowerHere(woken.clone()),
+                None => Reason::PowerChanged(power),
+            },
         }
+    }
+
+    /// Who or what ended its rest, where that was not its declaration.
+    fn woken(&self) -> Option<&'a PowerOverride> {
+        let declared = self.spec().app.power.state;
+        let was_declared = self.applied().is_some_and(|applied| applied.spec.app.power.state == declared);
+        let woken = self.world.memory(self.key())?.usage().woken.as_ref()?;
+        (was_declared && woken.holds_over(declared)).then_some(woken)
     }
 
     /// An action that changes the power state alone: it writes down that one field of the declaration, unless that is written, and

@@ -7,7 +7,7 @@
 use setpoint_schema::app::{Beginning, DesiredApp};
 use setpoint_schema::id::SandboxId;
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{Machine, SandboxRecord, SnapshotRecord};
+use setpoint_schema::observed::{Machine, Origin, OriginRestore, SandboxRecord, SnapshotRecord};
 use setpoint_schema::snapshot::Content;
 
 use super::app::{counted, recorded};
@@ -30,7 +30,7 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp, beginnin
     };
     match world.shelf.beginning(key, beginning) {
         Found::There(shot) => {
-            let record = record(world, app, &sandbox, shot);
+            let record = record(world, app, &sandbox, shot, None);
             action.steps.push(Step::Record(Box::new(record.clone())));
             action.steps.extend(boot::ensure_template(world, app));
             action.steps.extend(up(app, record.machine, shot));
@@ -44,9 +44,29 @@ pub(super) fn create(world: &World<'_>, key: &AppKey, app: &DesiredApp, beginnin
 }
 
 /// The row of a new sandbox that begins from a snapshot, with a disk of its own.
-pub(super) fn record(world: &World<'_>, app: &DesiredApp, sandbox: &SandboxId, shot: Shot<'_>) -> SandboxRecord {
+pub(super) fn record(
+    world: &World<'_>,
+    app: &DesiredApp,
+    sandbox: &SandboxId,
+    shot: Shot<'_>,
+    restore: Option<OriginRestore>,
+) -> SandboxRecord {
     let disk = world.entropy.disk(&app.metadata.key, world.observed);
-    SandboxRecord { from: Some(shot.record.id.clone()), ..boot::new_record(world, app, sandbox.clone(), disk) }
+    let Shot { record, kept, moment: _ } = shot;
+    let origin = Origin {
+        snapshot: record.id.clone(),
+        key: record.key.clone(),
+        generation: record.generation,
+        app: record.app.clone(),
+        taken: kept.at,
+        at: world.now,
+        restore,
+    };
+    SandboxRecord {
+        from: Some(record.id.clone()),
+        origin: Some(Box::new(origin)),
+        ..boot::new_record(world, app, sandbox.clone(), disk)
+    }
 }
 
 /// The way from a row to a guest that answers.

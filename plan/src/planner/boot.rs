@@ -87,8 +87,7 @@ pub(super) fn condition<'a>(case: &Case<'a>) -> Condition<'a> {
 
 /// Whether somebody wants this paused boot to be gone on from once more.
 fn is_tried_again(case: &Case<'_>, nonce: &BootNonce) -> bool {
-    let again = case.world.memory(case.key()).and_then(|memory| memory.usage().again.as_ref());
-    again == Some(nonce)
+    case.usages().any(|usage| usage.again.as_ref() == Some(nonce))
 }
 
 /// The disk that is larger than declared. One that was accepted as it is when the same size was applied stays.
@@ -252,7 +251,9 @@ pub(super) fn anew(case: &Case<'_>) -> Action {
         None => None,
     };
     let from = shot.map(|shot| shot.record.id.clone());
-    let record = SandboxRecord { from, ..new_record(world, case.app, sandbox.clone(), disk.clone()) };
+    // The disk stays what it is, or begins as the same once more.
+    let origin = old.origin.clone().filter(|_| new_disk.is_none() || shot.is_some());
+    let record = SandboxRecord { from, origin, ..new_record(world, case.app, sandbox.clone(), disk.clone()) };
     let mut steps = case.clear_leftovers();
     steps.extend(ensure_template(world, case.app));
     steps.extend(prune::stop(case.kept, case.spec().app.timeouts.stop));
@@ -310,8 +311,7 @@ fn why(case: &Case<'_>, cause: &Cause) -> Option<Reason> {
 
 /// Whether the microVM was shut down on this host though it is declared to run.
 fn was_stopped_here(case: &Case<'_>) -> bool {
-    let stopped = case.world.memory(case.key()).and_then(|memory| memory.usage().stopped.as_ref());
-    stopped == Some(&case.record().machine.nonce)
+    case.usages().any(|usage| usage.stopped.as_ref() == Some(&case.record().machine.nonce))
 }
 
 fn grows(case: &Case<'_>) -> bool {
@@ -332,6 +332,7 @@ pub(super) fn new_record(world: &World<'_>, app: &DesiredApp, sandbox: SandboxId
         id: sandbox,
         disk,
         from: None,
+        origin: None,
     }
 }
 

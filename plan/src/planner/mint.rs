@@ -126,7 +126,8 @@ fn take_in<K: Ord + Sync, V: PartialEq + Send + Sync>(
 /// A spec stands for itself by its digest, which is made once.
 fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
     let ObservedSandbox { record, vm, guest } = sandbox;
-    let SandboxRecord { id, app, uid, host, disk, from, machine, applied, intent, created_at } = &**record;
+    // What it began as long ago is told and decides nothing.
+    let SandboxRecord { id, app, uid, host, disk, from, origin: _, machine, applied, intent, created_at } = &**record;
     let applied =
         applied.as_ref().map(|applied| (applied.spec.digest(), applied.generation, &applied.revision, applied.at));
     scribe.hash(&((id, app, uid, host, disk, from, machine, applied, intent, created_at), vm, guest))
@@ -134,11 +135,11 @@ fn of_sandbox(sandbox: &ObservedSandbox, scribe: &mut Scribe) -> Hash {
 
 fn of_app(app: &AppRecord, scribe: &mut Scribe) -> Hash {
     // Of how it is used, no plan depends on more than this.
-    let Usage { used: _, keepalive: _, wakes: _, stopped, again } = app.usage();
+    let Usage { used: _, keepalive: _, wakes: _, stopped, again, woken } = app.usage();
     let AppRecord { key, generation, digest, last_good, retry, heals, repeats, suspended, power, restored, usage: _ } =
         app;
     let LastGood { app, revision } = last_good;
-    let history = (retry, heals, repeats, suspended, power, restored, stopped, again);
+    let history = (retry, heals, repeats, suspended, power, restored, stopped, again, woken);
     scribe.hash(&(key, generation, digest, &app.metadata, app.spec.digest(), &app.path, revision, history))
 }
 

@@ -8,8 +8,11 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use setpoint_schema::app::{DesiredApp, Restore, Retain};
 use setpoint_schema::disruption::FieldChange;
+use setpoint_schema::id::SnapshotId;
 use setpoint_schema::name::{AppKey, SnapshotKey, SnapshotName};
-use setpoint_schema::observed::{ObservedSandbox, SnapshotCause, SnapshotRecord, SnapshotState, VmState};
+use setpoint_schema::observed::{
+    ObservedSandbox, OriginRestore, SnapshotCause, SnapshotRecord, SnapshotState, VmState,
+};
 use setpoint_schema::quantity::Span;
 use setpoint_schema::snapshot::Content;
 
@@ -75,18 +78,22 @@ fn begin_anew(case: &Case<'_>, restore: &Restore, shot: Shot<'_>) -> Verdict {
         VmState::Running { .. } | VmState::Paused { .. } | VmState::Absent | VmState::Exited { .. } => Content::Disk,
     };
     let sandbox = world.entropy.sandbox(case.key(), world.observed);
-    let record = begin::record(world, case.app, &sandbox, shot);
+    let safety_first = keep(case, restore, safety);
+    let origin =
+        OriginRestore { token: restore.token.clone(), safety: safety_first.as_ref().map(|(safety, _)| safety.clone()) };
+    let keeping = safety_first.map(|(_, steps)| steps).unwrap_or_default();
+    let record = begin::record(world, case.app, &sandbox, shot, Some(origin));
     let mut steps = case.clear_leftovers();
     steps.extend(boot::ensure_template(world, case.app));
     let stop = prune::stop(case.kept, case.spec().app.timeouts.stop);
     match safety {
         Content::Memory => {
-            steps.extend(keep(case, restore, safety));
+            steps.extend(keeping);
             steps.extend(stop);
         }
         Content::Disk => {
             steps.extend(stop);
-            steps.extend(keep(case, restore, safety));
+            steps.extend(keeping);
         }
     }
     steps.extend(prune::remove_vm(case.kept));
@@ -101,11 +108,14 @@ fn begin_anew(case: &Case<'_>, restore: &Restore, shot: Shot<'_>) -> Verdict {
     Verdict::Act(Box::new(Action { sandbox, ..case.action(ActionKind::Replace, Some(reason), steps) }))
 }
 
-/// The steps that keep what is there, unless that is done or there is nothing.
-fn keep(case: &Case<'_>, restore: &Restore, content: Content) -> Vec<Step> {
+/// The snapshot that keeps what is there, unless there is nothing, and the steps to it, which are none if it is there.
+fn keep(case: &Case<'_>, restore: &Restore, content: Content) -> Option<(SnapshotId, Vec<Step>)> {
     let (world, app) = (case.world, case.key());
     let known = world.shelf.safety(app, &restore.token);
-    let (Some(disk), false) = (case.disk, known.is_some_and(|known| known.kept().is_some())) else { return Vec::new() };
+    if let Some(known) = known.filter(|known| known.kept().is_some()) {
+        return Some((known.id.clone(), Vec::new()));
+    }
+    let disk = case.disk?;
     let name = SnapshotName::new(format!("{}-before-restore", app.name));
     let key = SnapshotKey::new(app.team.clone(), name.expect("an app's name with an ending is one of a snapshot"));
     let record = SnapshotRecord {
@@ -124,11 +134,11 @@ fn keep(case: &Case<'_>, restore: &Restore, content: Content) -> Vec<Step> {
         Content::Memory => Some(case.record().machine.nonce.clone()),
         Content::Disk => None,
     };
-    snapshots::take(record, case.kept, nonce).into()
+    Some((record.id.clone(), snapshots::take(record, case.kept, nonce).into()))
 }
 
 fn restoration(case: &Case<'_>, restore: &Restore, shot: Shot<'_>) -> Restoration {
-    let taken = shot.record.kept().map_or(Timestamp::UNIX_EPOCH, |kept| kept.at);
+    let taken = shot.kept.at;
     Restoration {
         snapshot: restore.snapshot.clone(),
         token: restore.token.clone(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use setpoint_schema::app::{Beginning, SnapshotRef};
 use setpoint_schema::id::{Generation, SnapshotId};
 use setpoint_schema::name::{AppKey, SnapshotKey};
-use setpoint_schema::observed::{Moment, Observed, SnapshotCause, SnapshotRecord, SnapshotState};
+use setpoint_schema::observed::{Kept, Moment, Observed, SnapshotCause, SnapshotRecord, SnapshotState};
 
 use crate::desired::Desired;
 
@@ -40,6 +40,7 @@ pub(super) enum Found<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Shot<'a> {
     pub record: &'a SnapshotRecord,
+    pub kept: &'a Kept,
     pub moment: &'a Moment,
 }
 
@@ -133,8 +134,8 @@ impl<'a> Shelf<'a> {
 
     fn found(&self, record: Option<&'a SnapshotRecord>, name: impl Fn() -> String, none: &str) -> Found<'a> {
         let lacks = match record.map(|record| (record, &record.state, &record.moment)) {
-            Some((record, SnapshotState::Kept(_) | SnapshotState::Retained { .. }, Some(moment))) => {
-                return Found::There(Shot { record, moment });
+            Some((record, SnapshotState::Kept(kept) | SnapshotState::Retained { kept, .. }, Some(moment))) => {
+                return Found::There(Shot { record, kept, moment });
             }
             Some((_, SnapshotState::Kept(_) | SnapshotState::Retained { .. }, None)) => {
                 "nothing is known of its moment".to_owned()

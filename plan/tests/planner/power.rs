@@ -5,7 +5,7 @@ use setpoint_plan::render::{Color, Origin, json, text};
 use setpoint_schema::app::Power;
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::observed::{AppRecord, ExitReason, GuestState, PowerCause, PowerOverride, VmState};
-use setpoint_schema::power::{IdleRule, IdleSpec, OnResumeFailure, WakeOn};
+use setpoint_schema::power::{IdleAction, IdleRule, IdleSpec, OnResumeFailure, WakeOn};
 use setpoint_schema::quantity::{ByteSize, Span};
 
 use crate::declare::{Declare, app, key};
@@ -211,6 +211,46 @@ fn saved_memory_that_fails_is_kept_where_that_is_declared_until_somebody_tries_a
     let record = world.memory(&key("blog"));
     *record = record.with_usage(|usage| usage.again = Some(nonce));
     assert_eq!(world.action("blog").kind, ActionKind::Resume);
+}
+
+#[test]
+fn an_app_that_was_stopped_here_and_is_renamed_as_it_is_woken_boots_and_that_is_no_accident() {
+    let stops = |name: &str| {
+        app(name).uid("u1").spec(|spec| {
+            spec.power.idle = IdleRule(Some(IdleSpec { action: IdleAction::Stop, ..IdleSpec::default() }));
+        })
+    };
+    let mut world = World::running([stops("blog")]);
+    world.let_rest(&key("blog"));
+    world.settle();
+    assert!(!world.is_running("blog"));
+    world.wake(&key("blog"), PowerCause::Request);
+    world.declare([stops("journal")]);
+    let action = world.action("journal");
+    assert_eq!(action.kind, ActionKind::Reboot);
+    assert!(!action.reasons.iter().any(Reason::is_heal), "{:?}", action.reasons);
+    world.settle();
+    assert!(world.is_running("journal"));
+}
+
+#[test]
+fn an_app_that_goes_on_though_nothing_else_is_declared_says_who_wanted_it() {
+    let by = || PowerCause::Asked { by: "uid 1000".to_owned() };
+    for cause in [PowerCause::Request, by()] {
+        let mut world = World::running([app("blog")]);
+        world.put_power(&key("blog"), Some(Power::Paused), by());
+        world.settle();
+        world.wake(&key("blog"), cause.clone());
+        let action = world.action("blog");
+        let [Reason::PowerHere(why)] = &action.reasons[..] else { panic!("{:?}", action.reasons) };
+        assert_eq!((action.kind, why.state, &why.cause), (ActionKind::Resume, Power::Running, &cause));
+        world.settle();
+        // What is declared later is a reason of its own.
+        world.declare([app("blog").power(Power::Paused)]);
+        world.settle();
+        world.declare([app("blog")]);
+        assert_eq!(world.action("blog").reasons, [Reason::PowerChanged(Power::Running)]);
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use setpoint_plan::model::{ActionKind, Block, Hold};
 use setpoint_plan::render;
 use setpoint_schema::app::{Beginning, DesiredApp, Power, Prune, Restore, Retain, Shrink, SnapshotRef};
 use setpoint_schema::name::AppKey;
-use setpoint_schema::observed::{ExitReason, GuestState, Limits, PowerCause, PowerOverride, VmState};
-use setpoint_schema::power::{OnResumeFailure, WakeOn};
+use setpoint_schema::observed::{ExitReason, GuestState, Limits, PowerCause, VmState};
+use setpoint_schema::power::{IdleAction, IdleRule, IdleSpec, OnResumeFailure, WakeOn};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::snapshot::{Content, DesiredSnapshot};
 
@@ -54,8 +54,14 @@ pub enum Happening {
     Kill(usize),
     Silence(usize),
     LoseRecord(usize),
-    /// A power state is asked for here, as by `setpoint pause` or idleness, or what was asked is lifted.
+    /// A power state is asked for here, as by `setpoint pause`, or what was asked is lifted.
     Ask(usize, Option<Power>),
+    /// Nobody has used an app for as long as it says.
+    Rest(usize),
+    /// A request comes for an app.
+    Request(usize),
+    /// Somebody here wants an app to run, also where it could not go on.
+    Wake(usize),
     /// A snapshot is asked for here.
     AskSnapshot(usize),
     SpoilMemory(usize),
@@ -77,6 +83,9 @@ impl fmt::Debug for Happening {
             Self::Silence(which) => write!(f, "silence {which}"),
             Self::LoseRecord(which) => write!(f, "lose record {which}"),
             Self::Ask(which, power) => write!(f, "ask {which} {power:?}"),
+            Self::Rest(which) => write!(f, "rest {which}"),
+            Self::Request(which) => write!(f, "request {which}"),
+            Self::Wake(which) => write!(f, "wake {which}"),
             Self::AskSnapshot(which) => write!(f, "ask for a snapshot of {which}"),
             Self::SpoilMemory(which) => write!(f, "spoil memory {which}"),
             Self::Pass(fault) => write!(f, "pass {fault:?}"),
@@ -90,8 +99,8 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
     let content = (1..=3_u32, 1..=2_u32, 1..=2_u32, 1..=2_u32);
     let policy = (0..=9_u32, 0..=9_u32, prop::bool::ANY, prop::bool::ANY, any::<u8>());
     let policy = (policy, prop::sample::select(WINDOWS.to_vec()));
-    let moments = (0..=9_u8, 0..=7_u8);
-    (machine, content, policy, moments).prop_map(move |(machine, content, policy, (begins, restores))| {
+    let moments = (0..=9_u8, 0..=7_u8, 0..=3_u8);
+    (machine, content, policy, moments).prop_map(move |(machine, content, policy, (begins, restores, rests))| {
         let (memory, disk, other_template, vcpus) = machine;
         let (files, command, health, build) = content;
         let ((power, prune, shrinks, retains, dependencies), windows) = policy;
@@ -121,6 +130,7 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
                 spec.suspend = prune == 9;
                 spec.power.on_resume_failure =
                     if prune % 4 == 3 { OnResumeFailure::Alert } else { OnResumeFailure::Boot };
+                spec.power.idle = IdleRule(idle(rests));
                 spec.wake.on = if prune == 8 { WakeOn::Manual } else { WakeOn::Request };
                 spec.resources.shrink = if shrinks { Shrink::Replace } else { Shrink::Refuse };
                 // What an app begins as comes before it, too; it may go back to what is its own.
@@ -137,6 +147,16 @@ fn declaration(name: &'static str) -> impl Strategy<Value = DesiredApp> {
                 spec.restore = (restores < 4 && (earlier(of) || of == name)).then_some(restore);
             })
     })
+}
+
+/// Half of all apps rest by themselves, in one way or the other.
+fn idle(rests: u8) -> Option<IdleSpec> {
+    let action = match rests {
+        0 => IdleAction::Pause,
+        1 => IdleAction::Stop,
+        _ => return None,
+    };
+    Some(IdleSpec { action, ..IdleSpec::default() })
 }
 
 fn moment((name, of): (&'static str, &'static str)) -> impl Strategy<Value = DesiredSnapshot> {
@@ -190,6 +210,9 @@ pub fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<usize>().prop_map(Happening::Silence),
         1 => any::<usize>().prop_map(Happening::LoseRecord),
         2 => (any::<usize>(), prop::option::of(power)).prop_map(|(which, power)| Happening::Ask(which, power)),
+        3 => any::<usize>().prop_map(Happening::Rest),
+        2 => any::<usize>().prop_map(Happening::Request),
+        1 => any::<usize>().prop_map(Happening::Wake),
         1 => any::<usize>().prop_map(Happening::AskSnapshot),
         1 => any::<usize>().prop_map(Happening::SpoilMemory),
         8 => fault.prop_map(Happening::Pass),
@@ -220,7 +243,16 @@ pub fn happen(world: &mut World, happening: Happening) {
                 world.observed.unrecorded.push(lost.record.machine.clone());
             }
         }
-        Happening::Ask(which, power) => ask(world, which, power),
+        Happening::Ask(which, power) => {
+            let cause = PowerCause::Asked { by: "uid 1000".to_owned() };
+            nth_declared(world, which, |world, app| world.put_power(app, power, cause));
+        }
+        Happening::Rest(which) => nth_declared(world, which, World::let_rest),
+        Happening::Request(which) => nth_declared(world, which, |world, app| world.wake(app, PowerCause::Request)),
+        Happening::Wake(which) => {
+            let cause = PowerCause::Asked { by: "uid 1000".to_owned() };
+            nth_declared(world, which, |world, app| world.wake(app, cause));
+        }
         Happening::SpoilMemory(which) => spoil(world, which),
         Happening::Pass(fault) => careful_pass(world, fault),
         Happening::Expire => {
@@ -229,14 +261,12 @@ pub fn happen(world: &mut World, happening: Happening) {
     }
 }
 
-/// Asks for a power state on this host, or for none in place of the declared one.
-fn ask(world: &mut World, which: usize, power: Option<Power>) {
+/// Does something about one of the declared apps, if there are any.
+fn nth_declared(world: &mut World, which: usize, act: impl FnOnce(&mut World, &AppKey)) {
     let keys: Vec<_> = world.desired.apps.keys().cloned().collect();
-    let Some(key) = which.checked_rem(keys.len()).map(|at| &keys[at]) else { return };
-    let declared = world.desired.apps.get(key).unwrap().spec.app.power.state;
-    let since = world.now;
-    let cause = PowerCause::Idle { since };
-    world.memory(key).power = power.map(|state| PowerOverride { state, declared, since, cause });
+    if let Some(at) = which.checked_rem(keys.len()) {
+        act(world, &keys[at]);
+    }
 }
 
 /// Asks for a snapshot on this host.
@@ -373,6 +403,35 @@ proptest! {
         prop_assert_eq!(end.held, again.held);
         prop_assert_eq!(snapshots, world.observed.snapshots.clone());
         prop_assert_eq!(sandboxes, world.observed.sandboxes);
+    }
+
+    #[test]
+    fn whoever_rests_is_as_declared_and_goes_on_when_it_is_wanted(
+        last in revision(),
+        rests in prop::collection::vec(any::<usize>(), 1..6),
+    ) {
+        let mut world = World::new();
+        world.declare_with(last.apps, last.snapshots);
+        world.settle();
+        let before = world.observed.sandboxes.clone();
+        for which in rests {
+            nth_declared(&mut world, which, World::let_rest);
+        }
+        world.settle();
+        let (end, disks) = (world.last.clone().unwrap(), world.observed.disks.clone());
+        world.pass(Fault::None);
+        prop_assert_eq!(&end.held, &world.last.as_ref().unwrap().held, "a rest is no drift");
+        prop_assert_eq!(end.actions.len(), world.last.as_ref().unwrap().actions.len());
+        let resting: Vec<_> = world.observed.apps.iter().filter(|(_, app)| app.power.is_some()).collect();
+        let resting: Vec<AppKey> = resting.into_iter().map(|(key, _)| key.clone()).collect();
+        resting.iter().for_each(|app| world.wake(app, PowerCause::Request));
+        world.settle();
+        let heals = world.observed.apps.values().map(|app| app.heals.len()).sum::<usize>();
+        prop_assert_eq!(heals, 0, "waking is no accident");
+        prop_assert_eq!(disks, world.observed.disks.clone());
+        for (id, sandbox) in before.iter().filter(|(_, sandbox)| matches!(sandbox.vm, VmState::Running { .. })) {
+            prop_assert!(matches!(world.observed.sandboxes[id].vm, VmState::Running { .. }), "{}", sandbox.record.app);
+        }
     }
 
     #[test]

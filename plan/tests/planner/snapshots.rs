@@ -288,6 +288,10 @@ fn a_restore_keeps_what_is_there_and_goes_back_once() {
     world.settle();
     assert!(is_converged(&world), "{:#?}", world.plan());
     let safety = world.snapshot("blog-before-restore");
+    let origin = world.sandbox("blog").record.origin.clone().unwrap();
+    assert_eq!((origin.snapshot, origin.app), (world.snapshot("nightly").id.clone(), key("blog")));
+    let told = origin.restore.unwrap();
+    assert_eq!((told.token.as_str(), told.safety), ("first", Some(safety.id.clone())));
     assert!(matches!(safety.state, SnapshotState::Retained { .. }));
     assert_ne!(world.sandbox("blog").record.disk, old.disk);
     assert!(world.observed.disks.contains_key(&old.disk), "its disk is retained as other replaced disks are");
@@ -299,6 +303,11 @@ fn a_restore_keeps_what_is_there_and_goes_back_once() {
     world.declare_with([restored()], nightly());
     world.settle();
     assert_eq!(world.restores.values().sum::<u32>(), 2, "a token is carried out once, also where git goes back to it");
+    let origin = world.sandbox("blog").record.origin.clone();
+    assert_eq!(origin.as_ref().unwrap().restore.as_ref().unwrap().token, "second");
+    world.declare_with([restored().template("t2")], nightly());
+    world.settle();
+    assert_eq!(world.sandbox("blog").record.origin, origin, "another microVM goes on with the same disk");
     assert!(is_converged(&world));
 }
 

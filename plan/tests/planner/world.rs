@@ -3,6 +3,9 @@
 //! It is a model apart from the planner. It panics on whatever would be harm on a real host: two boots of one sandbox, two
 //! microVMs on one disk, a microVM without a row, data deleted before its time.
 
+mod deeds;
+mod wishes;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,19 +16,17 @@ use setpoint_plan::desired::{Completeness, Desired};
 use setpoint_plan::model::{Action, ActionKind, Block, HeldSnapshot, Hold, Plan, Reason, SnapshotHold, Step};
 use setpoint_plan::planner::{Entropy, Inputs, Planner, plan};
 use setpoint_plan::repeats;
-use setpoint_schema::app::{DesiredApp, Retain};
+use setpoint_schema::app::DesiredApp;
 use setpoint_schema::disruption::Disruption;
 use setpoint_schema::id::{BootNonce, DiskId, Generation, HostId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
 use setpoint_schema::name::{AppKey, DirName};
 use setpoint_schema::observed::{
-    AppRecord, Applied, BuildState, DiskRecord, DiskState, ExitReason, GuestState, GuestStatus, Health, Intent, Kept,
-    LastGood, Limits, Machine, Observed, ObservedSandbox, ProcessState, Retry, SnapshotCause, SnapshotRecord,
-    SnapshotState, VmState, WebStatus, WorkerStatus,
+    AppRecord, ExitReason, GuestState, GuestStatus, Intent, LastGood, Limits, Observed, ObservedSandbox, Retry,
+    SnapshotRecord, VmState,
 };
 use setpoint_schema::quantity::ByteSize;
-use setpoint_schema::runtime::ProcessSet;
 use setpoint_schema::shared::SharedMap;
-use setpoint_schema::snapshot::{Content, DesiredSnapshot, default_retain};
+use setpoint_schema::snapshot::DesiredSnapshot;
 use setpoint_schema::window::Opening;
 
 use crate::declare::{desired, key};
@@ -45,6 +46,8 @@ pub struct World {
     pub copies: BTreeMap<DiskId, (SnapshotId, BTreeSet<DirName>)>,
     /// How often each app went back to a snapshot, by token.
     pub restores: BTreeMap<(AppKey, String), u32>,
+    /// The boots that were shut down because they were to rest here.
+    rested: BTreeMap<SandboxId, BootNonce>,
     /// The plan of the last pass.
     pub last: Option<Plan>,
     entropy: u8,
@@ -103,6 +106,7 @@ impl World {
             shots: BTreeMap::new(),
             copies: BTreeMap::new(),
             restores: BTreeMap::new(),
+            rested: BTreeMap::new(),
             last: None,
             entropy: 0,
             rounds: 0,
@@ -134,34 +138,6 @@ impl World {
         let keyed = |snapshot: DesiredSnapshot| (snapshot.metadata.key.clone(), Arc::new(snapshot));
         self.desired.snapshots = snapshots.into_iter().map(keyed).collect();
         self.remember();
-    }
-
-    /// Somebody on this host asks for a snapshot.
-    pub fn ask_for_snapshot(&mut self, id: &str, name: &str, of: &AppKey, content: Content) {
-        let record = SnapshotRecord {
-            id: SnapshotId(id.to_owned()),
-            key: name.parse().unwrap(),
-            app: of.clone(),
-            generation: Generation(1),
-            cause: SnapshotCause::Asked { by: "uid 1000".to_owned() },
-            content,
-            exclude: BTreeSet::new(),
-            retain: default_retain(),
-            moment: None,
-            state: SnapshotState::Wanted { since: self.now },
-        };
-        self.observed.snapshots.insert(record.id.clone(), Arc::new(record));
-    }
-
-    /// A try to take a snapshot has failed.
-    fn fail_to_take(&mut self, snapshot: &SnapshotId) {
-        let now = self.now;
-        let Some(record) = self.observed.snapshots.get_mut(snapshot).map(Arc::make_mut) else { return };
-        let failures = match &record.state {
-            SnapshotState::Failed { failures, .. } => failures + 1,
-            _ => 1,
-        };
-        record.state = SnapshotState::Failed { reason: "a step failed".to_owned(), at: now, failures };
     }
 
     /// The only snapshot in the inventory of this name.
@@ -220,7 +196,10 @@ impl World {
         let remembering = self.planner.borrow_mut().plan(&inputs);
         assert_eq!(remembering, made, "what a planner remembers changes no plan");
         assert_eq!(check(&made, &self.desired, &self.observed), [], "{made:#?}");
-        made.actions.iter().for_each(|action| self.assert_in_window(action));
+        for action in &made.actions {
+            self.assert_in_window(action);
+            self.assert_no_accident(action);
+        }
         made
     }
 
@@ -265,6 +244,7 @@ impl World {
                 let now = self.now;
                 self.memory(&action.app).heals.push(now);
             }
+            self.note_stop(action);
             match self.carry_out(action, fault, &mut steps) {
                 Ended::Done => self.note_repeats(action),
                 // A snapshot that fails is tried again by itself, and in nobody's way.
@@ -348,290 +328,6 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, action: &Action, fault: Fault, steps: &mut usize) -> Ended {
-        for step in &action.steps {
-            let place = *steps;
-            *steps += 1;
-            match fault {
-                Fault::Fails(at) if at == place => {
-                    if let Step::TakeSnapshot { snapshot, .. } = step {
-                        self.fail_to_take(snapshot);
-                    }
-                    return Ended::Failed;
-                }
-                Fault::Killed(at) if at <= place => return Ended::Killed,
-                Fault::FailsAfter(at) if at == place => {
-                    self.apply(action, step);
-                    return Ended::Failed;
-                }
-                Fault::None | Fault::Fails(_) | Fault::FailsAfter(_) | Fault::Killed(_) => self.apply(action, step),
-            }
-        }
-        Ended::Done
-    }
-
-    fn apply(&mut self, action: &Action, step: &Step) {
-        match step {
-            Step::Record(record) => {
-                let id = record.id.clone();
-                if action.kind == ActionKind::Adopt {
-                    self.observed.unrecorded.retain(|machine| machine.sandbox != id);
-                    // Adopted ones run: see `lose_record`.
-                    let (nonce, since) = (record.machine.nonce.clone(), self.now);
-                    let vm = VmState::Running { nonce, since };
-                    let guest = GuestState::Connecting { since };
-                    let adopted = ObservedSandbox { record: (**record).clone().into(), vm, guest };
-                    self.observed.sandboxes.insert(id, Arc::new(adopted));
-                    return;
-                }
-                let new = ObservedSandbox {
-                    record: (**record).clone().into(),
-                    vm: VmState::Absent,
-                    guest: GuestState::Absent,
-                };
-                match self.observed.sandboxes.get_mut(&id) {
-                    Some(known) => Arc::make_mut(known).record = (**record).clone().into(),
-                    None => drop(self.observed.sandboxes.insert(id, Arc::new(new))),
-                }
-            }
-            Step::EnsureTemplate { digest, .. } => {
-                self.templates.insert(digest.clone());
-            }
-            Step::EnsureDisk { disk, app, size } => self.ensure_disk(disk, app, *size),
-            Step::GrowDisk { sandbox, size } => self.guest(sandbox).disk = *size,
-            Step::Launch(machine) => self.launch(machine),
-            Step::Pause { sandbox, nonce, snapshot: _ } => self.pause(sandbox, nonce),
-            Step::Resume(machine) => self.resume(machine),
-            Step::AwaitAgent { sandbox, .. } => self.answer(sandbox),
-            Step::SyncFiles { sandbox, tree, .. } => {
-                self.guest(sandbox).tree = Some(tree.clone());
-                let disk = self.observed.sandboxes[sandbox].record.disk.clone();
-                self.files.insert(disk, tree.clone());
-            }
-            Step::ApplyProcesses { sandbox, set, .. } => start(self.guest(sandbox), set),
-            Step::Stop { sandbox, .. } => {
-                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-                sandbox.vm = VmState::Exited { reason: ExitReason::Shutdown };
-                sandbox.guest = GuestState::Absent;
-            }
-            Step::RemoveVm(sandbox) => {
-                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-                assert!(!matches!(sandbox.vm, VmState::Running { .. }), "a running microVM is removed");
-                sandbox.vm = VmState::Absent;
-            }
-            Step::ReleaseDisk { disk, keep } => self.release(disk, keep.as_ref()),
-            Step::RecordApplied { sandbox, spec, generation, revision } => {
-                let (spec, revision) = (spec.clone(), revision.clone());
-                let applied = Applied { spec, generation: *generation, revision, at: self.now };
-                let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-                Arc::make_mut(&mut sandbox.record).applied = Some(applied);
-            }
-            Step::Forget(sandbox) => {
-                let gone = self.observed.sandboxes.remove(sandbox);
-                assert_eq!(gone.unwrap().vm, VmState::Absent, "a microVM is left without a row");
-            }
-            Step::RecordSnapshot(record) => {
-                self.observed.snapshots.insert(record.id.clone(), Arc::new((**record).clone()));
-            }
-            Step::TakeSnapshot { snapshot, sandbox, nonce, disk, content } => {
-                self.take(snapshot, sandbox, nonce.as_ref(), disk, *content);
-            }
-            Step::LaunchFrom { machine, snapshot, size } => self.launch_from(action, machine, snapshot, *size),
-            Step::CopyDisk { disk, app, size, snapshot } => self.copy_disk(disk, app, *size, snapshot),
-            Step::LeaveOut { sandbox, snapshot, names } => {
-                assert_eq!(self.guest(sandbox).processes, None, "directories go from under a process");
-                let disk = self.observed.sandboxes[sandbox].record.disk.clone();
-                let (copied, left_out) = self.copies.get_mut(&disk).expect("the disk is a copy");
-                assert_eq!(copied, snapshot);
-                left_out.extend(names.iter().cloned());
-            }
-            Step::RemoveSnapshot(snapshot) => {
-                assert_eq!(self.observed.snapshots[snapshot].state, SnapshotState::Leaving);
-                let unbegun = self.observed.sandboxes.values().filter(|one| one.record.applied.is_none());
-                let used = unbegun.filter(|one| one.record.from.as_ref() == Some(snapshot)).count();
-                assert_eq!(used, 0, "a snapshot goes that something begins from");
-                self.shots.remove(snapshot);
-            }
-            Step::ForgetSnapshot(snapshot) => {
-                assert!(!self.shots.contains_key(snapshot), "a snapshot is left without a row");
-                self.observed.snapshots.remove(snapshot);
-            }
-            Step::RecordRestored { app, token } => {
-                if action.kind == ActionKind::Replace
-                    && action.reasons.iter().any(|reason| matches!(reason, Reason::Restore(_)))
-                {
-                    *self.restores.entry((app.clone(), token.clone())).or_default() += 1;
-                }
-                let memory = self.memory(app);
-                memory.restored = memory.restored_with(token);
-            }
-        }
-    }
-
-    fn take(
-        &mut self,
-        snapshot: &SnapshotId,
-        sandbox: &SandboxId,
-        nonce: Option<&BootNonce>,
-        disk: &DiskId,
-        content: Content,
-    ) {
-        let known = &self.observed.sandboxes[sandbox];
-        assert_eq!(known.record.disk, *disk);
-        let guest = match (&known.vm, nonce, &known.guest) {
-            (VmState::Running { nonce: running, .. }, Some(nonce), GuestState::Answering(status)) => {
-                assert_eq!(running, nonce);
-                (content == Content::Memory).then(|| GuestStatus::clone(status))
-            }
-            (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, None, _)
-                if content == Content::Disk =>
-            {
-                None
-            }
-            other => panic!("a snapshot of {other:?}"),
-        };
-        let size = self.observed.disks[disk].size;
-        let shot = Shot { files: self.files.get(disk).cloned(), size, guest };
-        self.shots.entry(snapshot.clone()).or_insert(shot);
-        let record = Arc::make_mut(self.observed.snapshots.get_mut(snapshot).expect("a row before the snapshot"));
-        let moment = record.moment.as_ref().expect("a moment");
-        assert_eq!((&moment.sandbox, moment.disk), (sandbox, size));
-        record.state = SnapshotState::Kept(Kept { at: self.now, bytes: ByteSize::mib(1), stopped_ms: 3 });
-    }
-
-    fn launch_from(&mut self, action: &Action, machine: &Machine, snapshot: &SnapshotId, size: ByteSize) {
-        if !self.copies.contains_key(&machine.disk) {
-            assert!(!self.observed.disks.contains_key(&machine.disk), "a disk is copied over");
-            let shot = self.shots.get(snapshot).expect("the snapshot is there").clone();
-            assert_eq!(shot.size, size);
-            let guest = shot.guest.expect("its memory was kept");
-            self.saved.insert(machine.sandbox.clone(), guest);
-            self.copy(&machine.disk, &action.app, size, snapshot);
-            let saved = self.saved[&machine.sandbox].clone();
-            self.launch(machine);
-            self.saved.insert(machine.sandbox.clone(), saved);
-        } else {
-            self.launch(machine);
-        }
-    }
-
-    fn copy_disk(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize, snapshot: &SnapshotId) {
-        if !self.copies.contains_key(disk) {
-            self.copy(disk, app, size, snapshot);
-        }
-    }
-
-    fn copy(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize, snapshot: &SnapshotId) {
-        let shot = &self.shots[snapshot];
-        assert!(size >= shot.size, "a disk is cut short");
-        self.files.extend(shot.files.clone().map(|files| (disk.clone(), files)));
-        self.copies.insert(disk.clone(), (snapshot.clone(), BTreeSet::new()));
-        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
-        self.observed.disks.insert(disk.clone(), Arc::new(record));
-    }
-
-    fn ensure_disk(&mut self, disk: &DiskId, app: &AppKey, size: ByteSize) {
-        let present = self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default();
-        assert!(size >= present, "a disk shrinks");
-        let record = DiskRecord { id: disk.clone(), app: app.clone(), size, state: DiskState::InUse };
-        self.observed.disks.insert(disk.clone(), Arc::new(record));
-    }
-
-    fn launch(&mut self, machine: &setpoint_schema::observed::Machine) {
-        assert!(self.templates.contains(&machine.template), "a template is missing");
-        assert!(self.observed.disks.contains_key(&machine.disk), "a disk is missing");
-        let others = self.observed.sandboxes.values().filter(|other| other.record.disk == machine.disk);
-        for other in others {
-            assert!(!matches!(other.vm, VmState::Running { .. }), "two microVMs on one disk, or two boots of one");
-        }
-        let sandbox = self.observed.sandboxes.get_mut(&machine.sandbox).expect("a row before the microVM");
-        let sandbox = Arc::make_mut(sandbox);
-        assert_eq!(sandbox.record.machine, *machine);
-        self.saved.remove(&machine.sandbox);
-        sandbox.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
-        sandbox.guest = GuestState::Connecting { since: self.now };
-    }
-
-    fn pause(&mut self, sandbox: &SandboxId, boot: &BootNonce) {
-        let known = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-        let VmState::Running { nonce, .. } = &known.vm else { panic!("nothing runs that could be paused") };
-        assert_eq!(nonce, boot);
-        let GuestState::Answering(status) = &known.guest else { panic!("a guest is paused that cannot be quiesced") };
-        self.saved.insert(sandbox.clone(), GuestStatus::clone(status));
-        known.vm = VmState::Paused { nonce: boot.clone(), since: self.now, bytes: ByteSize::mib(1), fault: None };
-        known.guest = GuestState::Absent;
-    }
-
-    fn resume(&mut self, machine: &setpoint_schema::observed::Machine) {
-        let known = Arc::make_mut(self.observed.sandboxes.get_mut(&machine.sandbox).unwrap());
-        assert_eq!(known.record.machine, *machine);
-        assert!(matches!(known.vm, VmState::Paused { fault: None, .. }), "there is nothing to go on from");
-        known.vm = VmState::Running { nonce: machine.nonce.clone(), since: self.now };
-        known.guest = GuestState::Connecting { since: self.now };
-    }
-
-    fn answer(&mut self, sandbox: &SandboxId) {
-        let sandbox = Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap());
-        let VmState::Running { nonce, .. } = &sandbox.vm else { panic!("nothing runs that could answer") };
-        if let Some(saved) = self.saved.remove(&sandbox.record.id) {
-            sandbox.guest = GuestState::Answering(Arc::new(GuestStatus { nonce: nonce.clone(), ..saved }));
-            return;
-        }
-        let disk = &sandbox.record.disk;
-        let status = GuestStatus {
-            nonce: nonce.clone(),
-            tree: self.files.get(disk).cloned(),
-            processes: None,
-            build: BuildState::None,
-            web: None,
-            workers: Vec::new(),
-            disk: self.observed.disks.get(disk).map(|disk| disk.size).unwrap_or_default(),
-        };
-        sandbox.guest = GuestState::Answering(Arc::new(status));
-    }
-
-    /// Agents that were still booting have come up by the next pass.
-    fn agents_answer(&mut self) {
-        let connecting: Vec<_> = self
-            .observed
-            .sandboxes
-            .values()
-            .filter(|sandbox| matches!(sandbox.guest, GuestState::Connecting { .. }))
-            .map(|sandbox| sandbox.record.id.clone())
-            .collect();
-        connecting.iter().for_each(|sandbox| self.answer(sandbox));
-    }
-
-    fn guest(&mut self, sandbox: &SandboxId) -> &mut GuestStatus {
-        match &mut Arc::make_mut(self.observed.sandboxes.get_mut(sandbox).unwrap()).guest {
-            GuestState::Answering(status) => Arc::make_mut(status),
-            other => panic!("{sandbox} does not answer: {other:?}"),
-        }
-    }
-
-    fn release(&mut self, disk: &DiskId, keep: Option<&DiskState>) {
-        let users = self.observed.sandboxes.values().filter(|sandbox| sandbox.record.disk == *disk);
-        for user in users {
-            assert_eq!(user.vm, VmState::Absent, "a disk is released under its microVM");
-        }
-        let Some(record) = self.observed.disks.get_mut(disk).map(Arc::make_mut) else { return };
-        match keep {
-            Some(state) => record.state = state.clone(),
-            None => {
-                match record.state {
-                    DiskState::Retained { until } => assert!(until <= self.now, "a disk is deleted before its time"),
-                    DiskState::InUse => {
-                        let retain = self.observed.apps.get(&record.app).map(|app| app.last_good.spec.app.retain);
-                        assert_eq!(retain, Some(Retain::None), "a disk is deleted that should be kept");
-                    }
-                }
-                self.observed.disks.remove(disk);
-                self.files.remove(disk);
-                self.copies.remove(disk);
-            }
-        }
-    }
-
     /// The store forgets a sandbox whose microVM runs on.
     pub fn lose_record(&mut self, app: &str) {
         let id = self.sandbox(app).record.id.clone();
@@ -683,16 +379,6 @@ fn next_opening(plan: &Plan) -> Option<Timestamp> {
         _ => None,
     });
     openings.min()
-}
-
-/// Every declared process comes up, and the build succeeds.
-fn start(guest: &mut GuestStatus, set: &ProcessSet) {
-    let ProcessSet { runtime, .. } = set;
-    let up = ProcessState::Running { restarts: 0 };
-    guest.processes = Some(set.digest());
-    guest.web = runtime.web.as_ref().map(|_| WebStatus { process: up.clone(), health: Health::Healthy });
-    guest.workers =
-        runtime.workers.iter().map(|worker| WorkerStatus { name: worker.name.clone(), process: up.clone() }).collect();
 }
 
 /// The names of an action's steps.

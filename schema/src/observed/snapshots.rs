@@ -56,6 +56,35 @@ pub struct Moment {
     pub tree: Option<TreeDigest>,
 }
 
+/// What the state of a sandbox began as. It says so also once the snapshot is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// What it was called.
+    pub key: SnapshotKey,
+    /// Which of that name it was.
+    pub generation: Generation,
+    /// The app of which it kept a moment.
+    pub app: AppKey,
+    /// That moment.
+    pub taken: Timestamp,
+    /// When the sandbox began as it.
+    pub at: Timestamp,
+    /// The restore that it was; absent where the app was made so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<OriginRestore>,
+}
+
+/// A restore that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginRestore {
+    /// Its token.
+    pub token: String,
+    /// The snapshot that keeps what it replaced; absent where there was nothing to keep.
+    pub safety: Option<SnapshotId>,
+}
+
 /// Who or what wants a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

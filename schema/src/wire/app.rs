@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::blocker::Blocker;
+use super::origin::{Origin, Restored};
 use crate::app::Power;
 use crate::id::{CommitId, Generation, SandboxId};
 use crate::name::{AppKey, AppName, Team, TemplateName, WorkerName};
@@ -71,6 +72,10 @@ pub struct App {
     pub restarts: u32,
     /// Whether the microVM is declared to run.
     pub power: Power,
+    /// What the app's state began as, where it was made so; null where it began empty, and once a restore has replaced that.
+    pub from: Option<Box<Origin>>,
+    /// The restore that its state is from; null where there was none.
+    pub restored: Option<Box<Restored>>,
     /// What the microVM starts from.
     pub template: TemplateName,
     /// The microVM's declared size.
@@ -325,6 +330,10 @@ pub enum Preview {
     Starting,
     /// The ingress serves it.
     Up,
+    /// It is at rest, and a request wakes it.
+    Asleep,
+    /// It is at rest, and no request wakes it.
+    Off,
     /// It should be there and is not.
     Down,
 }

@@ -55,6 +55,11 @@ impl WholeApp {
             lines.add("Override", &suspended_here(here, now));
         }
         lines.add_all("Depends on", &self.dependency_lines(page, now));
+        lines.add_all("Began from", &app.from.iter().map(|from| origin(from, now)).collect::<Vec<_>>());
+        lines.add_all(
+            "Restored",
+            &app.restored.iter().map(|restored| self::restored(restored, now)).collect::<Vec<_>>(),
+        );
         lines.add("Template", app.template.as_str());
         lines.add("Resources", &format!("{vcpus} vcpu, {memory} memory, {disk} disk"));
         lines.add("Power", &power(app, now));
@@ -103,6 +108,19 @@ impl Whole for WholeApp {
         }
         text
     }
+}
+
+/// The moment that its state began as.
+fn origin(origin: &wire::Origin, now: Timestamp) -> String {
+    let wire::Origin { app, snapshot: _, generation: _, id: _, taken_at, at } = origin;
+    format!("{} of {app}, taken at {taken_at:.0}; {} ago", origin.name(), age(*at, now))
+}
+
+/// The restore that its state is from.
+fn restored(restored: &wire::Restored, now: Timestamp) -> String {
+    let wire::Restored { token, from, safety } = restored;
+    let safety = safety.as_ref().map(|safety| format!(", what was there before is snapshot {safety}"));
+    format!("{}, token {}{}", origin(from, now), harmless(token), safety.unwrap_or_default())
 }
 
 /// What an app waits for, since when, and until when where that is known.

@@ -200,6 +200,8 @@ pub const fn preview(preview: wire::Preview) -> &'static str {
         wire::Preview::None => "none",
         wire::Preview::Starting => "starting",
         wire::Preview::Up => "up",
+        wire::Preview::Asleep => "asleep",
+        wire::Preview::Off => "off",
         wire::Preview::Down => "down",
     }
 }

@@ -90,6 +90,7 @@ fn sandbox_record(machine: &Machine, host: &HostId, now: Timestamp) -> SandboxRe
         host: host.clone(),
         disk: machine.disk.clone(),
         from: None,
+        origin: None,
         machine: machine.clone(),
         applied: None,
         intent: Intent::Keep,
