@@ -92,6 +92,8 @@ pub(super) struct Book {
     looks: BTreeSet<(Timestamp, AppKey)>,
     /// Those whose last use is to be written down.
     unwritten: BTreeSet<AppKey>,
+    /// Of those whose rest was asked for and shows by now, and who are not at rest yet: when it was asked for, and their last use.
+    leaving: HashMap<AppKey, (Timestamp, Timestamp)>,
 }
 
 struct Watched {
@@ -179,9 +181,11 @@ impl Book {
             if let Some(watched) = self.watched.remove(app) {
                 self.looks.remove(&(watched.look, app.clone()));
                 self.unwritten.remove(app);
+                self.leaving.extend(watched.asked.map(|asked| (app.clone(), (asked, watched.used))));
             }
             return false;
         };
+        self.leaving.remove(app);
         let first = self.looks.first().map(|(look, _)| *look);
         let watched = match self.watched.remove(app) {
             Some(mut known) => {
@@ -207,6 +211,9 @@ impl Book {
 
     /// An app is used at `now`. Returns whether there is something to write down.
     pub fn touch(&mut self, app: &AppKey, now: Timestamp) -> bool {
+        if let Some((_, used)) = self.leaving.get_mut(app) {
+            *used = now.max(*used);
+        }
         let Some(watched) = self.watched.get_mut(app) else { return false };
         // When it is due is found out once somebody looks.
         watched.used = watched.used.max(now);
@@ -220,9 +227,10 @@ impl Book {
         }
     }
 
-    /// Whether an app was used after its rest was asked for.
-    pub fn was_used_since_asked(&self, app: &AppKey) -> bool {
-        self.watched.get(app).is_some_and(|watched| watched.asked.is_some_and(|asked| watched.used > asked))
+    /// Whether an app that is about to rest was used after that was asked for.
+    pub fn was_used_since_asked(&mut self, app: &AppKey) -> bool {
+        let watched = self.watched.get(app).and_then(|watched| Some((watched.asked?, watched.used)));
+        watched.or(self.leaving.remove(app)).is_some_and(|(asked, used)| used > asked)
     }
 
     /// When somebody should look.

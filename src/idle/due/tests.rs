@@ -60,6 +60,27 @@ fn a_use_puts_the_rest_off_without_a_new_timer() {
 }
 
 #[test]
+fn a_use_after_its_rest_was_asked_for_counts_whether_or_not_that_shows_by_then() {
+    for used in [103, 105] {
+        let mut book = book();
+        assert_eq!(due(&mut book, 102), [0]);
+        for now in [103, 104, 105] {
+            match now {
+                104 => drop(book.note(&app(), None, at(now))),
+                now if now == used => drop(book.touch(&app(), at(now))),
+                _ => {}
+            }
+        }
+        assert!(book.was_used_since_asked(&app()), "at {used}");
+        assert!(!book.was_used_since_asked(&app()), "it is told once");
+    }
+    let mut book = book();
+    assert_eq!(due(&mut book, 102), [0]);
+    book.note(&app(), None, at(104));
+    assert!(!book.was_used_since_asked(&app()));
+}
+
+#[test]
 fn what_is_open_when_it_is_due_is_use_until_then() {
     let mut book = book();
     assert!(book.take_due(at(100), |_| true).is_empty());
