@@ -187,6 +187,57 @@ fn a_live_fork_goes_on_where_its_source_is_and_both_are_themselves() {
 }
 
 #[test]
+#[cfg(feature = "failpoints")]
+fn a_moment_that_a_killed_daemon_kept_is_recorded_as_it_was_kept() {
+    let mut host = running(Host::sim());
+    let revision = host.git(&["rev-parse", "HEAD"]);
+    assert_eq!(host.stop_daemon(), Some(0));
+    // The snapshot is taken, and the daemon dies before it has written that down.
+    declare_snapshot(&host, "nightly", "of: blog");
+    host.commit("keep a moment");
+    host.run_to_death(&[("FAILPOINTS", "take-snapshot/halfway=return")]);
+    let cut = host.world().now();
+    // By the next one another revision is applied.
+    host.write_app("blog", "", "second");
+    host.commit("another page");
+    host.start();
+    let kept = wait_snapshot(&host, "nightly", "kept");
+    host.wait_converged();
+    assert_eq!(text(&kept["revision"]), revision, "what was applied then");
+    let taken: jiff::Timestamp = text(&kept["takenAt"]).parse().unwrap();
+    assert!(taken < cut, "{taken} is no earlier than {cut}");
+    assert_no_violations(&host);
+}
+
+#[test]
+fn memory_and_disk_of_a_paused_app_are_kept_and_forked_and_it_sleeps_on() {
+    let host = running(Host::sim());
+    host.write_app("blog", "power: paused", "first");
+    host.commit("rest");
+    host.wait_for("it to be paused", |host| (host.app("blog")["phase"] == "paused").then_some(()));
+    let rested = vm_of(&host, "blog");
+    let count = rested.counter_at(host.world().now());
+    said(&host.run(&["snapshot", "blog"]));
+    assert_eq!(text(&wait_snapshot(&host, "blog", "kept")["content"]), "memory");
+    declare_snapshot(&host, "nightly", "of: blog");
+    host.write_app("draft", "from: {app: blog}", "draft");
+    host.write_app("other", "from: {snapshot: nightly}", "other");
+    host.commit("fork it");
+    for fork in ["draft", "other"] {
+        host.wait_for("the fork", |host| (host.app(fork)["phase"] == "ready").then_some(()));
+        let fork = vm_of(&host, fork);
+        assert_eq!((fork.counter.value, fork.launches), (count, 1), "it goes on from the pause");
+    }
+    host.wait_converged();
+    assert_eq!(vm_of(&host, "blog"), rested, "nobody was at it");
+    host.write_app("blog", "", "first");
+    host.commit("go on");
+    host.wait_for("it to go on", |host| (host.app("blog")["phase"] == "ready").then_some(()));
+    assert_eq!(vm_of(&host, "blog").counter.value, count);
+    assert_no_violations(&host);
+}
+
+#[test]
 fn an_app_begins_from_a_disk_without_what_is_left_out_once_it_was_taken() {
     let host = running(Host::sim());
     host.write("apps/blog/out/page.html", "made");
@@ -377,6 +428,41 @@ mod microvm {
         host.wait_for("its going on", |host| count(host, "blog").filter(|now| *now > back + 5));
         host.wait_converged();
         assert_owned(&host, "blog");
+        assert_eq!(host.app("blog")["restarts"], 0);
+        assert_eq!(host.stop_daemon(), Some(0));
+    }
+
+    #[test]
+    fn a_paused_app_is_kept_and_forked_as_it_lies_and_goes_on_untouched() {
+        let mut host = Host::real();
+        write_counting(&host, "blog", "");
+        host.commit("an app that counts");
+        host.start();
+        host.wait_served("blog", "counts");
+        host.wait_converged();
+        let before = host.wait_for("a count", |host| count(host, "blog").filter(|count| *count > 20));
+        write_counting(&host, "blog", "power: paused");
+        host.commit("rest");
+        host.wait_for("its rest", |host| (host.app("blog")["phase"] == "paused").then_some(()));
+        let boot = host.boot_of("blog");
+        said(&host.run(&["snapshot", "blog"]));
+        let kept = wait_snapshot(&host, "blog", "kept");
+        assert_eq!((text(&kept["content"]), &kept["stoppedMs"]), ("memory", &0.into()));
+        write_counting(&host, "draft", "from: {app: blog}");
+        host.commit("fork it");
+        host.wait_served("draft", "counts");
+        let forked = host.wait_for("its count", |host| count(host, "draft"));
+        assert!(forked >= before, "{forked} after {before}: it began anew");
+        host.wait_for("its going on", |host| count(host, "draft").filter(|now| *now > forked + 5));
+        host.wait_converged();
+        assert_owned(&host, "draft");
+        assert_eq!((&host.app("blog")["phase"], host.boot_of("blog")), (&"paused".into(), boot), "it sleeps on");
+        write_counting(&host, "blog", "");
+        host.commit("go on");
+        host.wait_served("blog", "counts");
+        let after = host.wait_for("a count", |host| count(host, "blog"));
+        assert!((before..forked + 40).contains(&after), "{after} after {before}: its memory is another's");
+        host.wait_for("its going on", |host| count(host, "blog").filter(|now| *now > after + 5));
         assert_eq!(host.app("blog")["restarts"], 0);
         assert_eq!(host.stop_daemon(), Some(0));
     }

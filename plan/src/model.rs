@@ -430,7 +430,7 @@ pub enum Step {
         snapshot: SnapshotId,
         /// Which sandbox.
         sandbox: SandboxId,
-        /// The boot that runs; absent for one at rest, of which only the disk can be kept.
+        /// The boot that runs; absent for one at rest. Memory is only there to keep if that is paused.
         nonce: Option<BootNonce>,
         /// Its disk.
         disk: DiskId,

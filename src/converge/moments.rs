@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
 use setpoint_schema::name::{AppKey, DirName};
-use setpoint_schema::observed::{AppRecord, DiskRecord, DiskState, Kept, Machine, SnapshotRecord, SnapshotState};
+use setpoint_schema::observed::{
+    AppRecord, DiskRecord, DiskState, Kept, Machine, Moment, SnapshotRecord, SnapshotState,
+};
 use setpoint_schema::quantity::ByteSize;
 use setpoint_schema::snapshot::Content;
 use setpoint_state::{EventKind, NewEvent};
@@ -22,7 +24,7 @@ type Result<T> = std::result::Result<T, StepError>;
 pub(super) struct Taking<'a> {
     pub snapshot: &'a SnapshotId,
     pub sandbox: &'a SandboxId,
-    /// The boot that runs; none for a sandbox at rest.
+    /// The boot that runs; none for a sandbox at rest, paused or ended.
     pub nonce: Option<&'a BootNonce>,
     pub disk: &'a DiskId,
     pub content: Content,
@@ -33,19 +35,21 @@ impl Hands {
     pub(super) async fn take_snapshot(&self, taking: Taking<'_>) -> Result<()> {
         let record = self.snapshot_record(taking.snapshot)?;
         let now = self.observer.now();
-        let taken = self.keep(&taking).await;
+        let taken = self.keep(&taking, record.moment.as_ref()).await;
         self.observer.nudge(taking.sandbox);
         match taken {
-            Ok(Taken { stopped, written, bytes }) => {
+            // All of it is the driver's word: an earlier try may have kept another moment than the one that the row tells of now.
+            Ok(Taken { at, moment, stopped, written, bytes }) => {
                 crash_point("take-snapshot", "halfway");
                 let stopped_ms = u64::try_from(stopped.as_millis()).unwrap_or(u64::MAX);
                 let (app, snapshot) = (&record.app, &record.key);
                 tracing::info!(%app, %snapshot, stopped_ms, %written, %bytes, "snapshot taken");
-                let state = SnapshotState::Kept(Kept { at: now, bytes, stopped_ms });
+                let state = SnapshotState::Kept(Kept { at, bytes, stopped_ms });
                 let message =
                     format!("{snapshot}@{}: {bytes}, the app stood still for {stopped_ms} ms", record.generation);
                 let event = NewEvent::new(EventKind::SnapshotTaken, "Taken", message).app(app).sandbox(taking.sandbox);
-                Ok(self.ledger.put_snapshot(&SnapshotRecord { state, ..record.clone() }, vec![event]).await?)
+                let kept = SnapshotRecord { moment: Some(moment), state, ..record.clone() };
+                Ok(self.ledger.put_snapshot(&kept, vec![event]).await?)
             }
             Err(error) => {
                 let failures = match record.state {
@@ -62,21 +66,17 @@ impl Hands {
         }
     }
 
-    async fn keep(&self, taking: &Taking<'_>) -> Result<Taken> {
+    async fn keep(&self, taking: &Taking<'_>, moment: Option<&Moment>) -> Result<Taken> {
         let Taking { snapshot, sandbox, nonce, disk, content } = *taking;
+        let moment = moment.ok_or_else(|| StepError::NoSnapshot(snapshot.clone()))?;
         let agent = match nonce {
             Some(nonce) => Some(self.observer.answering(sandbox, nonce, ANSWER).await.map_err(StepError::Agent)?),
             None => None,
         };
-        Ok(match (content, nonce, &agent) {
-            (Content::Memory, Some(nonce), Some(agent)) => {
-                self.driver.take_snapshot(Take { sandbox, nonce, snapshot, agent: agent.as_ref() }).await?
-            }
-            (Content::Memory, _, _) => return Err(StepError::Agent("only what runs has memory to keep".to_owned())),
-            (Content::Disk, _, agent) => {
-                let agent = agent.as_deref();
-                self.driver.keep_disk(KeepDisk { sandbox, disk, snapshot, agent }).await?
-            }
+        let agent = agent.as_deref();
+        Ok(match content {
+            Content::Memory => self.driver.take_snapshot(Take { sandbox, snapshot, agent, moment }).await?,
+            Content::Disk => self.driver.keep_disk(KeepDisk { sandbox, disk, snapshot, agent, moment }).await?,
         })
     }
 

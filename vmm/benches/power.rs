@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
-use setpoint_schema::observed::Machine;
+use setpoint_schema::observed::{Machine, Moment};
 use setpoint_vmm::driver::{Driver as _, Guest, Pause, Paused, Take};
 use tokio_util::sync::CancellationToken;
 
@@ -220,8 +220,10 @@ async fn forks(host: &Host, floor: &ByHand, missed: &mut Vec<String>) {
     let (mut stopped, mut written) = (Samples::default(), 0);
     for round in 0..ROUNDS {
         let snapshot = SnapshotId(format!("{:032x}", 0xf0_0000 + round));
-        let (sandbox, nonce) = (&machine.sandbox, &machine.nonce);
-        let take = Take { sandbox, nonce, snapshot: &snapshot, agent: &*agent };
+        let sandbox = &machine.sandbox;
+        let moment =
+            Moment { sandbox: sandbox.clone(), machine: machine.clone(), disk: DISK, revision: None, tree: None };
+        let take = Take { sandbox, snapshot: &snapshot, agent: Some(&*agent), moment: &moment };
         let taken = host.driver.take_snapshot(take).await.unwrap();
         stopped.push(taken.stopped);
         written = taken.written.as_bytes() / 4096;

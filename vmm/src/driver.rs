@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use jiff::Timestamp;
 use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
-use setpoint_schema::observed::{GuestStatus, Machine, VmState};
+use setpoint_schema::observed::{GuestStatus, Machine, Moment, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::ProcessSet;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -146,7 +147,8 @@ pub trait Driver: Send + Sync + 'static {
     /// A [`launch`](Self::launch) boots a paused microVM from its disk instead. What was saved stays until something else is.
     async fn resume(&self, machine: &Machine) -> Result<()>;
 
-    /// Keeps memory and disk of one moment of a running boot, which goes on. Keeping what is kept is as good as once.
+    /// Keeps memory and disk of one moment of a running boot, which goes on, or of a paused microVM, which stays so. Keeping what is
+    /// kept is as good as once, and says what was said then.
     async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken>;
 
     /// Makes sure that `machine` runs with its nonce, begun where the snapshot was taken, with a copy of its disk and an identity of
@@ -154,7 +156,8 @@ pub trait Driver: Send + Sync + 'static {
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()>;
 
     /// Keeps the data disk of a microVM alone, as it is at one moment. One that runs stands still until QEMU has begun to copy, with its
-    /// file system clean; one that is paused or has ended is not started meanwhile. Keeping what is kept is as good as once.
+    /// file system clean; one that is paused or has ended is not started meanwhile. Keeping what is kept is as good as once, and says
+    /// what was said then.
     async fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken>;
 
     /// Makes a data disk as a copy of the one in a snapshot, at least `size` long. One that is there is another try's or a microVM's own,
@@ -240,12 +243,12 @@ pub struct Pause<'a> {
 pub struct Take<'a> {
     /// Which microVM.
     pub sandbox: &'a SandboxId,
-    /// Which boot of it.
-    pub nonce: &'a BootNonce,
     /// What the snapshot is called: never used before, but by an earlier try of this.
     pub snapshot: &'a SnapshotId,
-    /// The connection to its agent, which makes its processes stand still.
-    pub agent: &'a dyn Guest,
+    /// The connection to the agent of the boot that runs, which makes its processes stand still; none if it is paused.
+    pub agent: Option<&'a dyn Guest>,
+    /// What there is of it now. Kept with it, because by the next try there may be something else.
+    pub moment: &'a Moment,
 }
 
 /// What to keep the disk of.
@@ -259,14 +262,20 @@ pub struct KeepDisk<'a> {
     pub snapshot: &'a SnapshotId,
     /// The connection to the agent of the boot that runs; none if it is paused or has ended.
     pub agent: Option<&'a dyn Guest>,
+    /// As in [`Take`].
+    pub moment: &'a Moment,
 }
 
-/// A moment that was kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A moment that was kept, now or by an earlier try.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// How long the microVM stood still for it: its processors, or, where only the disk was kept, its processes. Zero if it was kept before.
+    /// When.
+    pub at: Timestamp,
+    /// What there was then.
+    pub moment: Moment,
+    /// How long the microVM stood still for it: its processors, or, where only the disk was kept, its processes. Zero for one at rest.
     pub stopped: Duration,
-    /// How much of its memory it had written since it began; zero likewise.
+    /// How much of its memory it had written since it began; zero where none was read.
     pub written: ByteSize,
     /// What its files take on the disk.
     pub bytes: ByteSize,

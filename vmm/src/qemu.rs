@@ -33,6 +33,7 @@ mod pause;
 mod probe;
 pub(crate) mod process;
 mod qmp;
+mod resting;
 mod resume;
 mod saved;
 mod template;

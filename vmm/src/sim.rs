@@ -147,19 +147,25 @@ impl Driver for SimDriver {
     }
 
     async fn take_snapshot(&self, take: Take<'_>) -> Result<Taken> {
+        reach("snapshot/freeze")?;
+        if let Some(agent) = take.agent {
+            agent.freeze_processes().await?;
+        }
+        reach("snapshot/stop")?;
         let keep = |world: &World| {
-            reach("snapshot/freeze")?;
-            let bytes = world.keep_moment(take.sandbox, take.nonce, take.snapshot)?;
+            reach("snapshot/memory")?;
+            reach("snapshot/disk")?;
             reach("snapshot/record")?;
-            Ok(bytes)
+            world.keep_moment(take)
         };
-        let bytes = self.sim.call(Operation::Snapshot, take.sandbox.as_str(), keep).await?;
-        Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes })
+        self.sim.call(Operation::Snapshot, take.sandbox.as_str(), keep).await
     }
 
     async fn launch_from(&self, machine: &Machine, snapshot: &SnapshotId) -> Result<()> {
         let script = self.sim.script.current()?;
         let begin = |world: &World| {
+            reach("fork/start")?;
+            reach("fork/renew")?;
             reach("fork/commit")?;
             world.begin_from(machine, snapshot, &script)?;
             reach("fork/thaw")
@@ -168,15 +174,23 @@ impl Driver for SimDriver {
     }
 
     async fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken> {
+        reach("snapshot/freeze")?;
         if let Some(agent) = keep.agent {
             agent.freeze().await?;
         }
-        let bytes = self.sim.call(Operation::Snapshot, keep.sandbox.as_str(), |world| world.keep_disk(keep)).await?;
-        Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes })
+        let copy = |world: &World| {
+            reach("snapshot/disk")?;
+            reach("snapshot/record")?;
+            world.keep_disk(keep)
+        };
+        self.sim.call(Operation::Snapshot, keep.sandbox.as_str(), copy).await
     }
 
     async fn ensure_disk_from(&self, disk: &DiskId, snapshot: &SnapshotId, size: ByteSize) -> Result<()> {
-        let make = |world: &World| world.ensure_disk_from(disk, snapshot, size);
+        let make = |world: &World| {
+            reach("fork/disk")?;
+            world.ensure_disk_from(disk, snapshot, size)
+        };
         self.sim.call(Operation::EnsureDisk, disk.as_str(), make).await
     }
 

@@ -14,7 +14,7 @@ mod microvm {
     use futures_util::{StreamExt as _, stream};
     use rustix::process::{Signal, kill_process};
     use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TreeDigest};
-    use setpoint_schema::observed::{Machine, VmState};
+    use setpoint_schema::observed::{Machine, Moment, VmState};
     use setpoint_schema::quantity::Span;
     use setpoint_schema::runtime::{ProcessSet, Runtime, Web};
     use setpoint_vmm::driver::{
@@ -38,6 +38,12 @@ mod microvm {
 
     fn snapshot(number: u32) -> SnapshotId {
         SnapshotId(format!("{:032x}", 0xabc0 + number))
+    }
+
+    /// What a daemon would know of a microVM.
+    fn there(machine: &Machine) -> Moment {
+        let (sandbox, machine) = (machine.sandbox.clone(), machine.clone());
+        Moment { sandbox, machine, disk: DISK, revision: None, tree: None }
     }
 
     /// The agent of a boot, as soon as it answers.
@@ -76,7 +82,8 @@ mod microvm {
 
     async fn keep_disk(host: &Host, snapshot: &SnapshotId, agent: Option<&dyn Guest>) -> Result<Taken> {
         let Machine { sandbox, disk, .. } = boot(1);
-        let taken = host.driver.keep_disk(KeepDisk { sandbox: &sandbox, disk: &disk, snapshot, agent }).await;
+        let moment = &there(&boot(1));
+        let taken = host.driver.keep_disk(KeepDisk { sandbox: &sandbox, disk: &disk, snapshot, agent, moment }).await;
         eprintln!("keep disk: {taken:?}");
         taken
     }
@@ -252,11 +259,14 @@ mod microvm {
         shell(&*source, "echo shared > both && head -c 20000000 /dev/urandom > /tmp/dirty && sync").await;
         let sum = shell(&*source, "md5sum < /tmp/dirty").await;
         let before = counted(&*source).await;
-        let (sandbox, nonce) = (boot(1).sandbox, boot(1).nonce);
-        let take = Take { sandbox: &sandbox, nonce: &nonce, snapshot: &snapshot(5), agent: &*source };
+        let (sandbox, moment) = (boot(1).sandbox, there(&boot(1)));
+        let take = Take { sandbox: &sandbox, snapshot: &snapshot(5), agent: Some(&*source), moment: &moment };
         let taken = host.driver.take_snapshot(take).await.unwrap();
         eprintln!("{taken:?}");
-        assert_eq!(host.driver.take_snapshot(take).await.unwrap().bytes, taken.bytes);
+        assert_eq!(taken.moment, moment);
+        let later = there(&boot(2));
+        let again = host.driver.take_snapshot(Take { moment: &later, ..take }).await.unwrap();
+        assert_eq!(again, taken, "what was kept is told, though there is something else now");
         shell(&*source, "echo source > mine").await;
 
         let fork =

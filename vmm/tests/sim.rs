@@ -8,11 +8,11 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use setpoint_schema::id::{BlobId, BootNonce, DiskId, SandboxId, SnapshotId, TemplateDigest, TreeDigest};
-use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, Machine, VmState};
+use setpoint_schema::observed::{BuildState, ExitReason, GuestStatus, Health, Machine, Moment, VmState};
 use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_schema::runtime::{Build, ProcessSet, Runtime, Web, Worker};
 use setpoint_vmm::driver::{
-    Driver, FileKind, Guest, KeepDisk, ManifestEntry, Pause, Paused, RestartScope, WorkspaceFile,
+    Driver, FileKind, Guest, KeepDisk, ManifestEntry, Pause, Paused, RestartScope, Take, WorkspaceFile,
 };
 use setpoint_vmm::sim::{SimDriver, TokioClock, World};
 use tempfile::TempDir;
@@ -592,8 +592,50 @@ async fn a_failed_resume_leaves_the_microvm_at_rest_and_says_why() {
 
 /// Keeps the disk of a microVM as a daemon does.
 async fn keep_disk(bench: &Bench, machine: &Machine, snapshot: &SnapshotId, agent: Option<&dyn Guest>) -> bool {
-    let (sandbox, disk) = (&machine.sandbox, &machine.disk);
-    bench.driver.keep_disk(KeepDisk { sandbox, disk, snapshot, agent }).await.is_ok()
+    let (sandbox, disk, moment) = (&machine.sandbox, &machine.disk, &there(machine));
+    bench.driver.keep_disk(KeepDisk { sandbox, disk, snapshot, agent, moment }).await.is_ok()
+}
+
+/// What a daemon would know of a microVM.
+fn there(machine: &Machine) -> Moment {
+    let (sandbox, machine) = (machine.sandbox.clone(), machine.clone());
+    Moment { sandbox, machine, disk: ByteSize::gib(2), revision: None, tree: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moment_that_is_kept_is_told_as_it_was_whatever_there_is_now() {
+    let bench = Bench::new("");
+    let (first, second, snapshot) = (machine("blog", 1), machine("blog", 2), SnapshotId("5e1f".into()));
+    bench.launch(&first).await;
+    let guest = bench.guest(&first).await;
+    let (sandbox, then, now) = (&first.sandbox, &there(&first), &there(&second));
+    let take = Take { sandbox, snapshot: &snapshot, agent: Some(&*guest), moment: then };
+    let taken = bench.driver.take_snapshot(take).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(bench.driver.take_snapshot(Take { moment: now, ..take }).await.unwrap(), taken);
+    assert_eq!(taken.moment, *then);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_what_rests_is_kept_as_it_rests_and_others_go_on_from_it() {
+    let bench = Bench::new("");
+    let (source, fork, snapshot) = (machine("blog", 1), machine("fork", 2), SnapshotId("5e1f".into()));
+    bench.launch(&source).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    pause(&bench, &source, &CancellationToken::new()).await;
+    let rested = bench.world().vm(&source.sandbox).unwrap().unwrap();
+    let count = rested.counter_at(bench.world().now());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let take = Take { sandbox: &source.sandbox, snapshot: &snapshot, agent: None, moment: &there(&source) };
+    bench.driver.take_snapshot(take).await.unwrap();
+    assert_eq!(bench.world().vm(&source.sandbox).unwrap(), Some(rested), "it rests as it did");
+    bench.driver.launch_from(&fork, &snapshot).await.unwrap();
+    let forked = bench.world().vm(&fork.sandbox).unwrap().unwrap();
+    assert_eq!((forked.counter_at(bench.world().now()), &forked.rest), (count, &None));
+    bench.driver.resume(&machine("blog", 3)).await.unwrap();
+    let take = Take { snapshot: &SnapshotId("07e4".into()), ..take };
+    bench.driver.take_snapshot(take).await.unwrap_err();
+    assert_eq!(bench.world().violations().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

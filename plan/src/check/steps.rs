@@ -150,7 +150,7 @@ impl<'a> Walk<'a> {
                 match (nonce, content) {
                     (Some(_), _) => self.answers(sandbox),
                     (None, Content::Disk) => need(!self.running.contains(sandbox), "a microVM at rest"),
-                    (None, Content::Memory) => Err("a boot whose memory can be kept"),
+                    (None, Content::Memory) => need(self.paused.contains(sandbox), "memory to keep"),
                 }
             }
             Step::LaunchFrom { machine, snapshot, .. } => {

@@ -73,8 +73,8 @@ fn begin_anew(case: &Case<'_>, restore: &Restore, shot: Shot<'_>) -> Verdict {
             | Condition::Anew
             | Condition::DiskTooLarge { .. } => Content::Disk,
         },
-        // What it has in memory alone is to be kept, too.
-        VmState::Paused { fault: None, .. } => return Verdict::Act(Box::new(boot::resume(case))),
+        // What it has in memory alone is kept as its pause saved it.
+        VmState::Paused { fault: None, .. } => Content::Memory,
         VmState::Running { .. } | VmState::Paused { .. } | VmState::Absent | VmState::Exited { .. } => Content::Disk,
     };
     let sandbox = world.entropy.sandbox(case.key(), world.observed);
@@ -130,9 +130,11 @@ fn keep(case: &Case<'_>, restore: &Restore, content: Content) -> Option<(Snapsho
         moment: Some(snapshots::moment(case.kept, disk)),
         state: SnapshotState::Wanted { since: world.now },
     };
-    let nonce = match content {
-        Content::Memory => Some(case.record().machine.nonce.clone()),
-        Content::Disk => None,
+    let nonce = match (content, &case.kept.vm) {
+        (Content::Memory, VmState::Running { .. }) => Some(case.record().machine.nonce.clone()),
+        (Content::Memory, VmState::Paused { .. } | VmState::Absent | VmState::Exited { .. }) | (Content::Disk, _) => {
+            None
+        }
     };
     Some((record.id.clone(), snapshots::take(record, case.kept, nonce).into()))
 }

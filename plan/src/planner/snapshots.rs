@@ -233,8 +233,10 @@ fn standing<'a>(
             | GuestState::Silent { .. } => Err("its agent does not answer".to_owned()),
         },
         (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, Content::Disk) => Ok(None),
-        (VmState::Paused { .. }, Content::Memory) => {
-            Err("it is paused: its memory can be kept once it runs".to_owned())
+        // What its pause saved is a moment, unless it may be what keeps it from going on.
+        (VmState::Paused { fault: None, .. }, Content::Memory) => Ok(None),
+        (VmState::Paused { fault: Some(_), .. }, Content::Memory) => {
+            Err("it is paused and could not go on from what is kept of its memory".to_owned())
         }
         (VmState::Absent | VmState::Exited { .. }, Content::Memory) => Err("it does not run".to_owned()),
     };

@@ -206,7 +206,7 @@ fn row(action: &Action, review: &Review<'_>, lines: Lines) -> String {
     let line = format!("| {} | {app} | {}{blocked} |", symbol(action.kind), action.kind);
     match lines {
         Lines::Full => {
-            format!("{line} {} | {} |\n", disturbance(action.kind).unwrap_or("–"), what_changes(action))
+            format!("{line} {} | {} |\n", disturbance(action).unwrap_or("–"), what_changes(action))
         }
         Lines::Short => line + "\n",
     }

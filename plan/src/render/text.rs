@@ -180,7 +180,7 @@ pub(super) fn start(text: &str) -> Cow<'_, str> {
 
 /// What the action makes or disturbs, beyond the fields that change.
 pub(super) fn consequences(action: &Action, basis: Basis<'_>) -> Vec<String> {
-    let mut out: Vec<_> = disturbance(action.kind).into_iter().map(str::to_owned).collect();
+    let mut out: Vec<_> = disturbance(action).into_iter().map(str::to_owned).collect();
     out.extend(action.steps.iter().filter_map(|step| consequence(action.kind, step, basis)));
     let begins = |change: &FieldChange| change.path == "from" || change.path.starts_with("from.");
     if action.changes.iter().any(begins) {
@@ -189,15 +189,19 @@ pub(super) fn consequences(action: &Action, basis: Basis<'_>) -> Vec<String> {
     out
 }
 
-/// What an action of this kind disturbs.
-pub(super) fn disturbance(kind: ActionKind) -> Option<&'static str> {
-    match kind {
+/// What an action disturbs.
+pub(super) fn disturbance(action: &Action) -> Option<&'static str> {
+    match action.kind {
         ActionKind::Create
         | ActionKind::Adopt
         | ActionKind::Delete
         | ActionKind::ExpireDisk
         | ActionKind::ExpireSnapshot => None,
-        ActionKind::Snapshot => Some("it stands still for a moment and goes on"),
+        // What is kept of an app at rest disturbs nothing.
+        ActionKind::Snapshot => {
+            let is_of_boot = |step: &Step| matches!(step, Step::TakeSnapshot { nonce: Some(_), .. });
+            action.steps.iter().any(is_of_boot).then_some("it stands still for a moment and goes on")
+        }
         ActionKind::Update(Disruption::Live) => Some("nothing restarts"),
         ActionKind::Update(Disruption::Files) => Some("processes with `restart_after_task` restart"),
         ActionKind::Update(Disruption::Process | Disruption::Reboot | Disruption::Replace) => {

@@ -7,7 +7,7 @@ use setpoint_plan::assumed;
 use setpoint_plan::model::{ActionKind, Block, Hold, Reason, SnapshotHold, Step};
 use setpoint_plan::planner::{Entropy, Inputs, plan};
 use setpoint_plan::render::{Color, json, markdown, text};
-use setpoint_schema::app::{Power, Retain};
+use setpoint_schema::app::{DesiredApp, Power, Retain};
 use setpoint_schema::id::{CommitId, Generation};
 use setpoint_schema::observed::{ExitReason, SnapshotState, VmState};
 use setpoint_schema::snapshot::Content;
@@ -93,18 +93,61 @@ fn a_snapshot_waits_for_its_app_and_says_what_that_lacks() {
 }
 
 #[test]
-fn the_memory_of_a_paused_app_waits_for_it_and_its_disk_does_not() {
-    let mut world = World::running([app("blog")]);
-    let paused = || app("blog").power(Power::Paused);
-    world.declare([paused()]);
-    world.settle();
-    world.declare_with([paused()], [snapshot("nightly", "blog")]);
-    assert!(world.plan().actions.is_empty());
-    assert!(matches!(hold(&world), SnapshotHold::Waits(why) if why.starts_with("it is paused")));
-    world.declare_with([paused()], [snapshot_with("nightly", "blog", |spec| spec.content = Content::Disk)]);
-    assert!(matches!(&world.action("blog").steps[1], Step::TakeSnapshot { nonce: None, content: Content::Disk, .. }));
+fn memory_and_disk_of_a_paused_app_are_kept_as_they_lie_and_it_stays_paused() {
+    for content in [Content::Memory, Content::Disk] {
+        let mut world = paused();
+        world.declare_with([resting()], [snapshot_with("nightly", "blog", |spec| spec.content = content)]);
+        assert!(
+            matches!(&world.action("blog").steps[1], Step::TakeSnapshot { nonce: None, content: kept, .. } if *kept == content)
+        );
+        world.settle();
+        assert!(is_converged(&world) && matches!(world.sandbox("blog").vm, VmState::Paused { .. }));
+    }
+}
+
+#[test]
+fn an_app_begins_as_a_paused_one_is_and_that_stays_paused() {
+    let mut world = paused();
+    world.declare([resting(), app("fork").begun_as("blog")]);
     world.settle();
     assert!(is_converged(&world) && matches!(world.sandbox("blog").vm, VmState::Paused { .. }));
+    assert!(matches!(world.sandbox("fork").vm, VmState::Running { .. }));
+}
+
+#[test]
+fn memory_that_an_app_could_not_go_on_from_is_not_kept() {
+    let mut world = paused();
+    let VmState::Paused { fault, .. } = &mut world.sandbox("blog").vm else { panic!("it is not paused") };
+    *fault = Some("its memory is damaged".to_owned());
+    world.declare_with([resting()], [snapshot("nightly", "blog")]);
+    assert!(world.plan().actions.is_empty());
+    assert!(matches!(hold(&world), SnapshotHold::Waits(why) if why.contains("could not go on")));
+}
+
+fn resting() -> DesiredApp {
+    app("blog").power(Power::Paused)
+}
+
+/// An app that is paused and declared so.
+fn paused() -> World {
+    let mut world = World::running([app("blog")]);
+    world.declare([resting()]);
+    world.settle();
+    world
+}
+
+#[test]
+fn what_a_restore_replaces_is_kept_without_waking_it() {
+    let mut world = taken();
+    let nightly = || [snapshot("nightly", "blog")];
+    world.declare_with([resting()], nightly());
+    world.settle();
+    world.declare_with([app("blog").restore("nightly", "x")], nightly());
+    let steps = world.action("blog").steps;
+    assert!(steps.iter().any(|step| matches!(step, Step::TakeSnapshot { nonce: None, content: Content::Memory, .. })));
+    assert!(!steps.iter().any(|step| matches!(step, Step::Resume(_) | Step::Stop { .. })));
+    world.settle();
+    assert!(world.restores.len() == 1 && is_converged(&world));
 }
 
 #[test]

@@ -74,6 +74,13 @@ impl Store {
         read_image(&self.image_path(id))
     }
 
+    /// Gives an image another name besides. Both refer to the same base and packs, which stay for as long as either is wanted.
+    pub fn name_again(&self, id: &SnapshotId, name: &SnapshotId) -> Result<()> {
+        check_id(name)?;
+        write_image(self.image_path(name), &self.image(id)?)?;
+        self.sync_names()
+    }
+
     /// What an image's files take on the disk, as the file system counts it. What other images refer to as well counts too.
     pub fn size(&self, id: &SnapshotId) -> Result<ByteSize> {
         let image = self.image(id)?;

@@ -1,4 +1,4 @@
-//! Keeping a moment of a running microVM, which goes on, and beginning others from it.
+//! Keeping a moment of a running microVM, which goes on, and beginning others from it. That of a paused one is kept in `resting`.
 //!
 //! ```text
 //!                                  ┌▶ devices ─▶ begin to copy the disk ┐
@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use setpoint_schema::id::{DiskId, SandboxId, SnapshotId};
-use setpoint_schema::observed::Machine;
+use setpoint_schema::observed::{Machine, Moment as There};
 use setpoint_schema::quantity::ByteSize;
 use tokio::task::spawn_blocking;
 
@@ -38,11 +38,11 @@ use super::pause::{busy_with_power, keep_devices, memory_error, not_running, not
 use super::process::ProcessRecord;
 use super::qmp::Qmp;
 use super::resume::renewal;
-use super::saved::{FROM, OriginRecord, SavedRecord, Shape, VERSION};
+use super::saved::{FROM, KeptRecord, OriginRecord, PowerLock, SavedRecord, Shape, VERSION, micros};
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
 use super::{QemuDriver, blocking, busy, copying};
-use crate::driver::{Guest as _, Result, Take, Taken, VmmError};
+use crate::driver::{Guest, Result, Take, Taken, VmmError};
 use crate::failpoint::reach;
 use crate::memory::{Captured, GuestRam, Image, Mapped, MemoryError, Pages, Room};
 
@@ -65,6 +65,16 @@ struct Prepared {
     parent: Option<Image>,
 }
 
+/// Of what a moment is put on the disk.
+struct Of<'a> {
+    vm: &'a VmDir,
+    kept: &'a VmDir,
+    machine: &'a Machine,
+    process: &'a ProcessRecord,
+    snapshot: &'a SnapshotId,
+    there: &'a There,
+}
+
 /// What one moment was.
 struct Moment {
     captured: Captured,
@@ -78,16 +88,28 @@ impl QemuDriver {
         VmDir::of(&self.config.dir.join(SNAPSHOTS), &SandboxId(snapshot.as_str().into()))
     }
 
-    /// Keeps a moment of a running boot.
+    /// Keeps a moment, or finds that it is kept.
     pub(super) async fn keep_moment(&self, take: Take<'_>) -> Result<Taken> {
-        let Take { sandbox, nonce, snapshot, agent } = take;
-        let (vm, kept) = (self.vm(sandbox), self.moment(snapshot));
+        let kept = self.moment(take.snapshot);
         if let Some(saved) = kept.saved()? {
-            let bytes = ByteSize::bytes(saved.bytes);
-            return Ok(Taken { stopped: Duration::ZERO, written: ByteSize::default(), bytes });
+            let known = saved.kept.unwrap_or_else(|| told(take.moment));
+            return Ok(known.taken(saved.at, saved.bytes));
         }
+        let taken = match take.agent {
+            Some(agent) => self.keep_running(take, agent, &kept).await,
+            None => self.keep_paused(take, &kept).await,
+        };
+        // Its layers may be many by now; or it failed, and has left some that nothing refers to.
+        self.make_untidy();
+        taken
+    }
+
+    /// Keeps a moment of the boot that this agent is of.
+    async fn keep_running(&self, take: Take<'_>, agent: &dyn Guest, kept: &VmDir) -> Result<Taken> {
+        let Take { sandbox, snapshot, agent: _, moment: there } = take;
+        let vm = self.vm(sandbox);
         let process = match watch::life(&vm).await? {
-            Life::Running(process) if process.nonce == *nonce => process,
+            Life::Running(process) if process.nonce == *agent.nonce() => process,
             Life::Running(_) => return Err(busy(sandbox)),
             Life::Absent | Life::Ended(_) => return Err(not_running(sandbox)),
         };
@@ -98,8 +120,8 @@ impl QemuDriver {
         let machine = vm.machine()?.ok_or_else(|| not_running_in(&vm))?;
         let _saving = self.saving.read().await;
         kept.create()?;
-        self.empty_copy(&kept, &machine.disk)?;
-        let prepared = self.prepare(&vm, &process, &machine, &kept).await?;
+        self.empty_copy(kept, &machine.disk)?;
+        let prepared = self.prepare(&vm, &process, &machine, kept).await?;
         reach("snapshot/freeze")?;
         let moment = async {
             agent.freeze_processes().await?;
@@ -112,7 +134,8 @@ impl QemuDriver {
             let moment = moment?;
             copying::hurry(&vm).await?;
             reach("snapshot/memory")?;
-            self.keep_files(&vm, &kept, &machine, &process, snapshot, moment).await
+            let of = Of { vm: &vm, kept, machine: &machine, process: &process, snapshot, there };
+            self.keep_files(of, moment).await
         };
         let saved = saved.await;
         if saved.is_err() {
@@ -146,17 +169,10 @@ impl QemuDriver {
     }
 
     /// Puts a moment on the disk, while the microVM runs on.
-    async fn keep_files(
-        &self,
-        vm: &VmDir,
-        kept: &VmDir,
-        machine: &Machine,
-        process: &ProcessRecord,
-        snapshot: &SnapshotId,
-        moment: Moment,
-    ) -> Result<Taken> {
+    async fn keep_files(&self, of: Of<'_>, moment: Moment) -> Result<Taken> {
+        let Of { vm, kept, machine, process, snapshot, there } = of;
         let Moment { captured, parent, stopped, at } = moment;
-        let written = ByteSize::bytes(captured.written());
+        let known = KeptRecord { moment: there.clone(), stopped_us: micros(stopped), written: captured.written() };
         let state = vm.file(DEVICES);
         fs::rename(&state, kept.devices(snapshot)).map_err(io_error("rename", &state))?;
         let devices = keep_devices(kept, snapshot)?;
@@ -171,7 +187,7 @@ impl QemuDriver {
         let blocks = blocking(move || disk.make_disk_durable()).await?;
         reach("snapshot/record")?;
         let bytes = memory + devices.blocks + blocks;
-        kept.write_saved(&SavedRecord {
+        kept.write_kept(&SavedRecord {
             version: VERSION,
             nonce: process.nonce.clone(),
             snapshot: snapshot.clone(),
@@ -180,8 +196,9 @@ impl QemuDriver {
             devices: devices.checksum,
             bytes,
             fault: None,
+            kept: Some(known.clone()),
         })?;
-        Ok(Taken { stopped, written, bytes: ByteSize::bytes(bytes) })
+        Ok(known.taken(at, bytes))
     }
 
     /// Begins a microVM from a kept moment.
@@ -201,6 +218,8 @@ impl QemuDriver {
         }
         // Left over from an earlier try that was cut short.
         watch::kill(&vm).await?;
+        // Held before the image's name is known, which another takes the place of when its layers are merged.
+        let _saving = self.saving.read().await;
         let saved = kept.saved()?.ok_or_else(|| {
             let problem = format!("has no snapshot {snapshot} for {} to begin from", machine.sandbox);
             VmmError::Vmm { vmm: "qemu", problem }
@@ -208,28 +227,41 @@ impl QemuDriver {
         let has_disk = self.disks.size(&machine.disk)?.is_some();
         if has_disk && begun.is_none() {
             // It has begun, and its disk has been its own since.
-            drop(lock);
+            drop((lock, _saving));
             return self.ensure_running(machine).await.map(drop);
         }
         if has_disk && begun.is_some_and(|from| from.snapshot != *snapshot) {
             let problem = format!("would lose the disk {}, which {} has already", machine.disk, machine.sandbox);
             return Err(VmmError::Vmm { vmm: "qemu", problem });
         }
-        let _saving = self.saving.read().await;
         write_json(&from, &FromRecord { snapshot: snapshot.clone() }).map_err(io_error("write", &from))?;
         reach("fork/start")?;
-        let restored = self.restore_moment(&vm, machine, &kept, &saved).await;
+        let restored = self.restore_moment(&vm, machine, &kept, &saved, Arc::new(lock)).await;
         if restored.is_err() {
             watch::kill(&vm).await?;
         }
         restored
     }
 
-    async fn restore_moment(&self, vm: &VmDir, machine: &Machine, kept: &VmDir, saved: &SavedRecord) -> Result<()> {
+    async fn restore_moment(
+        &self,
+        vm: &VmDir,
+        machine: &Machine,
+        kept: &VmDir,
+        saved: &SavedRecord,
+        lock: Arc<PowerLock>,
+    ) -> Result<()> {
         let shape = Shape { disk: saved.shape.disk.clone(), ..self.shape(machine) };
         self.check(machine, &shape, saved)?;
         let (disks, disk, copy) = (self.disks.clone(), machine.disk.clone(), kept.file(DISK));
-        blocking(move || disks.copy(&disk, &copy)).await?;
+        // Nobody else copies onto this disk, whose temporary name is its own: it is this sandbox's, and the lock goes along, so that a
+        // copy that nobody waits for any more ends before another begins. Copies of other disks need not wait for each other.
+        let held = Arc::clone(&lock);
+        let copy = move || {
+            let _held = held;
+            disks.copy(&disk, &copy)
+        };
+        blocking(copy).await?;
         vm.write_origin(&OriginRecord { nonce: machine.nonce.clone(), snapshot: saved.snapshot.clone() })?;
         self.load(vm, machine, saved, &kept.devices(&saved.snapshot)).await?;
         let agent: Arc<QemuGuest> = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
@@ -246,7 +278,9 @@ impl QemuDriver {
     pub(super) fn kept_moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
         let mut moments = Vec::new();
         for kept in VmDir::all(&self.config.dir.join(SNAPSHOTS))? {
-            moments.extend(kept.saved()?.map(|saved| (saved.snapshot, ByteSize::bytes(saved.bytes))));
+            // By its directory: its image has another name once layers of it were merged.
+            let id = SnapshotId(kept.name());
+            moments.extend(kept.saved()?.map(|saved| (id, ByteSize::bytes(saved.bytes))));
             moments.extend(kept.kept_disk()?.map(|disk| (disk.snapshot, ByteSize::bytes(disk.bytes))));
         }
         moments.sort();
@@ -263,6 +297,11 @@ impl QemuDriver {
         self.make_untidy();
         Ok(())
     }
+}
+
+/// What is told of a moment that an older version kept, which wrote nothing of it down.
+fn told(moment: &There) -> KeptRecord {
+    KeptRecord { moment: moment.clone(), stopped_us: 0, written: 0 }
 }
 
 /// What must happen while nothing moves; the microVM goes on if that went well.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{DiskId, SnapshotId};
+use setpoint_schema::observed::Moment;
 use setpoint_schema::quantity::ByteSize;
 
 use super::disk::{copy_file, release_holes};
@@ -49,6 +50,22 @@ pub(super) struct DiskRecord {
     stopped_ms: u64,
     /// What all of it takes on the disk.
     pub bytes: u64,
+    /// What there was then, as it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    moment: Option<Moment>,
+}
+
+impl DiskRecord {
+    /// As whoever takes it is told, however often. What an older version kept knows nothing of the moment.
+    fn taken(self, moment: &Moment) -> Taken {
+        Taken {
+            at: self.at,
+            moment: self.moment.unwrap_or_else(|| moment.clone()),
+            stopped: Duration::from_millis(self.stopped_ms),
+            written: ByteSize::default(),
+            bytes: ByteSize::bytes(self.bytes),
+        }
+    }
 }
 
 impl VmDir {
@@ -74,10 +91,10 @@ impl VmDir {
 impl QemuDriver {
     /// Keeps a disk, or finds that it is kept.
     pub(super) async fn keep_disk_alone(&self, keep: KeepDisk<'_>) -> Result<Taken> {
-        let KeepDisk { sandbox, disk, snapshot, agent } = keep;
+        let KeepDisk { sandbox, disk, snapshot, agent, moment } = keep;
         let (vm, kept) = (self.vm(sandbox), self.moment(snapshot));
         if let Some(record) = kept.kept_disk()? {
-            return Ok(taken(Duration::ZERO, record.bytes));
+            return Ok(record.taken(moment));
         }
         if self.disks.size(disk)?.is_none() {
             let problem = format!("has no disk {disk} of {sandbox} to keep");
@@ -103,9 +120,10 @@ impl QemuDriver {
         reach("snapshot/record")?;
         let stopped_ms = u64::try_from(stopped.as_millis()).unwrap_or(u64::MAX);
         let (snapshot, disk) = (snapshot.clone(), disk.clone());
-        let record = DiskRecord { version: VERSION, snapshot, disk, at, stopped_ms, bytes };
+        let there = Some(moment.clone());
+        let record = DiskRecord { version: VERSION, snapshot, disk, at, stopped_ms, bytes, moment: there };
         write_record(&kept, &record)?;
-        Ok(taken(stopped, bytes))
+        Ok(record.taken(moment))
     }
 
     /// Copies the disk of a microVM that goes on: it stands still until QEMU has begun, and from then on QEMU copies first what is
@@ -151,7 +169,7 @@ impl QemuDriver {
     }
 
     /// Copies the disk of a microVM that does not run.
-    async fn copy_resting(&self, disk: &DiskId, kept: &VmDir) -> Result<(Timestamp, Duration)> {
+    pub(super) async fn copy_resting(&self, disk: &DiskId, kept: &VmDir) -> Result<(Timestamp, Duration)> {
         let at = Timestamp::now();
         reach("snapshot/disk")?;
         let (from, to) = (self.disks.path(disk), kept.file(DISK));
@@ -182,10 +200,6 @@ impl QemuDriver {
         };
         blocking(copy).await
     }
-}
-
-fn taken(stopped: Duration, bytes: u64) -> Taken {
-    Taken { stopped, written: ByteSize::default(), bytes: ByteSize::bytes(bytes) }
 }
 
 /// From here on the disk is kept, also after a power cut.

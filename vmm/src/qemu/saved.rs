@@ -14,18 +14,19 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{BootNonce, SnapshotId, hex};
-use setpoint_schema::observed::VmState;
+use setpoint_schema::observed::{Moment, VmState};
 use setpoint_schema::quantity::ByteSize;
 use sha2::{Digest as _, Sha256};
 
 use super::files::{io_error, read_json, remove_if_there, write_json};
 use super::vm_dir::VmDir;
-use crate::driver::Result;
+use crate::driver::{Result, Taken};
 
 pub(super) const SAVED: &str = "saved.json";
 pub(super) const ORIGIN: &str = "origin.json";
@@ -56,6 +57,35 @@ pub(super) struct SavedRecord {
     /// Why it could not be resumed, the last time that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// Of a kept moment, what else is to be told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptRecord>,
+}
+
+/// What there was when a snapshot was taken, and how that went: whoever takes it again is told the same, for the daemon may have died
+/// before it had written that down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeptRecord {
+    /// As it was said then.
+    pub moment: Moment,
+    /// How long the microVM stood still, in microseconds.
+    pub stopped_us: u64,
+    /// How much of its memory it had written, in bytes.
+    pub written: u64,
+}
+
+impl KeptRecord {
+    /// As the trait has it.
+    pub fn taken(self, at: Timestamp, bytes: u64) -> Taken {
+        let Self { moment, stopped_us, written } = self;
+        let (written, bytes) = (ByteSize::bytes(written), ByteSize::bytes(bytes));
+        Taken { at, moment, stopped: Duration::from_micros(stopped_us), written, bytes }
+    }
+}
+
+/// In whole microseconds.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// `origin.json`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId};
-use setpoint_schema::observed::{Machine, VmState};
+use setpoint_schema::observed::{Machine, Moment as There, VmState};
 use setpoint_schema::quantity::ByteSize;
 
 use super::clock::{after, until};
@@ -13,7 +13,7 @@ use super::files::{self, Lock};
 use super::script::Script;
 use super::sim_error;
 use super::world::{Disk, Vm, World};
-use crate::driver::{KeepDisk, Result, VmmError};
+use crate::driver::{KeepDisk, Result, Take, Taken, VmmError};
 
 /// What a scripted microVM's memory takes on the disk.
 const BYTES: ByteSize = ByteSize::mib(8);
@@ -73,6 +73,8 @@ impl Vm {
 struct Moment {
     snapshot: SnapshotId,
     taken_at: Timestamp,
+    /// What the daemon said that there was then.
+    there: There,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     vm: Option<Vm>,
     disk: Disk,
@@ -84,6 +86,13 @@ impl Moment {
             Some(_) => BYTES,
             None => DISK_BYTES,
         }
+    }
+
+    /// As whoever took it is told, however often.
+    fn taken(self) -> Taken {
+        let bytes = self.bytes();
+        let Self { taken_at: at, there: moment, .. } = self;
+        Taken { at, moment, stopped: Duration::ZERO, written: ByteSize::default(), bytes }
     }
 }
 
@@ -98,33 +107,33 @@ impl World {
         }))
     }
 
-    /// Keeps a moment of a running boot.
-    pub(super) fn keep_moment(
-        &self,
-        sandbox: &SandboxId,
-        nonce: &BootNonce,
-        snapshot: &SnapshotId,
-    ) -> Result<ByteSize> {
+    /// Keeps a moment of the boot whose agent asks, or of a microVM that rests.
+    pub(super) fn keep_moment(&self, take: Take<'_>) -> Result<Taken> {
+        let Take { sandbox, snapshot, agent, moment } = take;
         let lock = self.lock()?;
         let now = self.now();
-        let path = self.moment_path(snapshot);
-        if let Some(moment) = files::read_json::<Moment>(&path)? {
-            return Ok(moment.bytes());
+        if let Some(moment) = self.kept(snapshot)? {
+            return Ok(moment.taken());
         }
-        let Some(vm) = self.vm(sandbox)?.filter(|vm| vm.runs(nonce, now)) else {
-            return Err(self.violation(&lock, &format!("snapshot of {sandbox}, of which that boot does not run"))?);
+        let is_there = |vm: &Vm| match agent {
+            Some(agent) => vm.runs(agent.nonce(), now),
+            None => vm.rest.is_some(),
+        };
+        let Some(vm) = self.vm(sandbox)?.filter(is_there) else {
+            return Err(self.violation(&lock, &format!("snapshot of {sandbox}, which neither runs so nor rests"))?);
         };
         let disk = self.disk(&vm.machine.disk)?.ok_or_else(|| sim_error(format!("{sandbox} lost its disk")))?;
-        self.put_moment(&lock, &Moment { snapshot: snapshot.clone(), taken_at: now, vm: Some(vm), disk })
+        let there = moment.clone();
+        self.put_moment(&lock, Moment { snapshot: snapshot.clone(), taken_at: now, there, vm: Some(vm), disk })
     }
 
     /// Keeps a disk alone: that of the boot whose agent asks, or of a microVM that does not run.
-    pub(super) fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<ByteSize> {
-        let KeepDisk { sandbox, disk, snapshot, agent } = keep;
+    pub(super) fn keep_disk(&self, keep: KeepDisk<'_>) -> Result<Taken> {
+        let KeepDisk { sandbox, disk, snapshot, agent, moment } = keep;
         let lock = self.lock()?;
         let now = self.now();
-        if let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? {
-            return Ok(moment.bytes());
+        if let Some(moment) = self.kept(snapshot)? {
+            return Ok(moment.taken());
         }
         let running = self.vm(sandbox)?.filter(|vm| vm.rest.is_none() && vm.ended(now).is_none());
         if running.map(|vm| vm.machine.nonce) != agent.map(|agent| agent.nonce().clone()) {
@@ -133,7 +142,12 @@ impl World {
             );
         }
         let disk = self.disk(disk)?.ok_or_else(|| sim_error(format!("{sandbox} has no disk {disk}")))?;
-        self.put_moment(&lock, &Moment { snapshot: snapshot.clone(), taken_at: now, vm: None, disk })
+        let there = moment.clone();
+        self.put_moment(&lock, Moment { snapshot: snapshot.clone(), taken_at: now, there, vm: None, disk })
+    }
+
+    fn kept(&self, snapshot: &SnapshotId) -> Result<Option<Moment>> {
+        files::read_json(&self.moment_path(snapshot))
     }
 
     /// Makes a disk of the one in a moment.
@@ -142,18 +156,18 @@ impl World {
         if self.disk(id)?.is_some() {
             return Ok(());
         }
-        let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? else {
+        let Some(moment) = self.kept(snapshot)? else {
             return Err(self.violation(&lock, &format!("disk {id} from {snapshot}, which is not there"))?);
         };
         let size = moment.disk.size.max(size);
         self.put_disk(&lock, &Disk { id: id.clone(), size, user: None, ..moment.disk })
     }
 
-    fn put_moment(&self, lock: &Lock, moment: &Moment) -> Result<ByteSize> {
+    fn put_moment(&self, lock: &Lock, moment: Moment) -> Result<Taken> {
         // A world that is older than snapshots has no directory for them.
         std::fs::create_dir_all(self.snapshots_dir()).map_err(files::failed("create", &self.snapshots_dir()))?;
-        lock.write(&self.moment_path(&moment.snapshot), &self.next_path(), &files::to_json(moment))?;
-        Ok(moment.bytes())
+        lock.write(&self.moment_path(&moment.snapshot), &self.next_path(), &files::to_json(&moment))?;
+        Ok(moment.taken())
     }
 
     /// Begins a microVM where a moment was kept.
@@ -167,17 +181,18 @@ impl World {
         if self.vm(&machine.sandbox)?.is_some_and(|vm| vm.runs(&machine.nonce, now)) {
             return Ok(());
         }
-        let Some(moment) = files::read_json::<Moment>(&self.moment_path(snapshot))? else {
+        let Some(moment) = self.kept(snapshot)? else {
             return Err(
                 self.violation(&lock, &format!("launch of {} from {snapshot}, which is not there", machine.sandbox))?
             );
         };
-        let Moment { snapshot: _, taken_at, vm, disk } = moment;
+        let Moment { snapshot: _, taken_at, there: _, vm, disk } = moment;
         let vm =
             vm.ok_or_else(|| sim_error(format!("{snapshot} has a disk alone to begin {} from", machine.sandbox)))?;
         let counter = Counter { value: vm.counter_at(taken_at), since: now };
+        let stood = vm.rest.as_ref().map_or(taken_at, |rest| rest.since);
         let mut processes = vm.processes.clone();
-        processes.iter_mut().for_each(|processes| processes.put_off(until(now, taken_at)));
+        processes.iter_mut().for_each(|processes| processes.put_off(until(now, stood)));
         self.put_disk(&lock, &Disk { id: machine.disk.clone(), user: Some(machine.sandbox.clone()), ..disk })?;
         let begun = Vm {
             machine: machine.clone(),
@@ -195,7 +210,7 @@ impl World {
     }
 
     /// Every moment that was kept.
-    pub(super) fn moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
+    pub fn moments(&self) -> Result<Vec<(SnapshotId, ByteSize)>> {
         let moments: Vec<Moment> = files::read_all(&self.snapshots_dir())?;
         Ok(moments.into_iter().map(|moment| (moment.snapshot.clone(), moment.bytes())).collect())
     }

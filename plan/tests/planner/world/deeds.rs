@@ -164,6 +164,9 @@ impl World {
                 assert_eq!(running, nonce);
                 (content == Content::Memory).then(|| GuestStatus::clone(status))
             }
+            (VmState::Paused { fault: None, .. }, None, _) if content == Content::Memory => {
+                Some(self.saved[sandbox].clone())
+            }
             (VmState::Absent | VmState::Exited { .. } | VmState::Paused { .. }, None, _)
                 if content == Content::Disk =>
             {
