@@ -39,10 +39,15 @@ impl Store {
         if needed > blocks(&self.base_path(base))? {
             return Ok(Some(Merge::Base));
         }
+        Ok(self.wants_packing(image)?.then_some(Merge::Pack))
+    }
+
+    /// Whether an image lies in too many packs, or in too little of them, whatever it has in comparison with its base.
+    pub fn wants_packing(&self, image: &Image) -> Result<bool> {
+        let needed: u64 = image.chunks.iter().map(|chunk| bytes(chunk.data) as u64).sum();
         let packs = image.packs.iter().map(|pack| blocks(&self.pack_path(pack)));
         let held: u64 = packs.sum::<Result<u64>>()?;
-        let is_much = image.packs.len() > PACKS || held > 2 * needed + WASTE;
-        Ok(is_much.then_some(Merge::Pack))
+        Ok(image.packs.len() > PACKS || held > 2 * needed + WASTE)
     }
 
     /// Writes the same memory as the image `id`, merged. On return it is on the disk and was read again.

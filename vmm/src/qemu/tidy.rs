@@ -1,4 +1,4 @@
-//! What is done behind everything else: layers of paused microVMs' memory are merged, and files that nothing refers to any more are
+//! What is done behind everything else: layers of the memory of paused microVMs and kept moments are merged, and files that nothing refers to any more are
 //! removed.
 //!
 //! ```text
@@ -19,6 +19,7 @@ use setpoint_schema::id::{SandboxId, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
 use super::files::io_error;
+use super::fork::{DISK, SNAPSHOTS};
 use super::pause::memory_error;
 use super::saved::SavedRecord;
 use super::vm_dir::VmDir;
@@ -26,7 +27,7 @@ use super::warm::random_id;
 use super::{QemuDriver, blocking};
 use crate::driver::{Result, VmmError};
 use crate::failpoint::reach;
-use crate::memory::{MemoryError, Merge};
+use crate::memory::{Image, MemoryError, Merge, Store};
 
 /// A directory that was changed so shortly before it was looked at may change again without showing another time.
 const UNSETTLED: Duration = Duration::from_secs(1);
@@ -61,13 +62,21 @@ impl QemuDriver {
 
     async fn merge_layers(&self, cancel: &CancellationToken) -> Result<Vec<SandboxId>> {
         let mut merged = Vec::new();
-        for Layered { vm, saved, how } in self.layered().await? {
+        for Layered { of, vm, saved, how } in self.layered().await? {
             if cancel.is_cancelled() {
                 self.make_untidy();
                 break;
             }
             match self.merge(&vm, &saved, how, cancel).await {
-                Ok(Switched::Yes) => merged.push(SandboxId(vm.name().into())),
+                Ok(Switched::Yes) => match of {
+                    MemoryOf::Paused => {
+                        // Nobody reads them but who resumes it, and that knows of the new one by now.
+                        vm.forget_unused_devices();
+                        merged.push(SandboxId(vm.name().into()));
+                    }
+                    // Somebody may be about to begin with the devices by their former name, which takes no room of its own.
+                    MemoryOf::Kept => {}
+                },
                 // It has gone on meanwhile; the next pause has layers of its own.
                 Ok(Switched::No) => {}
                 Err(VmmError::Memory { source: MemoryError::Cancelled, .. }) => self.make_untidy(),
@@ -80,22 +89,25 @@ impl QemuDriver {
         Ok(merged)
     }
 
-    /// The paused microVMs whose layers are to be merged. What was found to need nothing is not looked at again.
+    /// The paused microVMs and kept moments whose layers are to be merged. What was found to need nothing is not looked at again.
     async fn layered(&self) -> Result<Vec<Layered>> {
-        let (vms, store) = (self.config.dir.join("vms"), self.memory.clone());
+        let roots = [(MemoryOf::Paused, "vms"), (MemoryOf::Kept, SNAPSHOTS)];
+        let (roots, store) = (roots.map(|(of, name)| (of, self.config.dir.join(name))), self.memory.clone());
         let known = std::mem::take(&mut *self.merged.lock().unwrap_or_else(PoisonError::into_inner));
         let look = move || {
             let (mut layered, mut fine) = (Vec::new(), HashSet::new());
-            for vm in VmDir::all(&vms)? {
-                // What cannot be read is somebody else's to say.
-                let Ok(Some(saved)) = vm.saved() else { continue };
-                if known.contains(&saved.snapshot) {
-                    fine.insert(saved.snapshot);
-                    continue;
-                }
-                match store.image(&saved.snapshot).and_then(|image| store.wants_merging(&image)) {
-                    Ok(Some(how)) => layered.push(Layered { vm, saved, how }),
-                    Ok(None) | Err(_) => drop(fine.insert(saved.snapshot)),
+            for (of, root) in roots {
+                for vm in VmDir::all(&root)? {
+                    // What cannot be read is somebody else's to say.
+                    let Ok(Some(saved)) = vm.saved() else { continue };
+                    if known.contains(&saved.snapshot) {
+                        fine.insert(saved.snapshot);
+                        continue;
+                    }
+                    match store.image(&saved.snapshot).and_then(|image| of.wants_merging(&store, &image)) {
+                        Ok(Some(how)) => layered.push(Layered { of, vm, saved, how }),
+                        Ok(None) | Err(_) => drop(fine.insert(saved.snapshot)),
+                    }
                 }
             }
             Ok((layered, fine))
@@ -118,18 +130,23 @@ impl QemuDriver {
         self.switch(vm, saved, into, bytes)
     }
 
-    /// Lets a paused microVM have another image of the same memory.
+    /// Lets a paused microVM or a kept moment have another image of the same memory.
     fn switch(&self, vm: &VmDir, saved: &SavedRecord, into: SnapshotId, memory: u64) -> Result<Switched> {
         use std::os::unix::fs::MetadataExt as _;
+        // It may be gone as a whole.
+        if vm.saved()?.is_none() {
+            return Ok(Switched::No);
+        }
         let Some(_lock) = vm.lock_power()? else { return Ok(Switched::No) };
         let Some(now) = vm.saved()?.filter(|now| now.snapshot == saved.snapshot) else { return Ok(Switched::No) };
         let (devices, renamed) = (vm.devices(&saved.snapshot), vm.devices(&into));
         reach("merge/switch")?;
         fs::hard_link(&devices, &renamed).map_err(io_error("link", &devices))?;
         let blocks = fs::metadata(&renamed).map_err(io_error("inspect", &renamed))?.blocks() * 512;
-        vm.write_saved(&SavedRecord { snapshot: into, bytes: memory + blocks, ..now })?;
+        // Beside the memory and the devices, a kept moment has a disk.
+        let disk = fs::metadata(vm.file(DISK)).map_or(0, |disk| disk.blocks() * 512);
+        vm.write_saved(&SavedRecord { snapshot: into, bytes: memory + blocks + disk, ..now })?;
         reach("merge/forget")?;
-        vm.forget_unused_devices();
         Ok(Switched::Yes)
     }
 
@@ -159,14 +176,35 @@ impl QemuDriver {
     }
 }
 
-/// A paused microVM whose layers are to be merged.
+/// Whose layers are to be merged.
 struct Layered {
+    of: MemoryOf,
     vm: VmDir,
     saved: SavedRecord,
     how: Merge,
 }
 
-/// Whether a microVM has a merged image now.
+/// Whose memory it is.
+#[derive(Debug, Clone, Copy)]
+enum MemoryOf {
+    /// A paused microVM's.
+    Paused,
+    /// A kept moment's.
+    Kept,
+}
+
+impl MemoryOf {
+    fn wants_merging(self, store: &Store, image: &Image) -> std::result::Result<Option<Merge>, MemoryError> {
+        match self {
+            Self::Paused => store.wants_merging(image),
+            // The base is shared with the app, and many a moment is kept for no longer than something takes to begin from it. What has
+            // outgrown it becomes a base of its own when that is paused.
+            Self::Kept => Ok(store.wants_packing(image)?.then_some(Merge::Pack)),
+        }
+    }
+}
+
+/// Whether a microVM or a moment has a merged image now.
 enum Switched {
     Yes,
     No,
