@@ -2,11 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "crash/armed.rs"]
+#[cfg(feature = "failpoints")]
+mod armed;
 #[path = "crash/boundaries.rs"]
 #[cfg(feature = "failpoints")]
 mod boundaries;
 #[path = "crash/declare.rs"]
 mod declare;
+#[path = "support/failpoints.rs"]
+#[cfg(feature = "failpoints")]
+mod failpoints;
 #[path = "crash/failures.rs"]
 mod failures;
 #[path = "support/host.rs"]

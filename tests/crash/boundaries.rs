@@ -10,7 +10,8 @@ use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::DiskState;
 use setpoint_state::{Disks, Journal, JournalEvent, Store};
 
-use crate::declare::{App, ROOMY, write_template};
+use crate::armed::steps;
+use crate::declare::{App, ROOMY, declare_snapshot, write_template};
 use crate::host::Host;
 use crate::left::{Left, assert_same};
 
@@ -20,9 +21,14 @@ const MOMENTS: [&str; 4] = ["before", "begun", "acted", "ended"];
 /// SIGABRT.
 const ABORTED: i32 = 6;
 
-/// Every step that a plan can have.
-const STEPS: &str = "record ensure-template ensure-disk grow-disk launch await-agent sync-files apply-processes stop remove-vm \
-                     release-disk record-applied forget pause resume";
+/// Where the scripted driver can be cut on its way through each step.
+pub const SCRIPTED: [(&str, &[&str]); 5] = [
+    ("pause", &["pause/freeze", "pause/record", "pause/end"]),
+    ("resume", &["resume/commit", "resume/thaw"]),
+    ("take-snapshot", &["snapshot/freeze", "snapshot/stop", "snapshot/memory", "snapshot/disk", "snapshot/record"]),
+    ("launch-from", &["fork/start", "fork/renew", "fork/commit", "fork/thaw"]),
+    ("copy-disk", &["fork/disk"]),
+];
 
 /// One change, and what carrying it out takes.
 struct Chapter {
@@ -35,7 +41,7 @@ struct Chapter {
 }
 
 /// The story. Each chapter begins where the one before has ended.
-const STORY: [Chapter; 15] = [
+const STORY: [Chapter; 20] = [
     Chapter {
         name: "create",
         change: |host| {
@@ -55,7 +61,7 @@ const STORY: [Chapter; 15] = [
     },
     Chapter {
         name: "processes",
-        change: |host| App { page: "second".into(), setting: "second".into(), ..first() }.write(host),
+        change: |host| seconds().write(host),
         steps: "apply-processes record-applied",
         in_two: "",
     },
@@ -93,13 +99,13 @@ const STORY: [Chapter; 15] = [
     },
     Chapter {
         name: "pause",
-        change: |host| App { page: "second".into(), setting: "second".into(), power: "paused", ..first() }.write(host),
+        change: |host| App { power: "paused", ..seconds() }.write(host),
         steps: "pause record-applied",
         in_two: "",
     },
     Chapter {
         name: "resume",
-        change: |host| App { page: "second".into(), setting: "second".into(), ..first() }.write(host),
+        change: |host| seconds().write(host),
         steps: "record resume await-agent record-applied",
         in_two: "",
     },
@@ -144,10 +150,59 @@ const STORY: [Chapter; 15] = [
         steps: "release-disk",
         in_two: "release-disk",
     },
+    Chapter {
+        name: "snapshot",
+        change: |host| {
+            declare_snapshot(host, "nightly", "of: first, retain: none");
+            declare_snapshot(host, "files", "of: second, content: disk, retain: none");
+        },
+        steps: "record-snapshot take-snapshot",
+        in_two: "take-snapshot",
+    },
+    Chapter {
+        name: "fork",
+        change: |host| App { extra: "  from: {app: first}\n", ..App::new("draft") }.write(host),
+        steps: "record-snapshot take-snapshot record ensure-template launch-from await-agent sync-files apply-processes \
+                record-applied remove-snapshot forget-snapshot",
+        in_two: "take-snapshot launch-from",
+    },
+    Chapter {
+        name: "copy",
+        change: |host| {
+            let (disk, extra) = ("160Mi".into(), "  from: {snapshot: files}\n");
+            App { disk, extra, ..App::new("copy") }.write(host);
+        },
+        steps: "record ensure-template copy-disk launch await-agent leave-out grow-disk sync-files apply-processes \
+                record-applied",
+        in_two: "copy-disk",
+    },
+    Chapter {
+        name: "restore",
+        change: |host| App { extra: "  restore: {snapshot: nightly, token: monday}\n", ..seconds() }.write(host),
+        steps: "ensure-template record-snapshot take-snapshot stop remove-vm record release-disk forget launch-from \
+                await-agent sync-files apply-processes record-restored record-applied",
+        in_two: "take-snapshot release-disk launch-from",
+    },
+    Chapter {
+        name: "letting go",
+        change: |host| {
+            ["apps/nightly", "apps/files"].iter().for_each(|path| host.remove(path));
+            // Nor does anything name them any more.
+            App { disk: "160Mi".into(), ..App::new("copy") }.write(host);
+            seconds().write(host);
+        },
+        steps: "record-applied record-snapshot remove-snapshot forget-snapshot",
+        in_two: "",
+    },
 ];
 
 fn first() -> App {
     App::new("first")
+}
+
+/// The first app as it is once it has changed.
+fn seconds() -> App {
+    App { page: "second".into(), setting: "second".into(), ..first() }
 }
 
 fn second() -> App {
@@ -242,9 +297,38 @@ fn the_end_of_a_retention_ends_the_same_wherever_it_is_cut() {
 }
 
 #[test]
+fn a_snapshot_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("snapshot");
+}
+
+#[test]
+fn a_live_fork_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("fork");
+}
+
+#[test]
+fn a_beginning_from_a_disk_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("copy");
+}
+
+#[test]
+fn a_restore_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("restore");
+}
+
+#[test]
+fn the_letting_go_of_snapshots_ends_the_same_wherever_it_is_cut() {
+    cut_everywhere("letting go");
+}
+
+#[test]
 fn the_story_has_every_step() {
-    let told: BTreeSet<_> = STORY.iter().flat_map(|chapter| chapter.steps.split_whitespace()).collect();
-    assert_eq!(told, STEPS.split_whitespace().collect());
+    let told = |words: fn(&Chapter) -> &'static str| -> BTreeSet<String> {
+        STORY.iter().flat_map(|chapter| words(chapter).split_whitespace()).map(str::to_owned).collect()
+    };
+    let (steps, in_two) = steps();
+    assert_eq!(told(|chapter| chapter.steps), steps);
+    assert_eq!(told(|chapter| chapter.in_two), in_two);
 }
 
 /// Tells the story up to a chapter, then that chapter once cleanly and once for each point that ends the daemon in it.
@@ -266,8 +350,9 @@ fn cut_everywhere(name: &str) {
     for (_, place, step) in &taken {
         assert!(taken.iter().any(|(_, other, _)| other + 1 == *place) || *place == 0, "{step} at {place}: {taken:?}");
     }
-    let each: BTreeSet<_> = taken.iter().map(|(app, _, step)| (app, step)).collect();
-    assert_eq!(each.len(), taken.len(), "something was done twice: {taken:?}");
+    // A snapshot's row is written for each state that it comes into.
+    let once = || taken.iter().filter(|(.., step)| step != "record-snapshot").map(|(app, _, step)| (app, step));
+    assert_eq!(once().collect::<BTreeSet<_>>().len(), once().count(), "something was done twice: {taken:?}");
     let kinds: BTreeSet<_> = taken.iter().map(|(_, _, step)| step.as_str()).collect();
     assert_eq!(kinds, chapter.steps.split_whitespace().collect());
     let (expected, generations, boots) = (clean.state(), clean.generations(), clean.boots());
@@ -287,11 +372,7 @@ fn cut_everywhere(name: &str) {
 
 /// Where the driver can be cut while it carries a step out.
 fn within_driver(step: &str) -> &'static [&'static str] {
-    match step {
-        "pause" => &["pause/freeze", "pause/record", "pause/end"],
-        "resume" => &["resume/commit", "resume/thaw"],
-        _ => &[],
-    }
+    SCRIPTED.iter().find(|(name, _)| *name == step).map_or(&[], |(_, points)| points)
 }
 
 /// Commits a chapter's change while no daemon runs.

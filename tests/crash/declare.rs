@@ -65,3 +65,10 @@ pub fn write_template(host: &Host) {
     host.write("templates/other.yaml", template);
     host.write("templates/other/etc/motd", "other");
 }
+
+/// A snapshot of an app.
+#[cfg(feature = "failpoints")]
+pub fn declare_snapshot(host: &Host, name: &str, spec: &str) {
+    let text = format!("apiVersion: setpoint/v1\nkind: Snapshot\nmetadata:\n  name: {name}\nspec: {{{spec}}}\n");
+    host.write(&format!("apps/{name}/app.yaml"), &text);
+}

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use setpoint_schema::observed::{DiskState, SandboxRecord};
-use setpoint_state::{Apps, Disks, Journal, JournalEvent, Outcome, Sandboxes, Snapshot, Store};
+use setpoint_schema::id::SnapshotId;
+use setpoint_schema::observed::{DiskState, SandboxRecord, SnapshotRecord};
+use setpoint_state::{Apps, Disks, Journal, JournalEvent, Outcome, Sandboxes, Snapshot, Snapshots, Store};
 use setpoint_vmm::sim::world::{Disk, Vm};
 
 use crate::host::Host;
@@ -12,6 +13,8 @@ use crate::host::Host;
 pub struct Left {
     vms: Vec<Vm>,
     disks: Vec<Disk>,
+    /// The snapshots that are there.
+    moments: BTreeSet<SnapshotId>,
     violations: Vec<String>,
     store: Snapshot,
     running: BTreeSet<String>,
@@ -24,6 +27,7 @@ impl Left {
         Self {
             vms: world.vms().unwrap(),
             disks: world.disks().unwrap(),
+            moments: world.moments().unwrap().into_iter().map(|(id, _)| id).collect(),
             violations: world.violations().unwrap(),
             store: Store::snapshot_read(&host.state().join("store")).unwrap(),
             running,
@@ -55,6 +59,11 @@ impl Left {
                 DiskState::Retained { .. } => "retained",
             };
             lines.push(format!("disk row of {}: {}, {state}", row.app, row.size));
+        }
+        for row in self.store.all::<Snapshots>().unwrap().values() {
+            let SnapshotRecord { key, app, generation, content, moment, .. } = row;
+            let (kept, moment) = (row.kept().is_some(), moment.as_ref().map(|moment| (&moment.revision, &moment.tree)));
+            lines.push(format!("snapshot {key}@{generation} of {app}: {content:?}, kept {kept}, {moment:?}"));
         }
         for app in self.store.all::<Apps>().unwrap().values() {
             lines.push(format!("app {}: {}, {} failures", app.key, app.digest, app.retry.failures));
@@ -134,6 +143,11 @@ impl Left {
             if row.state == DiskState::InUse && !rows.values().any(|sandbox| sandbox.disk == row.id) {
                 faults.push(format!("nobody uses disk {}", row.id));
             }
+        }
+        let rows = self.store.all::<Snapshots>().unwrap();
+        let kept: BTreeSet<_> = rows.into_values().filter(|row| row.kept().is_some()).map(|row| row.id).collect();
+        if kept != self.moments {
+            faults.push(format!("snapshots {:?} are there, and in the inventory {kept:?}", self.moments));
         }
         let unfinished = self.store.unfinished().unwrap();
         faults.extend(unfinished.into_iter().map(|entry| format!("step {} of {} is open", entry.step, entry.app)));

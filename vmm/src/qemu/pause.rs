@@ -101,6 +101,7 @@ impl QemuDriver {
             devices: devices.checksum,
             bytes,
             fault: None,
+            kept: None,
         };
         reach("pause/record")?;
         if cancel.is_cancelled() {
@@ -159,6 +160,8 @@ impl QemuDriver {
             tracing::warn!(%sandbox, "microVM stood still after a pause that was cut short; it goes on");
             qmp.execute("cont", json!({})).await?;
         }
+        // Of a pause or a snapshot that was cut short; nobody is at either.
+        vm.forget_unused_devices();
         copying::end_left_over(&vm, qmp).await
     }
 }
