@@ -30,6 +30,7 @@ mod launch;
 mod left;
 mod modules;
 mod pause;
+mod port;
 mod probe;
 pub(crate) mod process;
 mod qmp;

@@ -307,6 +307,8 @@ fn told(moment: &There) -> KeptRecord {
 /// What must happen while nothing moves; the microVM goes on if that went well.
 async fn capture(vm: &VmDir, prepared: Prepared) -> Result<Moment> {
     let Prepared { ram, room, parent } = prepared;
+    // First, and then the monitor's greeting: by then QEMU is done with whatever it was doing for the port.
+    let _held = vm.hold_port().await?;
     let mut qmp = Qmp::connect(vm).await?;
     reach("snapshot/stop")?;
     let started = Instant::now();

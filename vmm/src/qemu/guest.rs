@@ -19,7 +19,7 @@ use setpoint_schema::runtime::ProcessSet;
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::vm_dir::{AGENT_SOCKET, VmDir};
+use super::vm_dir::VmDir;
 use crate::driver::{
     Duplex, ExecOutput, FileKind, Guest, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError,
     WorkspaceFile,
@@ -42,7 +42,7 @@ impl QemuGuest {
     /// Connects and proves that the boot `nonce` answers. A port has room for one connection; the next one waits for its end.
     pub async fn connect(vm: &VmDir, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<Self>> {
         let problem = |problem| VmmError::Guest { sandbox: sandbox.clone(), problem };
-        let stream = vm.connect(AGENT_SOCKET).await.map_err(|error| problem(format!("cannot be reached: {error}")))?;
+        let stream = vm.connect_agent().await.map_err(|error| problem(format!("cannot be reached: {error}")))?;
         let client = timeout(CONNECT, Client::connect(stream))
             .await
             .map_err(|_| problem(format!("did not answer within {} s", CONNECT.as_secs())))?

@@ -81,6 +81,8 @@ impl QemuDriver {
     ) -> Result<SavedRecord> {
         let Work { vm, process, snapshot } = work;
         let machine = vm.machine()?.ok_or_else(|| not_running_in(vm))?;
+        // First, and then the monitor's greeting: by then QEMU is done with whatever it was doing for the port.
+        let _held = vm.hold_port().await?;
         let mut qmp = Qmp::connect(vm).await?;
         reach("pause/stop")?;
         // QEMU writes out what its disks still hold back, too.

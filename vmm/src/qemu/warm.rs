@@ -128,7 +128,7 @@ impl QemuDriver {
     }
 
     async fn blank(&self, vm: &VmDir, patience: Duration) -> Result<BlankClient> {
-        let stream = vm.connect(AGENT_SOCKET).await.map_err(io_error("connect to", &vm.file(AGENT_SOCKET)))?;
+        let stream = vm.connect_agent().await.map_err(io_error("connect to", &vm.file(AGENT_SOCKET)))?;
         match timeout(patience, BlankClient::connect(stream)).await {
             Ok(client) => client.map_err(|error| astray(vm, &with_causes(&error))),
             Err(_) => Err(astray(vm, &format!("it did not answer within {} s", patience.as_secs()))),
