@@ -184,6 +184,8 @@ impl QemuDriver {
         let memory = blocking(move || keep().map_err(failed)).await?;
         copying::finish(vm).await?;
         let disk = kept.clone();
+        let copy = kept.file(DISK);
+        let disk_bytes = fs::metadata(&copy).map_err(io_error("inspect", &copy))?.len();
         let blocks = blocking(move || disk.make_disk_durable()).await?;
         reach("snapshot/record")?;
         let bytes = memory + devices.blocks + blocks;
@@ -195,6 +197,7 @@ impl QemuDriver {
             shape: self.shape(machine),
             devices: devices.checksum,
             bytes,
+            disk_bytes: Some(disk_bytes),
             fault: None,
             kept: Some(known.clone()),
         })?;

@@ -46,7 +46,7 @@ impl QemuDriver {
             Life::Absent | Life::Ended(_) => return Err(not_running(sandbox)),
         };
         let saving = self.saving.read().await;
-        let work = Work { vm: &vm, process: &process, snapshot };
+        let work = Work { vm: &vm, process: &process, snapshot, placeholder: None };
         let saved = async {
             reach("pause/freeze")?;
             agent.freeze().await?;
@@ -79,7 +79,7 @@ impl QemuDriver {
         work: &Work<'_>,
         cancel: &tokio_util::sync::CancellationToken,
     ) -> Result<SavedRecord> {
-        let Work { vm, process, snapshot } = work;
+        let Work { vm, process, snapshot, placeholder } = work;
         let machine = vm.machine()?.ok_or_else(|| not_running_in(vm))?;
         // First, and then the monitor's greeting: by then QEMU is done with whatever it was doing for the port.
         let _held = vm.hold_port().await?;
@@ -94,6 +94,10 @@ impl QemuDriver {
         let devices = keep_devices(vm, snapshot)?;
         reach("pause/memory")?;
         let bytes = self.save_memory(work, &machine, cancel).await? + devices.blocks;
+        let disk = match placeholder {
+            Some(length) => Some(*length),
+            None => self.disks.size(&machine.disk)?,
+        };
         let saved = SavedRecord {
             version: VERSION,
             nonce: process.nonce.clone(),
@@ -102,6 +106,7 @@ impl QemuDriver {
             shape: self.shape(&machine),
             devices: devices.checksum,
             bytes,
+            disk_bytes: disk.map(|disk| disk.as_bytes()),
             fault: None,
             kept: None,
         };
@@ -186,6 +191,8 @@ pub(super) struct Work<'a> {
     pub vm: &'a VmDir,
     pub process: &'a ProcessRecord,
     pub snapshot: &'a SnapshotId,
+    /// How long its data disk is, where that is a warm template's.
+    pub placeholder: Option<ByteSize>,
 }
 
 /// The file with the devices' state.

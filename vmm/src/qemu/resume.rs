@@ -103,8 +103,9 @@ impl QemuDriver {
         reach("resume/devices")?;
         qmp.migrate_in(devices.as_fd(), STATE_FD).await?;
         *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.elapsed());
-        // The disk may be longer than the one that was saved.
-        if let Some(size) = self.disks.size(&machine.disk)? {
+        // Another length than the guest knows is news to it, and it does not look by itself.
+        let length = self.disks.size(&machine.disk)?;
+        if let Some(size) = length.filter(|size| saved.disk_bytes != Some(size.as_bytes())) {
             qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await?;
         }
         reach("resume/run")?;

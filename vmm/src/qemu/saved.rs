@@ -54,6 +54,9 @@ pub(super) struct SavedRecord {
     pub devices: String,
     /// What all of it takes on the disk.
     pub bytes: u64,
+    /// How long its data disk was, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Why it could not be resumed, the last time that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use setpoint_guest::client::BlankClient;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, hex, sha256_hex};
 use setpoint_schema::observed::Machine;
+use setpoint_schema::quantity::ByteSize;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +46,11 @@ const REST: Duration = Duration::from_secs(5);
 const REST_LOOK: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_millis(20);
 
-/// The data disk of a template. Smaller than any sandbox's, so that nobody takes the one for the other.
+/// The data disk of a template. It is as long as that of the machine that the template was made for: a guest need not be told of a
+/// disk that is as long as the one it knows.
 const PLACEHOLDER: &str = "placeholder.img";
-const PLACEHOLDER_BYTES: u64 = 1 << 20;
+/// How long it is where that machine has no disk yet.
+const PLACEHOLDER_SIZE: ByteSize = ByteSize::mib(1);
 
 impl QemuDriver {
     /// Makes the warm template that `machine` could begin from, unless it is there.
@@ -76,7 +79,8 @@ impl QemuDriver {
             ..machine.clone()
         };
         let placeholder = vm.file(PLACEHOLDER);
-        let sparse = File::create(&placeholder).and_then(|file| file.set_len(PLACEHOLDER_BYTES));
+        let disk = self.disks.size(&machine.disk)?.unwrap_or(PLACEHOLDER_SIZE);
+        let sparse = File::create(&placeholder).and_then(|file| file.set_len(disk.as_bytes()));
         sparse.map_err(io_error("make", &placeholder))?;
         self.start_blank(vm, &blank, Start::Blank { data: placeholder }).await?;
         let client = self.blank(vm, BOOT).await?;
@@ -87,7 +91,8 @@ impl QemuDriver {
         let Life::Running(process) = watch::life(vm).await? else { return Err(astray(vm, "it has ended")) };
         at_rest(vm, process.qemu).await?;
         let _saving = self.saving.read().await;
-        let work = Work { vm, process: &process, snapshot: &SnapshotId(random_id()?) };
+        let snapshot = SnapshotId(random_id()?);
+        let work = Work { vm, process: &process, snapshot: &snapshot, placeholder: Some(disk) };
         reach("warm/save")?;
         self.save(&work, &CancellationToken::new()).await.map(drop)
     }
