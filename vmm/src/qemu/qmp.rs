@@ -119,7 +119,13 @@ impl Qmp {
     pub async fn migrate_in(&mut self, state: BorrowedFd<'_>, name: &str) -> Result<()> {
         // Without it nothing tells of the end but asking again and again.
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.execute("migrate-set-capabilities", events).await?;
+        // What a machine that moved to another host tells its network, and makes its guest tell it, is no news to QEMU's own network.
+        let quiet = json!({ "announce-rounds": 0 });
+        let settings = [("migrate-set-capabilities", events), ("migrate-set-parameters", quiet)];
+        self.send(&settings).await?;
+        for (setting, _) in &settings {
+            self.answer_to(setting).await?;
+        }
         self.send_descriptor(state, name).await?;
         let uri = json!({ "uri": format!("fd:{name}") });
         let already = self.execute_until("migrate-incoming", uri, "MIGRATION").await?;
