@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::system::{finit_module, sethostname};
+use rustix::system::finit_module;
 
 use super::blank::Blank;
 use super::disk::DataDisk;
 use super::reaper::Collects;
-use super::renew::{Identity, ThisMachine};
+use super::renew::{Ahead, Identity, ThisMachine};
 use super::{Config, Owner, UserSide, network, renew};
 
 use cmdline::{Begins, CommandLine, Root};
@@ -39,6 +40,10 @@ const WORKSPACE: &str = "/workspace";
 const BUILT_IN: &str = "/template";
 const MODULES: &str = "/lib/modules/setpoint";
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What ext4 would do behind the scenes of its first mount, with a thread of its own: writing zeros into tables that are zero already
+/// in the host's sparse file, and reading all block bitmaps before anything is asked of them.
+const WITHOUT_CHORES: &std::ffi::CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 
 /// Open files of one process: servers hold one a connection.
 const OPEN_FILES: u64 = 65_536;
@@ -75,6 +80,7 @@ pub struct Machine {
     line: CommandLine,
     data: PathBuf,
     cgroups: Option<PathBuf>,
+    identity: Arc<ThisMachine>,
 }
 
 /// Makes the machine ready, but for its data disk.
@@ -94,7 +100,12 @@ pub fn boot() -> Result<Machine, BootError> {
         eprintln!("setpoint-agent: could not bring the network up: {error}");
     }
     settle();
-    Ok(Machine { line, data: disks.data, cgroups: make_cgroup() })
+    let ahead = match line.begins {
+        Begins::AsItself => Ahead::No,
+        Begins::Blank => Ahead::Yes,
+    };
+    let identity = ThisMachine::of(&Path::new(USER_ROOT).join("etc"), ahead).step("make the files of its names")?;
+    Ok(Machine { line, data: disks.data, cgroups: make_cgroup(), identity: Arc::new(identity) })
 }
 
 impl Machine {
@@ -119,9 +130,7 @@ impl Machine {
         mount_data(&self.data)?;
         bind(&Path::new(DATA).join("workspace"), &Path::new(USER_ROOT).join("workspace"))?;
         if nonce.is_none() {
-            let hostname = &self.line.hostname;
-            renew::write_hostname(&Path::new(USER_ROOT).join("etc"), hostname).step("name the machine")?;
-            sethostname(hostname.as_bytes()).step("set the host name")?;
+            self.identity.set_hostname(&self.line.hostname).step("name the machine")?;
         }
         Ok(Config {
             workspace: Path::new(DATA).join("workspace"),
@@ -144,7 +153,7 @@ impl Machine {
     }
 
     fn identity(&self) -> Arc<dyn Identity> {
-        Arc::new(ThisMachine { root: PathBuf::from(USER_ROOT) })
+        self.identity.clone()
     }
 }
 
@@ -226,12 +235,23 @@ impl Disks {
 fn mount_data(device: &Path) -> Result<(), BootError> {
     let mounting = format!("mount the data disk {}", device.display());
     fs::create_dir_all(DATA).step(&mounting)?;
-    mount(device, DATA, "ext4", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME, None).step(&mounting)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let mounted = mount(device, DATA, "ext4", flags, Some(WITHOUT_CHORES)).or_else(|error| match error {
+        // An old kernel does not know them.
+        Errno::INVAL => mount(device, DATA, "ext4", flags, None),
+        error => Err(error),
+    });
+    mounted.step(&mounting)?;
+    // A new disk has them already.
     for directory in ["workspace", ".setpoint"] {
         fs::create_dir_all(Path::new(DATA).join(directory)).step("make directories on the data disk")?;
     }
-    fs::set_permissions(Path::new(DATA).join(".setpoint"), fs::Permissions::from_mode(0o700))
-        .step("close the agent's directory")
+    let state = Path::new(DATA).join(".setpoint");
+    let mode = fs::metadata(&state).step("look at the agent's directory")?.permissions().mode();
+    if mode & 0o777 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700)).step("close the agent's directory")
 }
 
 /// Lays an overlay in memory over the template.

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::DerefMut;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -141,7 +142,11 @@ impl Workspace {
         fs::create_dir_all(state)?;
         fs::create_dir_all(root)?;
         if let Some(Owner { uid, gid }) = owner {
-            std::os::unix::fs::chown(root, Some(uid), Some(gid))?;
+            // That of a new disk belongs to it already.
+            let there = fs::metadata(root)?;
+            if (there.uid(), there.gid()) != (uid, gid) {
+                std::os::unix::fs::chown(root, Some(uid), Some(gid))?;
+            }
         }
         let stage = state.join("stage");
         fs::create_dir_all(&stage)?;

@@ -1,9 +1,9 @@
 //! Data disks: sparse raw files with an ext4 file system, which grow and never shrink.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use setpoint_schema::id::DiskId;
 use setpoint_schema::quantity::ByteSize;
@@ -15,6 +15,18 @@ const SUFFIX: &str = ".img";
 
 /// Below this mke2fs leaves no room for a journal.
 const SMALLEST: ByteSize = ByteSize::mib(8);
+
+/// What the guest's agent would make on a new disk before it answers, which takes an emulated guest longer than the host.
+/// The agent makes what is missing; the app's user is its `APP`.
+const LAYOUT: &str = "\
+mkdir workspace
+set_inode_field workspace uid 1000
+set_inode_field workspace gid 1000
+mkdir .setpoint
+set_inode_field .setpoint mode 040700
+mkdir .setpoint/stage
+mkdir .setpoint/logs
+";
 
 /// What [`Disks::ensure`] found to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +135,7 @@ impl Disks {
         format.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-E"]);
         format.arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0").arg(&temporary);
         run_tool(&mut format)?;
+        debugfs(&temporary, LAYOUT)?;
         file.sync_all().map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
     }
@@ -226,6 +239,40 @@ pub(super) fn run_tool(command: &mut Command) -> Result<()> {
     Err(io_error("format", Path::new(&name))(io::Error::other(problem)))
 }
 
+/// Has debugfs change an image.
+pub(super) fn debugfs(image: &Path, script: &str) -> Result<()> {
+    let program = tool("debugfs");
+    let mut debugfs = Command::new(&program)
+        .args(["-w", "-f", "-"])
+        .arg(image)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(io_error("run", &program))?;
+    let mut complaints = debugfs.stderr.take().expect("it is piped");
+    // Complaints are read beside the writing: neither side waits for the other's full pipe.
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        complaints.read_to_string(&mut text).map(|_| text)
+    });
+    let mut input = debugfs.stdin.take().expect("it is piped");
+    let sent = input.write_all(script.as_bytes());
+    drop(input);
+    let text = reader.join().map_err(|_| io::Error::other("its output could not be read"));
+    let status = debugfs.wait().map_err(io_error("run", &program))?;
+    sent.map_err(io_error("run", &program))?;
+    let text = text.and_then(|text| text).map_err(io_error("run", &program))?;
+    // The first line is its version. It goes on after a command that failed, and says so here alone.
+    match text.lines().skip(1).find(|line| !line.trim().is_empty()) {
+        None if status.success() => Ok(()),
+        complaint => {
+            let complaint = complaint.unwrap_or("debugfs failed").to_owned();
+            Err(io_error("change files in", image)(io::Error::other(complaint)))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
@@ -249,6 +296,22 @@ mod tests {
         assert!(metadata.blocks() * 512 < 16 << 20, "{} blocks", metadata.blocks());
         let check = Command::new(tool("e2fsck")).arg("-fn").arg(disks.path(&id)).output().unwrap();
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    }
+
+    #[test]
+    fn a_new_disk_has_the_directories_that_the_agent_wants() {
+        let (_dir, disks, id) = disks();
+        disks.ensure(&id, ByteSize::mib(64)).unwrap();
+        let mut debugfs = Command::new(tool("debugfs"));
+        let listed = debugfs.args(["-R", "ls -l"]).arg(disks.path(&id)).output().unwrap();
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let fields = |name: &str| -> Vec<String> {
+            let line = listed.lines().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
+            line.split_ascii_whitespace().skip(1).map(ToOwned::to_owned).collect()
+        };
+        let (workspace, state) = (fields("workspace"), fields(".setpoint"));
+        assert_eq!([&workspace[0], &workspace[2], &workspace[3]], ["40755", "1000", "1000"], "{listed}");
+        assert_eq!([&state[0], &state[2], &state[3]], ["40700", "0", "0"], "{listed}");
     }
 
     #[test]

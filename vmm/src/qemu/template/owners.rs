@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use super::{attributes, refused, walk};
-use crate::driver::{Result, VmmError};
-use crate::qemu::disk::tool;
-use crate::qemu::files::io_error;
+use crate::driver::Result;
+use crate::qemu::disk::debugfs;
 
 /// Owner and permission bits of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,37 +75,7 @@ impl Owners {
             return Ok(());
         }
         let script = self.script(image)?;
-        let program = tool("debugfs");
-        let mut debugfs = Command::new(&program)
-            .args(["-w", "-f", "-"])
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(io_error("run", &program))?;
-        let mut complaints = debugfs.stderr.take().expect("it is piped");
-        // Complaints are read beside the writing: neither side waits for the other's full pipe.
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            complaints.read_to_string(&mut text).map(|_| text)
-        });
-        let mut input = debugfs.stdin.take().expect("it is piped");
-        let sent = input.write_all(script.as_bytes());
-        drop(input);
-        let text = reader.join().map_err(|_| std::io::Error::other("its output could not be read"));
-        let status = debugfs.wait().map_err(io_error("run", &program))?;
-        sent.map_err(io_error("run", &program))?;
-        let text = text.and_then(|text| text).map_err(io_error("run", &program))?;
-        // The first line is its version. It goes on after a command that failed, and says so here alone.
-        match text.lines().skip(1).find(|line| !line.trim().is_empty()) {
-            None if status.success() => Ok(()),
-            complaint => Err(VmmError::Io {
-                operation: "set owners in",
-                path: image.to_owned(),
-                source: std::io::Error::other(complaint.unwrap_or("debugfs failed").to_owned()),
-            }),
-        }
+        debugfs(image, &script)
     }
 
     fn script(&self, image: &Path) -> Result<String> {
