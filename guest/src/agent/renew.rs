@@ -2,8 +2,9 @@
 //! saved, and so has every other machine that was restored from it. All of it is renewed before any process runs again.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::system::sethostname;
@@ -70,8 +71,74 @@ pub fn renew(identity: &dyn Identity, renewal: &Renewal) -> Result<(), (&'static
 /// The machine that this agent is the first process of.
 #[derive(Debug)]
 pub struct ThisMachine {
-    /// The root directory of the app's side.
-    pub root: PathBuf,
+    hostname: NameFile,
+    hosts: NameFile,
+    machine_id: NameFile,
+}
+
+impl ThisMachine {
+    /// The machine whose programs look for its names in `etc`. With [`Ahead::Yes`] the files of its names are made now.
+    ///
+    /// # Errors
+    /// A file cannot be made.
+    pub fn of(etc: &Path, ahead: Ahead) -> io::Result<Self> {
+        let file = |name| NameFile::of(etc.join(name), ahead);
+        Ok(Self { hostname: file("hostname")?, hosts: file("hosts")?, machine_id: file("machine-id")? })
+    }
+
+    /// Gives it its name, for the kernel and for programs.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a file cannot be written.
+    pub fn set_hostname(&self, hostname: &str) -> io::Result<()> {
+        sethostname(hostname.as_bytes())?;
+        self.hostname.write(&format!("{hostname}\n"))?;
+        self.hosts.write(&format!("127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"))
+    }
+}
+
+/// Whether files are made before it is known what they will hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ahead {
+    /// Empty, by a machine that is nobody's yet: whoever it becomes has only to write into them.
+    Yes,
+    /// When they are written.
+    No,
+}
+
+/// A file that names the machine.
+#[derive(Debug)]
+struct NameFile {
+    path: PathBuf,
+    /// The file, where it was made ahead. Making one in an overlay is ten times the work of writing to it.
+    made: Option<File>,
+}
+
+impl NameFile {
+    fn of(path: PathBuf, ahead: Ahead) -> io::Result<Self> {
+        let made = match ahead {
+            Ahead::Yes => Some(make(&path)?),
+            Ahead::No => None,
+        };
+        Ok(Self { path, made })
+    }
+
+    fn write(&self, content: &str) -> io::Result<()> {
+        let Some((file, before)) = self.in_place()? else { return replace(&self.path, content) };
+        file.write_all_at(content.as_bytes(), 0)?;
+        if before.len() > content.len() as u64 { file.set_len(content.len() as u64) } else { Ok(()) }
+    }
+
+    /// The file that was made, unless something else has taken its place since.
+    fn in_place(&self) -> io::Result<Option<(&File, Metadata)>> {
+        let Some(file) = &self.made else { return Ok(None) };
+        let made = file.metadata()?;
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) => Ok(((there.dev(), there.ino()) == (made.dev(), made.ino())).then_some((file, made))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl Identity for ThisMachine {
@@ -86,21 +153,10 @@ impl Identity for ThisMachine {
     }
 
     fn rename(&self, renewal: &Renewal) -> io::Result<()> {
-        sethostname(renewal.hostname.as_bytes())?;
-        let etc = self.root.join("etc");
-        write_hostname(&etc, &renewal.hostname)?;
-        replace(&etc.join("machine-id"), &format!("{}\n", renewal.machine_id))?;
+        self.set_hostname(&renewal.hostname)?;
+        self.machine_id.write(&format!("{}\n", renewal.machine_id))?;
         network::set_hardware_address(renewal.mac)
     }
-}
-
-/// Writes the machine's name where programs look for it.
-///
-/// # Errors
-/// A file cannot be written.
-pub fn write_hostname(etc: &Path, hostname: &str) -> io::Result<()> {
-    replace(&etc.join("hostname"), &format!("{hostname}\n"))?;
-    replace(&etc.join("hosts"), &format!("127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"))
 }
 
 /// Writes a file in place of whatever the template has there: a link could lead anywhere.
@@ -108,9 +164,51 @@ pub fn write_hostname(etc: &Path, hostname: &str) -> io::Result<()> {
 /// # Errors
 /// It cannot be written.
 pub fn replace(path: &Path, content: &str) -> io::Result<()> {
+    make(path)?.write_all_at(content.as_bytes(), 0)
+}
+
+/// An empty file in place of whatever was there.
+fn make(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    fs::write(path, content)
+    File::options().write(true).create_new(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_made_ahead_is_written_in_place_and_holds_nothing_else() {
+        let etc = tempfile::tempdir().unwrap();
+        let path = etc.path().join("hostname");
+        let file = NameFile::of(path.clone(), Ahead::Yes).unwrap();
+        let made = fs::metadata(&path).unwrap();
+        for name in ["a-long-name\n", "blog\n"] {
+            file.write(name).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), name);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().ino(), made.ino());
+    }
+
+    #[test]
+    fn what_has_taken_a_names_place_is_replaced_and_a_link_not_followed() {
+        let etc = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (etc.path().join("hosts"), etc.path().join("elsewhere"));
+        let file = NameFile::of(path.clone(), Ahead::Yes).unwrap();
+        fs::write(&elsewhere, "kept").unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        file.write("blog\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "blog\n");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "kept");
+        fs::remove_file(&path).unwrap();
+        file.write("again\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "again\n");
+    }
 }

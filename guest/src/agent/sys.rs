@@ -82,6 +82,33 @@ pub fn reseed(random: impl AsFd, content: [u8; ENTROPY]) -> io::Result<()> {
     Ok(())
 }
 
+/// `struct ifreq` of the kernel's `include/uapi/linux/if.h`, with a hardware address in it.
+#[repr(C)]
+struct HardwareAddress {
+    interface: [u8; 16],
+    family: u16,
+    address: [u8; 14],
+    unused: [u8; 8],
+}
+
+/// `SIOCSIFHWADDR` of the kernel's `include/uapi/linux/sockios.h`.
+const SIOCSIFHWADDR: ioctl::Opcode = 0x8924;
+/// `ARPHRD_ETHER` of its `if_arp.h`.
+const ARPHRD_ETHER: u16 = 1;
+
+/// Gives an Ethernet interface another address. Its name ends in a zero byte.
+///
+/// # Errors
+/// There is none of that name, or the kernel refuses.
+pub fn set_hardware_address(socket: impl AsFd, interface: [u8; 16], mac: [u8; 6]) -> io::Result<()> {
+    let mut address = [0; 14];
+    address[..6].copy_from_slice(&mac);
+    let request = HardwareAddress { interface, family: ARPHRD_ETHER, address, unused: [0; 8] };
+    // SAFETY: the kernel reads a `struct ifreq`, which has 40 bytes, as this has, and writes nothing.
+    unsafe { ioctl::ioctl(socket, ioctl::Setter::<SIOCSIFHWADDR, HardwareAddress>::new(request)) }?;
+    Ok(())
+}
+
 /// Lets the runtime wait for a descriptor to become readable.
 ///
 /// # Errors
