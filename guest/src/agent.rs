@@ -146,6 +146,15 @@ impl Agent {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         handshake::agent(&mut stream).await?;
+        self.serve_begun(stream).await;
+        Ok(())
+    }
+
+    /// Serves one host over `stream`, which is past its beginning.
+    pub async fn serve_begun<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         // The keep-alive ends the connection of a host that was replaced by another without the port showing it.
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -156,7 +165,6 @@ impl Agent {
             .max_concurrent_streams(limits::STREAMS)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.service.clone()));
         let _ = connection.await;
-        Ok(())
     }
 
     /// Resolves when a host has asked for a shutdown.

@@ -22,19 +22,21 @@ use tokio_util::sync::PollSender;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
+use crate::blank::FrameError;
 use crate::handshake::{self, ConnectionNonce, HandshakeError};
 use crate::limits::{self, bounded_text};
 use crate::proto::agent_client::AgentClient;
-use crate::proto::blank_client::BlankClient as RawBlankClient;
+use crate::proto::blank_reply::Answer;
+use crate::proto::blank_request::Ask;
 use crate::proto::exec_part::Part as ExecOutputPart;
 use crate::proto::port_part::Part as PortInput;
 use crate::proto::sync_part::Part as SyncInput;
 use crate::proto::{
-    ApplyRequest, ExecRequest, FreezeRequest, GrowDiskRequest, HelloRequest, LeaveOutRequest, LeftOutRequest,
-    LogsRequest, ManifestEntry, ManifestRequest, PortPart, ProcessStatus, RenewRequest, ShutdownRequest, StatusReply,
-    StatusRequest, SyncBegin, SyncPart, ThawRequest,
+    ApplyRequest, BlankReply, BlankRequest, ExecRequest, FreezeRequest, GrowDiskRequest, HelloRequest, LeaveOutRequest,
+    LeftOutRequest, LogsRequest, ManifestEntry, ManifestRequest, PortPart, ProcessStatus, RenewRequest,
+    ShutdownRequest, StatusReply, StatusRequest, SyncBegin, SyncPart, ThawRequest,
 };
-use crate::{PROTOCOL, proto};
+use crate::{PROTOCOL, blank, proto};
 
 /// Why a call failed. Text that comes from the guest is bounded.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum ClientError {
     /// The connection did not begin.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
+    /// The machine is nobody's yet, and did not answer as one.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
     /// The connection began and HTTP/2 did not.
     #[error("could not set up the connection to the guest agent")]
     Connection(#[source] Box<tonic::transport::Error>),
@@ -74,6 +79,13 @@ pub enum ClientError {
         /// Of what.
         unit: &'static str,
     },
+}
+
+impl ClientError {
+    /// A refusal that comes without a kind.
+    fn refused(why: &str) -> Self {
+        Self::Refused { code: tonic::Code::FailedPrecondition, message: bounded_text(why) }
+    }
 }
 
 impl From<Status> for ClientError {
@@ -155,6 +167,17 @@ impl Client {
     {
         let nonce = ConnectionNonce::random().map_err(HandshakeError::Io)?;
         handshake::host(&mut stream, nonce).await?;
+        Self::begun(stream).await
+    }
+
+    /// Asks who answers over a stream that is past its handshake.
+    ///
+    /// # Errors
+    /// The agent speaks another version, or does not answer.
+    pub async fn begun<S>(stream: S) -> Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let channel = open_channel(stream).await?;
         let agent = AgentClient::new(channel)
             .max_decoding_message_size(limits::MESSAGE)
@@ -387,44 +410,68 @@ impl Client {
 
 /// One connection to a machine that is nobody's yet.
 #[derive(Debug)]
-pub struct BlankClient {
-    blank: RawBlankClient<Channel>,
-    nonce: String,
+pub struct BlankClient<S> {
+    stream: S,
+    nonce: ConnectionNonce,
 }
 
-impl BlankClient {
-    /// Shakes hands over `stream` and asks who answers, as [`Client::connect`] does.
+impl<S> BlankClient<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    /// Shakes hands over `stream`, as [`Client::connect`] does.
     ///
     /// # Errors
-    /// The handshake fails, the agent speaks another version, does not answer, or is somebody's already.
-    pub async fn connect<S>(mut stream: S) -> Result<Self>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
+    /// The handshake fails.
+    pub async fn connect(mut stream: S) -> Result<Self> {
         let nonce = ConnectionNonce::random().map_err(HandshakeError::Io)?;
-        handshake::host(&mut stream, nonce).await?;
-        let blank = RawBlankClient::new(open_channel(stream).await?)
-            .max_decoding_message_size(limits::MESSAGE)
-            .max_encoding_message_size(limits::MESSAGE);
-        let hello = within("hello", limits::CALL, blank.clone().hello(HelloRequest { protocol: PROTOCOL })).await?;
-        if hello.protocol != PROTOCOL {
-            return Err(ClientError::Protocol(hello.protocol));
+        handshake::host_until_ready(&mut stream, nonce).await?;
+        Ok(Self { stream, nonce })
+    }
+
+    /// The same with a machine that was saved while it waited for a request, and whose own nonce is known: it needs no handshake.
+    pub fn restored(stream: S, nonce: ConnectionNonce) -> Self {
+        Self { stream, nonce }
+    }
+
+    /// The nonce of the machine that answers.
+    ///
+    /// # Errors
+    /// The agent speaks another version, does not answer, or is somebody's already.
+    pub async fn hello(&mut self) -> Result<String> {
+        match self.ask("hello", Ask::Hello(HelloRequest { protocol: PROTOCOL })).await? {
+            Answer::Hello(hello) if hello.protocol == PROTOCOL => {
+                // A handshake is good for one request.
+                self.nonce = ConnectionNonce::parse(&hello.nonce).unwrap_or(self.nonce);
+                Ok(bounded_text(&hello.nonce))
+            }
+            Answer::Hello(hello) => Err(ClientError::Protocol(hello.protocol)),
+            Answer::Refused(why) => Err(ClientError::refused(&why)),
+            Answer::Became(_) => Err(ClientError::refused("it answered what was not asked")),
         }
-        Ok(Self { blank, nonce: bounded_text(&hello.nonce) })
     }
 
-    /// The nonce of the template.
-    #[must_use]
-    pub fn nonce(&self) -> &str {
-        &self.nonce
-    }
-
-    /// Makes it a machine of its own. After this it serves another connection as that.
+    /// Makes it a machine of its own, whose agent goes on with the stream.
     ///
     /// # Errors
     /// The call fails, or a step of it.
-    pub async fn become_somebodys(self, request: RenewRequest) -> Result<()> {
-        within("become", limits::CALL, self.blank.clone().r#become(request)).await.map(drop)
+    pub async fn become_somebodys(mut self, request: RenewRequest) -> Result<S> {
+        match self.ask("become", Ask::Become(request)).await? {
+            Answer::Became(_) => Ok(self.stream),
+            Answer::Refused(why) => Err(ClientError::refused(&why)),
+            Answer::Hello(_) => Err(ClientError::refused("it answered what was not asked")),
+        }
+    }
+
+    async fn ask(&mut self, call: &'static str, ask: Ask) -> Result<Answer> {
+        let request = BlankRequest { protocol: PROTOCOL, ask: Some(ask) };
+        let start = self.nonce.start();
+        bounded_by(call, limits::CALL, async {
+            blank::write_after(&mut self.stream, &start, &request).await.map_err(FrameError::Io)?;
+            let reply: BlankReply = blank::read(&mut self.stream).await?;
+            reply.answer.ok_or_else(|| ClientError::refused("it answered nothing"))
+        })
+        .await
     }
 }
 

@@ -50,6 +50,19 @@ impl ConnectionNonce {
         Ok(Self::from_bytes(bytes))
     }
 
+    /// The one that is spelled so.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.as_bytes().try_into().ok()?;
+        is_hex(&digits).then_some(Self(digits))
+    }
+
+    /// The line with which a host starts what follows the handshake of this nonce.
+    #[must_use]
+    pub fn start(self) -> [u8; LINE] {
+        line(START, &self.0)
+    }
+
     /// The nonce that spells `bytes` in hex.
     #[must_use]
     pub fn from_bytes(bytes: [u8; DIGITS / 2]) -> Self {
@@ -93,6 +106,19 @@ pub async fn host<S>(stream: &mut S, nonce: ConnectionNonce) -> Result<(), Hands
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    host_until_ready(stream, nonce).await?;
+    stream.write_all(&nonce.start()).await?;
+    Ok(stream.flush().await?)
+}
+
+/// The same but for the start, which the caller sends with what it starts.
+///
+/// # Errors
+/// The stream fails or ends, or the guest does not keep to the handshake.
+pub async fn host_until_ready<S>(stream: &mut S, nonce: ConnectionNonce) -> Result<(), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let hello = line(HELLO, &nonce.0);
     let ready = line(READY, &nonce.0);
     let mut window = Window::default();
@@ -120,8 +146,6 @@ where
             if at + 1 != count {
                 return Err(HandshakeError::OutOfTurn);
             }
-            stream.write_all(&line(START, &nonce.0)).await?;
-            stream.flush().await?;
             return Ok(());
         }
         discarded += count;
@@ -139,13 +163,24 @@ pub async fn agent<S>(stream: &mut S) -> Result<(), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    agent_known(stream, None).await
+}
+
+/// The same by an agent that is known to the host: a start with the nonce `known` needs no hello before it.
+///
+/// # Errors
+/// The stream fails or ends.
+pub async fn agent_known<S>(stream: &mut S, known: Option<ConnectionNonce>) -> Result<(), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut window = Window::default();
-    let mut answered: Option<[u8; DIGITS]> = None;
+    let mut answered = known.map(|nonce| nonce.0);
     let mut buffer = vec![0; 4 * 1024];
     loop {
-        // What follows the start belongs to HTTP/2 and must stay in the stream, so from the first answer on a byte is read at
-        // a time. A host cannot have sent its start before that answer.
-        let wanted = if answered.is_some() { 1 } else { buffer.len() };
+        // What follows the start is not the handshake's and must stay in the stream, so from the first answer on no more is read
+        // than the next line may take. A host cannot have sent its start before that answer.
+        let wanted = if answered.is_some() { window.missing() } else { buffer.len() };
         let count = stream.read(&mut buffer[..wanted]).await?;
         if count == 0 {
             return Err(HandshakeError::Closed);
@@ -173,8 +208,11 @@ fn line(verb: &[u8; VERB], nonce: &[u8; DIGITS]) -> [u8; LINE] {
 fn parse(line: &[u8; LINE]) -> Option<(&[u8; VERB], [u8; DIGITS])> {
     let (verb, rest) = line.split_first_chunk::<VERB>()?;
     let nonce = rest.first_chunk::<DIGITS>()?;
-    let hex = nonce.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    hex.then_some((verb, *nonce))
+    is_hex(nonce).then_some((verb, *nonce))
+}
+
+fn is_hex(digits: &[u8; DIGITS]) -> bool {
+    digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The last [`LINE`] bytes of a stream.
@@ -194,6 +232,12 @@ impl Window {
         self.bytes.copy_within(1.., 0);
         self.bytes[LINE - 1] = byte;
         (byte == b'\n').then_some(&self.bytes)
+    }
+
+    /// How many bytes may come before a line could end: as many as the longest beginning of one lacks that these bytes end in.
+    fn missing(&self) -> usize {
+        let begins = |begun: &[u8]| [HELLO, START].iter().any(|verb| begun.iter().zip(*verb).all(|(a, b)| a == b));
+        (1..LINE).find(|missing| begins(&self.bytes[*missing..])).unwrap_or(LINE)
     }
 }
 
@@ -285,6 +329,28 @@ mod tests {
             let error = host(&mut host_end, nonce(7)).await.unwrap_err();
             assert!(matches!(error, HandshakeError::OutOfTurn), "{error}");
         });
+    }
+
+    #[test]
+    fn a_start_with_a_known_nonce_is_enough_whatever_came_before_it() {
+        for stale in [&b""[..], b"setpoint/1 st", b"\nsetpoint/1 hello 0123\n", b"sets"] {
+            run(async {
+                let (mut host_end, mut agent_end) = duplex(1024);
+                let sent = [stale, &line(START, &nonce(2).0), &nonce(7).start(), b"after"].concat();
+                host_end.write_all(&sent).await.unwrap();
+                agent_known(&mut agent_end, Some(nonce(7))).await.unwrap();
+                let mut rest = [0; 5];
+                agent_end.read_exact(&mut rest).await.unwrap();
+                assert_eq!(&rest, b"after");
+            });
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_read_as_it_is_written() {
+        assert_eq!(ConnectionNonce::parse(&"07".repeat(16)), Some(nonce(7)));
+        assert_eq!(ConnectionNonce::parse(&"0G".repeat(16)), None);
+        assert_eq!(ConnectionNonce::parse("07"), None);
     }
 
     #[test]

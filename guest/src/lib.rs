@@ -5,6 +5,7 @@
 //! [`agent`] as its first process. Whatever a guest says is bounded by [`limits`].
 
 pub mod agent;
+pub mod blank;
 pub mod client;
 pub mod handshake;
 pub mod limits;

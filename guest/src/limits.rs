@@ -5,6 +5,9 @@ use std::time::Duration;
 /// One decoded message. A status with hundreds of workers, each with a full reason, fits; nothing else comes near.
 pub const MESSAGE: usize = 256 * 1024;
 
+/// A message to or from a machine that is nobody's yet. The longest has a few names and a reason in it.
+pub const FRAME: usize = 16 * 1024;
+
 /// File content, log output or port data in one message: large enough to amortise a message's cost, small enough that a busy
 /// stream does not hold up a status for long.
 pub const CHUNK: usize = 64 * 1024;

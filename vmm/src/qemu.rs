@@ -15,6 +15,7 @@
 //! ```
 
 mod accel;
+mod begun;
 mod cgroup;
 mod command;
 mod copying;
@@ -68,11 +69,13 @@ pub use probe::{Probe, ProbeStatus};
 
 use crate::driver::{Driver, Guest, KeepDisk, Launched, Pause, Paused, Result, Take, Taken, TemplateSource, VmmError};
 use crate::memory::Store;
+use begun::Begun;
 use cgroup::Hierarchy;
 use command::Start;
 use disk::{Disks, Ensured};
 use guest::QemuGuest;
 use launch::BootFiles;
+use port::Connection;
 use qmp::Qmp;
 use template::Templates;
 use vm_dir::VmDir;
@@ -130,6 +133,8 @@ pub struct QemuDriver {
     merged: std::sync::Mutex<HashSet<SnapshotId>>,
     /// Making warm templates, one at a time.
     warming: Mutex<()>,
+    /// Agents of microVMs that have just begun.
+    begun: Begun<Connection>,
     /// How long the last restore took until everything was loaded.
     last_load: std::sync::Mutex<Option<Duration>>,
 }
@@ -154,6 +159,7 @@ impl QemuDriver {
             untidy: AtomicBool::new(true),
             merged: std::sync::Mutex::default(),
             warming: Mutex::new(()),
+            begun: Begun::default(),
             last_load: std::sync::Mutex::default(),
             config,
         })
@@ -351,6 +357,12 @@ impl Driver for QemuDriver {
     }
 
     async fn guest(&self, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<dyn Guest>> {
+        if let Some(stream) = self.begun.take(sandbox, nonce) {
+            // Nobody has talked to it but who began it. If it has ended meanwhile, the way below says so.
+            if let Ok(agent) = QemuGuest::over(stream, sandbox, nonce).await {
+                return Ok(agent);
+            }
+        }
         self.let_go_on(sandbox, nonce).await?;
         let vm = self.vm(sandbox);
         let agent = QemuGuest::connect(&vm, sandbox, nonce).await?;

@@ -93,6 +93,7 @@ pub fn boot() -> Result<Machine, BootError> {
     let text = fs::read_to_string("/proc/cmdline").step("read the kernel command line")?;
     let line = CommandLine::parse(&text).map_err(io::Error::other).step("understand the kernel command line")?;
     let disks = Disks::find()?;
+    disks.leave_order_to_the_host();
     mount_user_root(line.root, disks.root.as_deref())?;
     fill_user_root()?;
     // Without a network an app can still serve: the host reaches it over the port.
@@ -116,9 +117,11 @@ impl Machine {
     }
 
     /// What makes it one of its own, while it is nobody's.
-    #[must_use]
-    pub fn blank(&self) -> Blank {
-        Blank::new(self.line.nonce.clone(), self.length(), self.identity())
+    ///
+    /// # Errors
+    /// The length of its data disk is not to be found.
+    pub fn blank(&self) -> io::Result<Blank> {
+        Ok(Blank::new(self.line.nonce.clone(), fs::File::open(self.length())?, self.identity()))
     }
 
     /// Mounts the data disk, and says what the agent needs to know. `nonce` is the boot's if that is another than at the beginning;
@@ -229,6 +232,17 @@ impl Disks {
         let data = data.ok_or_else(missing).step("find the data disk")?;
         let root = with_serial("root").or_else(|| names.get(1)).map(device);
         Ok(Self { data, root })
+    }
+}
+
+impl Disks {
+    /// The host's kernel puts what is read and written into an order. Another scheduler before it costs a change of threads each time.
+    /// Nothing depends on it.
+    fn leave_order_to_the_host(&self) {
+        for disk in [Some(&self.data), self.root.as_ref()].into_iter().flatten() {
+            let name = disk.file_name().unwrap_or_default();
+            let _ = fs::write(Path::new("/sys/block").join(name).join("queue/scheduler"), "none");
+        }
     }
 }
 

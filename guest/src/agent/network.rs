@@ -54,15 +54,21 @@ pub fn bring_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives `eth0`, where there is one, another hardware address.
+/// A socket through which the kernel can be asked about its interfaces.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn set_hardware_address(mac: [u8; 6]) -> io::Result<()> {
-    // Every restored machine does this before anything else, and netlink is a third more work for an emulated kernel. Any socket
-    // will do.
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    match sys::set_hardware_address(&socket, *b"eth0\0\0\0\0\0\0\0\0\0\0\0\0", mac) {
+pub fn any_socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Gives `eth0`, where there is one, another hardware address. Every restored machine does this before anything else, and netlink is
+/// more work for an emulated kernel.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_hardware_address(socket: &OwnedFd, mac: [u8; 6]) -> io::Result<()> {
+    match sys::set_hardware_address(socket, *b"eth0\0\0\0\0\0\0\0\0\0\0\0\0", mac) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
         set => set,
     }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -74,6 +75,8 @@ pub struct ThisMachine {
     hostname: NameFile,
     hosts: NameFile,
     machine_id: NameFile,
+    random: File,
+    socket: OwnedFd,
 }
 
 impl ThisMachine {
@@ -83,7 +86,10 @@ impl ThisMachine {
     /// A file cannot be made.
     pub fn of(etc: &Path, ahead: Ahead) -> io::Result<Self> {
         let file = |name| NameFile::of(etc.join(name), ahead);
-        Ok(Self { hostname: file("hostname")?, hosts: file("hosts")?, machine_id: file("machine-id")? })
+        let (hostname, hosts, machine_id) = (file("hostname")?, file("hosts")?, file("machine-id")?);
+        // Open from the beginning: whoever is restored has the less to do.
+        let random = File::options().write(true).open("/dev/random")?;
+        Ok(Self { hostname, hosts, machine_id, random, socket: network::any_socket()? })
     }
 
     /// Gives it its name, for the kernel and for programs.
@@ -149,13 +155,13 @@ impl Identity for ThisMachine {
     }
 
     fn reseed(&self, entropy: [u8; sys::ENTROPY]) -> io::Result<()> {
-        sys::reseed(File::options().write(true).open("/dev/random")?, entropy)
+        sys::reseed(&self.random, entropy)
     }
 
     fn rename(&self, renewal: &Renewal) -> io::Result<()> {
         self.set_hostname(&renewal.hostname)?;
         self.machine_id.write(&format!("{}\n", renewal.machine_id))?;
-        network::set_hardware_address(renewal.mac)
+        network::set_hardware_address(&self.socket, renewal.mac)
     }
 }
 

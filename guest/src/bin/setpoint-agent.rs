@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use setpoint_guest::agent::boot::Machine;
-use setpoint_guest::agent::link::Link;
+use setpoint_guest::agent::link::{Connection, Link};
 use setpoint_guest::agent::{Agent, boot, power};
 
 fn main() {
@@ -27,10 +27,15 @@ fn run(machine: Machine) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let link = Link::open()?;
-        let nonce = if machine.is_blank() { Some(become_somebodys(&machine, &link).await?) } else { None };
+        let (nonce, owner) = if machine.is_blank() {
+            let (nonce, owner) = become_somebodys(&machine, &link).await?;
+            (Some(nonce), Some(owner))
+        } else {
+            (None, None)
+        };
         let agent = Agent::start(machine.finish(nonce).map_err(io::Error::other)?)?;
         tokio::select! {
-            result = serve(&agent, &link) => result?,
+            result = serve(&agent, &link, owner) => result?,
             () = agent.shutdown_requested() => {}
         }
         agent.stop().await;
@@ -38,19 +43,22 @@ fn run(machine: Machine) -> io::Result<()> {
     })
 }
 
-/// Waits until a host has said whose machine this is; the nonce that it has then.
-async fn become_somebodys(machine: &Machine, link: &Arc<Link>) -> io::Result<String> {
-    let blank = machine.blank();
+/// Waits until a host has said whose machine this is; the nonce that it has then, and that host, which stays.
+async fn become_somebodys(machine: &Machine, link: &Arc<Link>) -> io::Result<(String, Connection)> {
+    let blank = machine.blank()?;
     loop {
-        let connection = link.host().await?;
-        if let Ok(Some(nonce)) = blank.serve(connection).await {
-            return Ok(nonce);
+        let mut connection = link.host().await?;
+        if let Ok(nonce) = blank.serve(&mut connection).await {
+            return Ok((nonce, connection));
         }
     }
 }
 
-/// Serves one host after another.
-async fn serve(agent: &Agent, link: &Arc<Link>) -> io::Result<()> {
+/// Serves one host after another, and first the one that is there already.
+async fn serve(agent: &Agent, link: &Arc<Link>, owner: Option<Connection>) -> io::Result<()> {
+    if let Some(owner) = owner {
+        agent.serve_begun(owner).await;
+    }
     loop {
         let connection = link.host().await?;
         // A host that leaves before it has begun is no news.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
+mod blank;
 mod connections;
 mod files;
 mod power;

@@ -73,7 +73,7 @@ struct Noted {
     directory: PathBuf,
 }
 
-fn directory_identity(directory: &TempDir) -> Arc<dyn Identity> {
+pub fn directory_identity(directory: &TempDir) -> Arc<dyn Identity> {
     Arc::new(Noted { directory: directory.path().to_owned() })
 }
 

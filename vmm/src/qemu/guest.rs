@@ -19,6 +19,7 @@ use setpoint_schema::runtime::ProcessSet;
 use tokio::time::timeout;
 use tonic::Code;
 
+use super::port::Connection;
 use super::vm_dir::VmDir;
 use crate::driver::{
     Duplex, ExecOutput, FileKind, Guest, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError,
@@ -41,9 +42,24 @@ pub(super) struct QemuGuest {
 impl QemuGuest {
     /// Connects and proves that the boot `nonce` answers. A port has room for one connection; the next one waits for its end.
     pub async fn connect(vm: &VmDir, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<Self>> {
+        let problem =
+            |error| VmmError::Guest { sandbox: sandbox.clone(), problem: format!("cannot be reached: {error}") };
+        let stream = vm.connect_agent().await.map_err(problem)?;
+        Self::prove(Client::connect(stream), sandbox, nonce).await
+    }
+
+    /// The same over a stream that is past its handshake.
+    pub async fn over(stream: Connection, sandbox: &SandboxId, nonce: &BootNonce) -> Result<Arc<Self>> {
+        Self::prove(Client::begun(stream), sandbox, nonce).await
+    }
+
+    async fn prove(
+        client: impl Future<Output = std::result::Result<Client, ClientError>>,
+        sandbox: &SandboxId,
+        nonce: &BootNonce,
+    ) -> Result<Arc<Self>> {
         let problem = |problem| VmmError::Guest { sandbox: sandbox.clone(), problem };
-        let stream = vm.connect_agent().await.map_err(|error| problem(format!("cannot be reached: {error}")))?;
-        let client = timeout(CONNECT, Client::connect(stream))
+        let client = timeout(CONNECT, client)
             .await
             .map_err(|_| problem(format!("did not answer within {} s", CONNECT.as_secs())))?
             .map_err(|error| problem(with_causes(&error)))?;

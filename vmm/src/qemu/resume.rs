@@ -84,6 +84,19 @@ impl QemuDriver {
 
     /// Starts a VMM with what was saved, memory and devices, and lets its processors run.
     pub(super) async fn load(&self, vm: &VmDir, machine: &Machine, saved: &SavedRecord, devices: &Path) -> Result<()> {
+        let mut qmp = self.load_stopped(vm, machine, saved, devices).await?;
+        reach("resume/run")?;
+        qmp.execute("cont", json!({})).await.map(drop)
+    }
+
+    /// The same but for the last: its processors stand still.
+    pub(super) async fn load_stopped(
+        &self,
+        vm: &VmDir,
+        machine: &Machine,
+        saved: &SavedRecord,
+        devices: &Path,
+    ) -> Result<Qmp> {
         let started = Instant::now();
         let store = self.memory.clone();
         let image = store.image(&saved.snapshot).map_err(memory_error(vm))?;
@@ -108,8 +121,7 @@ impl QemuDriver {
         if let Some(size) = length.filter(|size| saved.disk_bytes != Some(size.as_bytes())) {
             qmp.execute("block_resize", json!({ "device": "data", "size": size.as_bytes() })).await?;
         }
-        reach("resume/run")?;
-        qmp.execute("cont", json!({})).await.map(drop)
+        Ok(qmp)
     }
 
     /// Whether what was saved can go on here at all.

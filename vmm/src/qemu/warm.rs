@@ -14,7 +14,9 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use setpoint_guest::client::BlankClient;
+use setpoint_guest::handshake::ConnectionNonce;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, hex, sha256_hex};
 use setpoint_schema::observed::Machine;
 use setpoint_schema::quantity::ByteSize;
@@ -25,6 +27,7 @@ use super::command::Start;
 use super::files::{io_error, remove_if_there};
 use super::guest::{renew_request, with_causes};
 use super::pause::Work;
+use super::port::Connection;
 use super::process::{self, ProcessId};
 use super::resume::renewal;
 use super::saved::{OriginRecord, SavedRecord, Shape};
@@ -37,10 +40,11 @@ use crate::failpoint::reach;
 /// How long a machine may take to boot, under emulation on a busy host.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// How long a restored machine may take to become somebody's.
-const BECOME: Duration = Duration::from_secs(20);
+/// How long a booted machine's timers are given: its network is brought up by and by, and asks for its last neighbour after some
+/// seconds.
+const SETTLE: Duration = Duration::from_secs(5);
 
-/// How long a booted machine is waited for to come to rest, how often it is looked at, and the processor time in between that counts
+/// How long it is waited for to come to rest after that, how often it is looked at, and the processor time in between that counts
 /// as work: the kernel counts in hundredths of a second, and a guest at rest takes some milliseconds for its timers.
 const REST: Duration = Duration::from_secs(5);
 const REST_LOOK: Duration = Duration::from_millis(250);
@@ -83,18 +87,21 @@ impl QemuDriver {
         let sparse = File::create(&placeholder).and_then(|file| file.set_len(disk.as_bytes()));
         sparse.map_err(io_error("make", &placeholder))?;
         self.start_blank(vm, &blank, Start::Blank { data: placeholder }).await?;
-        let client = self.blank(vm, BOOT).await?;
-        if client.nonce() != blank.nonce.as_str() {
+        // Kept until the machine has been saved: it waits for the next request, and its copies begin by reading one.
+        let mut client = self.blank(vm).await?;
+        let answered = client.hello().await.map_err(|error| astray(vm, &with_causes(&error)))?;
+        if answered != blank.nonce.as_str() {
             return Err(astray(vm, "another machine answers"));
         }
-        drop(client);
         let Life::Running(process) = watch::life(vm).await? else { return Err(astray(vm, "it has ended")) };
         at_rest(vm, process.qemu).await?;
         let _saving = self.saving.read().await;
         let snapshot = SnapshotId(random_id()?);
         let work = Work { vm, process: &process, snapshot: &snapshot, placeholder: Some(disk) };
         reach("warm/save")?;
-        self.save(&work, &CancellationToken::new()).await.map(drop)
+        let saved = self.save(&work, &CancellationToken::new()).await;
+        drop(client);
+        saved.map(drop)
     }
 
     /// Begins a boot from its warm template; says why not, where that cannot be.
@@ -109,34 +116,50 @@ impl QemuDriver {
             watch::kill(vm).await?;
         }
         vm.begun()?;
-        let Err(error) = restored else { return Ok(Launched::Warm) };
+        let error = match restored {
+            Ok(stream) => {
+                self.begun.keep(&machine.sandbox, &machine.nonce, stream);
+                return Ok(Launched::Warm);
+            }
+            Err(error) => error,
+        };
         vm.forget_origin()?;
         // Whatever is wrong with it: the next one is made anew.
         warm.forget_saved()?;
         Ok(Launched::Cold(Cold::Failed(with_causes(&error))))
     }
 
-    async fn restore_blank(&self, vm: &VmDir, machine: &Machine, warm: &VmDir, saved: &SavedRecord) -> Result<()> {
+    /// Makes a copy of a template somebody's; the stream on which its agent goes on.
+    async fn restore_blank(
+        &self,
+        vm: &VmDir,
+        machine: &Machine,
+        warm: &VmDir,
+        saved: &SavedRecord,
+    ) -> Result<Connection> {
         let shape = Shape { disk: PLACEHOLDER.to_owned(), ..self.shape(machine) };
         self.check(machine, &shape, saved)?;
         reach("warm/load")?;
-        self.load(vm, machine, saved, &warm.devices(&saved.snapshot)).await?;
-        let client = self.blank(vm, BECOME).await?;
-        if client.nonce() != saved.nonce.as_str() {
-            return Err(astray(vm, "another machine answers"));
-        }
+        let mut qmp = self.load_stopped(vm, machine, saved, &warm.devices(&saved.snapshot)).await?;
+        // The port was held when the template was saved. It is held again before the guest runs, which so sees no change of it.
+        let stream = connect(vm).await?;
+        qmp.execute("query-status", json!({})).await?;
+        let nonce = ConnectionNonce::parse(saved.nonce.as_str()).ok_or_else(|| astray(vm, "its nonce is none"))?;
+        let client = BlankClient::restored(stream, nonce);
+        qmp.send(&[("cont", json!({}))]).await?;
         let renewal = renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?;
         let mut request = renew_request(&saved.nonce, &renewal);
         request.disk_bytes = self.disks.size(&machine.disk)?.unwrap_or_default().as_bytes();
         reach("warm/become")?;
-        client.become_somebodys(request).await.map_err(|error| astray(vm, &with_causes(&error)))
+        let (runs, stream) = tokio::join!(qmp.answer_to("cont"), client.become_somebodys(request));
+        runs?;
+        stream.map_err(|error| astray(vm, &with_causes(&error)))
     }
 
-    async fn blank(&self, vm: &VmDir, patience: Duration) -> Result<BlankClient> {
-        let stream = vm.connect_agent().await.map_err(io_error("connect to", &vm.file(AGENT_SOCKET)))?;
-        match timeout(patience, BlankClient::connect(stream)).await {
+    async fn blank(&self, vm: &VmDir) -> Result<BlankClient<Connection>> {
+        match timeout(BOOT, BlankClient::connect(connect(vm).await?)).await {
             Ok(client) => client.map_err(|error| astray(vm, &with_causes(&error))),
-            Err(_) => Err(astray(vm, &format!("it did not answer within {} s", patience.as_secs()))),
+            Err(_) => Err(astray(vm, &format!("it did not answer within {} s", BOOT.as_secs()))),
         }
     }
 
@@ -197,6 +220,7 @@ impl VmDir {
 /// Waits until the guest has nothing left to do: what it has half done when it is saved, every copy of it has to do first.
 async fn at_rest(vm: &VmDir, qemu: ProcessId) -> Result<()> {
     let taken = || process::cpu_time(qemu).map_err(io_error("read the times of", vm.path()));
+    sleep(SETTLE).await;
     let until = Instant::now() + REST;
     let mut before = taken()?;
     while Instant::now() < until {
@@ -209,6 +233,10 @@ async fn at_rest(vm: &VmDir, qemu: ProcessId) -> Result<()> {
         before = Some(now);
     }
     Ok(())
+}
+
+async fn connect(vm: &VmDir) -> Result<Connection> {
+    vm.connect_agent().await.map_err(io_error("connect to", &vm.file(AGENT_SOCKET)))
 }
 
 fn astray(vm: &VmDir, problem: &str) -> VmmError {
