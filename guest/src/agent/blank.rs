@@ -1,6 +1,6 @@
 //! A machine that is nobody's yet: what a template is saved as, and every machine that is restored from it begins as.
 //!
-//! It has not looked at its data disk. A host tells it whose machine it is from now on; only then does it become one. A template is
+//! It has no data disk but an empty one of its own, which it has let go of. A host tells it whose machine it is from now on; only then does it become one. A template is
 //! saved while its host's end of the port is held and this waits for the next request, so that a restored machine begins by reading it.
 
 use std::fs::File;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, unmount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::finit_module;
 
@@ -106,6 +106,9 @@ pub fn boot() -> Result<Machine, BootError> {
         Begins::Blank => Ahead::Yes,
     };
     let identity = ThisMachine::of(&Path::new(USER_ROOT).join("etc"), ahead).step("make the files of its names")?;
+    if line.begins == Begins::Blank {
+        rehearse(&disks.data)?;
+    }
     Ok(Machine { line, data: disks.data, cgroups: make_cgroup(), identity: Arc::new(identity) })
 }
 
@@ -266,6 +269,13 @@ fn mount_data(device: &Path) -> Result<(), BootError> {
         return Ok(());
     }
     fs::set_permissions(state, fs::Permissions::from_mode(0o700)).step("close the agent's directory")
+}
+
+/// Mounts the empty disk that a template has in place of a data disk, and lets go of it. What the kernel makes for the first ext4 of its
+/// life then is there when a copy of this machine mounts the disk that it gets; nothing of this one is remembered.
+fn rehearse(device: &Path) -> Result<(), BootError> {
+    mount_data(device)?;
+    unmount(DATA, UnmountFlags::empty()).step("let go of the template's own disk")
 }
 
 /// Lays an overlay in memory over the template.

@@ -106,7 +106,7 @@ impl ThisMachine {
 /// Whether files are made before it is known what they will hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ahead {
-    /// Empty, by a machine that is nobody's yet: whoever it becomes has only to write into them.
+    /// As good as empty, by a machine that is nobody's yet: whoever it becomes has only to write into them.
     Yes,
     /// When they are written.
     No,
@@ -123,7 +123,12 @@ struct NameFile {
 impl NameFile {
     fn of(path: PathBuf, ahead: Ahead) -> io::Result<Self> {
         let made = match ahead {
-            Ahead::Yes => Some(make(&path)?),
+            Ahead::Yes => {
+                let file = make(&path)?;
+                // With a byte in it, it has its memory already.
+                file.write_all_at(b"\n", 0)?;
+                Some(file)
+            }
             Ahead::No => None,
         };
         Ok(Self { path, made })

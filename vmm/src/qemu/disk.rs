@@ -14,7 +14,7 @@ use crate::driver::{Result, VmmError};
 const SUFFIX: &str = ".img";
 
 /// Below this mke2fs leaves no room for a journal.
-const SMALLEST: ByteSize = ByteSize::mib(8);
+pub(super) const SMALLEST: ByteSize = ByteSize::mib(8);
 
 /// What the guest's agent would make on a new disk before it answers, which takes an emulated guest longer than the host.
 /// The agent makes what is missing; the app's user is its `APP`.
@@ -126,19 +126,24 @@ impl Disks {
     /// A disk appears under its name only when its file system is whole.
     fn create(&self, path: &Path, size: ByteSize) -> Result<()> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
-        let temporary = beside(path, "new");
-        let file = File::create(&temporary).map_err(io_error("create", &temporary))?;
-        file.set_len(size.as_bytes()).map_err(io_error("grow", &temporary))?;
-        let mut format = Command::new(tool("mke2fs"));
-        // Tables and journal are zero in a sparse file, so that nothing needs writing. Blocks of 4 KiB whatever the size,
-        // so that a small disk can grow large.
-        format.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-E"]);
-        format.arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0").arg(&temporary);
-        run_tool(&mut format)?;
-        debugfs(&temporary, LAYOUT)?;
-        file.sync_all().map_err(io_error("write", &temporary))?;
-        fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
+        make_disk(path, size)
     }
+}
+
+/// Makes a file of this length with an empty file system, which is no sandbox's.
+pub(super) fn make_disk(path: &Path, size: ByteSize) -> Result<()> {
+    let temporary = beside(path, "new");
+    let file = File::create(&temporary).map_err(io_error("create", &temporary))?;
+    file.set_len(size.as_bytes()).map_err(io_error("grow", &temporary))?;
+    let mut format = Command::new(tool("mke2fs"));
+    // Tables and journal are zero in a sparse file, so that nothing needs writing. Blocks of 4 KiB whatever the size,
+    // so that a small disk can grow large.
+    format.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-E"]);
+    format.arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0").arg(&temporary);
+    run_tool(&mut format)?;
+    debugfs(&temporary, LAYOUT)?;
+    file.sync_all().map_err(io_error("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
 }
 
 /// Copies a whole file, which appears under its name only when all of it is on the disk, and at least as long as `size` says.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! warm/<key>/saved.json, <snapshot>.state   as of a paused microVM, whose memory lies with all others'
-//!            placeholder.img                the data disk that it never looked at
+//!            placeholder.img                its own data disk, which no other machine has
 //! ```
 //!
 //! The key is a hash over everything that the saved state depends on, so that a change of any of it makes another one.
@@ -19,11 +19,11 @@ use setpoint_guest::client::BlankClient;
 use setpoint_guest::handshake::ConnectionNonce;
 use setpoint_schema::id::{BootNonce, DiskId, SandboxId, SnapshotId, hex, sha256_hex};
 use setpoint_schema::observed::Machine;
-use setpoint_schema::quantity::ByteSize;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Start;
+use super::disk::{SMALLEST, make_disk};
 use super::files::{io_error, remove_if_there};
 use super::guest::{renew_request, with_causes};
 use super::pause::Work;
@@ -33,7 +33,7 @@ use super::resume::renewal;
 use super::saved::{OriginRecord, SavedRecord, Shape};
 use super::vm_dir::{AGENT_SOCKET, VmDir};
 use super::watch::{self, Life};
-use super::{QemuDriver, busy};
+use super::{QemuDriver, blocking, busy};
 use crate::driver::{Cold, Launched, Result, VmmError};
 use crate::failpoint::reach;
 
@@ -50,11 +50,9 @@ const REST: Duration = Duration::from_secs(5);
 const REST_LOOK: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_millis(20);
 
-/// The data disk of a template. It is as long as that of the machine that the template was made for: a guest need not be told of a
-/// disk that is as long as the one it knows.
+/// The data disk of a template: an empty one, for the guest to try its mounting on. It is as long as that of the machine that the
+/// template was made for, where that has one: a guest need not be told of a disk that is as long as the one it knows.
 const PLACEHOLDER: &str = "placeholder.img";
-/// How long it is where that machine has no disk yet.
-const PLACEHOLDER_SIZE: ByteSize = ByteSize::mib(1);
 
 impl QemuDriver {
     /// Makes the warm template that `machine` could begin from, unless it is there.
@@ -83,9 +81,9 @@ impl QemuDriver {
             ..machine.clone()
         };
         let placeholder = vm.file(PLACEHOLDER);
-        let disk = self.disks.size(&machine.disk)?.unwrap_or(PLACEHOLDER_SIZE);
-        let sparse = File::create(&placeholder).and_then(|file| file.set_len(disk.as_bytes()));
-        sparse.map_err(io_error("make", &placeholder))?;
+        let disk = self.disks.size(&machine.disk)?.unwrap_or(SMALLEST);
+        let path = placeholder.clone();
+        blocking(move || make_disk(&path, disk)).await?;
         self.start_blank(vm, &blank, Start::Blank { data: placeholder }).await?;
         // Kept until the machine has been saved: it waits for the next request, and its copies begin by reading one.
         let mut client = self.blank(vm).await?;
