@@ -28,6 +28,10 @@ pub(crate) fn each_with<T: Sync, S: Send>(
     own: impl Fn() -> Option<S> + Sync,
     work: impl Fn(&mut S, &T) + Sync,
 ) -> Vec<S> {
+    // What a thread has of its own can be dear to come by.
+    if things.is_empty() {
+        return Vec::new();
+    }
     let taken = AtomicUsize::new(0);
     let done = on_threads(things.len(), || {
         let mut own = own()?;

@@ -48,7 +48,10 @@ impl Folders {
         let mut walk = Walk { odb: &odb, limits, known: &mut self.known, listings: ahead.listings, files, trees_read };
         let folder = walk.folder(tree, &mut String::new(), 0)?;
         let trees_read = walk.trees_read;
-        self.recent.push_back(Arc::clone(&folder));
+        // Who reads one revision again and again must not push out the others.
+        if !self.recent.iter().any(|recent| Arc::ptr_eq(recent, &folder)) {
+            self.recent.push_back(Arc::clone(&folder));
+        }
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
