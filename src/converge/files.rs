@@ -56,6 +56,10 @@ pub async fn sync(
     Ok(guest.sync(tree, contents(Arc::clone(source), changed), removed).await?)
 }
 
+/// Files are read until they are this many bytes together: to hand each small one over to another thread takes longer than to read
+/// it.
+const AT_ONCE: usize = 256 << 10;
+
 /// What has to be sent and removed to get from one manifest to another.
 #[derive(Debug, PartialEq, Eq)]
 struct Difference {
@@ -71,21 +75,37 @@ impl Difference {
     }
 }
 
-/// Reads files one by one as the guest takes them, so that a workspace is never whole in memory.
+/// Reads files as the guest takes them, some at a time, so that a workspace is never whole in memory.
 fn contents(
     source: Arc<Repository>,
     files: Vec<(String, ManifestEntry)>,
 ) -> BoxStream<'static, Result<WorkspaceFile, VmmError>> {
-    let read = move |(path, entry): (String, ManifestEntry)| {
-        let source = Arc::clone(&source);
-        async move {
-            let blob = entry.blob.clone();
-            let content = reading(&source, move |source| source.workspace_blob(&blob)).await;
-            let content = content.map_err(|error| unreadable(&path, error))?;
-            Ok(WorkspaceFile { path, entry, content })
-        }
+    let read = |unread: Unread| async move {
+        if unread.files.as_slice().is_empty() { None } else { Some(blocking(move || unread.some()).await) }
     };
-    futures_util::stream::iter(files).then(read).boxed()
+    let unread = Unread { source, files: files.into_iter() };
+    futures_util::stream::unfold(unread, read).flat_map(futures_util::stream::iter).boxed()
+}
+
+/// Files that are still to be read.
+struct Unread {
+    source: Arc<Repository>,
+    files: std::vec::IntoIter<(String, ManifestEntry)>,
+}
+
+impl Unread {
+    /// The next of them, and those that are left.
+    fn some(mut self) -> (Vec<Result<WorkspaceFile, VmmError>>, Self) {
+        let (mut read, mut bytes) = (Vec::new(), 0);
+        while bytes < AT_ONCE
+            && let Some((path, entry)) = self.files.next()
+        {
+            let content = self.source.workspace_blob(&entry.blob).map_err(|error| unreadable(&path, error));
+            bytes += content.as_ref().map_or(AT_ONCE, Vec::len);
+            read.push(content.map(|content| WorkspaceFile { path, entry, content }));
+        }
+        (read, self)
+    }
 }
 
 fn unreadable(path: &str, error: SourceError) -> VmmError {
