@@ -41,6 +41,7 @@ use setpoint_schema::observed::{AppRecord, Limits, Observed, SandboxRecord};
 use setpoint_schema::shared::SharedMap;
 use setpoint_state::{Outcome as StepEnd, StateError};
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +55,7 @@ use crate::converge::turns::{Try, Turns};
 use crate::crew::AllProcessors;
 use crate::metrics::Stage;
 use crate::systemd::Manager;
+use crate::task::joined;
 use crate::world::World;
 
 /// Two passes are at least this far apart, so that a burst of events is one pass.
@@ -116,6 +118,12 @@ pub struct Reconciler {
     mandate: Option<Mandate>,
     ready: Ready,
     undeclared: Undeclared,
+    /// Plans on their way into the history, which nothing has to wait for.
+    keeping: JoinSet<Result<(), StateError>>,
+    /// Actions that have ended while it was written down how others did.
+    ended: Vec<Ended>,
+    /// How actions ended, on its way into the store: one write at a time, which takes all that have ended by then.
+    noting: JoinSet<Noted>,
 }
 
 /// The apps that are remembered and not declared, as long as neither changes.
@@ -139,6 +147,9 @@ impl Undeclared {
         &self.keys
     }
 }
+
+/// Actions that have ended, and whether it could be written down how.
+type Noted = (Vec<Arc<Action>>, Result<(), StateError>);
 
 /// What of the newest plan can begin and has not. The plan gave room to all of it, so it may begin at any time
 /// until there is a newer plan or a newer revision.
@@ -176,6 +187,9 @@ impl Reconciler {
             mandate: None,
             ready: Ready::default(),
             undeclared: Undeclared::default(),
+            keeping: JoinSet::new(),
+            ended: Vec::new(),
+            noting: JoinSet::new(),
         }
     }
 
@@ -242,13 +256,18 @@ impl Reconciler {
         self.jobs.supersede(&desired, self.world.observed(), &plan);
         // Here a test can hold the loop up.
         execute::crash_point("pass", "planned");
-        written.of(self.books.note_plan(&plan, |app| self.jobs.is_busy(app), now)).await?;
+        if let Some(keep) = self.books.note_plan(&plan, |app| self.jobs.is_busy(app), now) {
+            self.keeping.spawn(keep);
+        }
         self.ready = self.ready(&plan, &followed);
         let deadline = deadline::next(&plan, &desired, &self.world, now);
         let gone = self.gone(&desired);
         drop(desired);
         metrics.timed(Stage::Dispatch, self.begin_ready()).await?;
         let idle = if self.jobs.is_empty() && !self.awaits_guests(&plan) { Idle::Yes } else { Idle::No };
+        if self.jobs.is_empty() {
+            written.of(self.plans_kept()).await?;
+        }
         written.of(self.books.note_progress(&followed, &plan, idle, now)).await?;
         written.of(self.books.forget_gone(gone)).await?;
         self.parent = Some(plan.id.clone());
@@ -317,7 +336,9 @@ impl Reconciler {
             let woken = tokio::select! {
                 () = shutdown.cancelled() => Woken::Pass,
                 () = tokio::time::sleep_until(next_pass.at), if is_news => Woken::Pass,
-                ended = self.jobs.ended(), if !self.jobs.is_empty() => Woken::Ended(ended),
+                ended = self.jobs.ended(), if self.jobs.are_running() => Woken::Ended(ended),
+                Some(noted) = self.noting.join_next() => Woken::Noted(noted),
+                Some(kept) = self.keeping.join_next() => Woken::Kept(kept),
                 // Once nobody follows any more there is nothing to wait for, rather than news without end.
                 Ok(()) = self.followed.changed() => Woken::Revision,
                 () = self.hands.observer.changed(), if !is_news => Woken::News,
@@ -336,12 +357,20 @@ impl Reconciler {
                     next_pass.hurry();
                 }
                 Woken::Ended(ended) => {
-                    self.finish(ended).await?;
+                    self.finish(ended);
                     self.begin_ready().await?;
+                    continue;
+                }
+                Woken::Noted(noted) => {
+                    self.noted(joined(noted))?;
                     // Then nothing more is about to come that one pass could show together.
                     if self.jobs.is_empty() {
                         next_pass.hurry();
                     }
+                }
+                Woken::Kept(kept) => {
+                    joined(kept)?;
+                    continue;
                 }
                 Woken::Beat => {
                     self.manager.beat();
@@ -368,13 +397,38 @@ impl Reconciler {
         self.pace = pace;
     }
 
-    async fn finish(&mut self, ended: Vec<Ended>) -> Result<(), StateError> {
+    /// Has it written down how actions ended; until then their apps stay busy.
+    fn finish(&mut self, ended: Vec<Ended>) {
         ended.iter().for_each(|ended| self.hands.metrics.action(&ended.action.kind, &ended.outcome));
-        self.books.note_ends(&ended, self.hands.observer.now()).await?;
-        for action in ended.iter().map(|ended| &ended.action) {
+        self.ended.extend(ended);
+        self.note_ended();
+    }
+
+    fn note_ended(&mut self) {
+        if self.ended.is_empty() || !self.noting.is_empty() {
+            return;
+        }
+        let ended = std::mem::take(&mut self.ended);
+        let note = self.books.note_ends(&ended, self.hands.observer.now());
+        let actions = ended.into_iter().map(|ended| ended.action).collect();
+        self.noting.spawn(async move { (actions, note.await) });
+    }
+
+    fn noted(&mut self, (actions, written): Noted) -> Result<(), StateError> {
+        for action in &actions {
+            self.jobs.written(&action.app);
             if let Some(record) = recorded_first(action) {
                 self.world.expect_no_more(&record.id);
             }
+        }
+        self.note_ended();
+        written
+    }
+
+    /// Returns once every plan that was made is in the history.
+    async fn plans_kept(&mut self) -> Result<(), StateError> {
+        while let Some(kept) = self.keeping.join_next().await {
+            joined(kept)?;
         }
         Ok(())
     }
@@ -421,11 +475,14 @@ impl Reconciler {
     /// Cancels waits, lets present steps end, and writes down how they ended.
     async fn drain(mut self) -> Result<(), StateError> {
         self.jobs.supersede_all();
-        while !self.jobs.is_empty() {
+        while self.jobs.are_running() {
             let ended = self.jobs.ended().await;
-            self.finish(ended).await?;
+            self.finish(ended);
         }
-        Ok(())
+        while let Some(noted) = self.noting.join_next().await {
+            self.noted(joined(noted))?;
+        }
+        self.plans_kept().await
     }
 }
 
@@ -494,6 +551,8 @@ enum Woken {
     Revision,
     Interval,
     Ended(Vec<Ended>),
+    Noted(Result<Noted, JoinError>),
+    Kept(Result<Result<(), StateError>, JoinError>),
 }
 
 /// The row that an action writes before it does anything else.

@@ -12,7 +12,7 @@ use setpoint_schema::app::DesiredApp;
 use setpoint_schema::id::{CommitId, Generation, WorkDigest};
 use setpoint_schema::name::AppKey;
 use setpoint_schema::observed::{AppRecord, FLAP_HEALS, LastGood, Retry};
-use setpoint_state::{EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, StateError};
+use setpoint_state::{EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, StateError, Store};
 
 use crate::converge::execute::Outcome;
 use crate::converge::follow::Followed;
@@ -76,20 +76,28 @@ impl Books {
         Ok(())
     }
 
-    /// Keeps a plan in the history if it is about other work than the one before. What it says of an app that is being worked on is
-    /// what is left of that: nothing of it can begin.
-    pub async fn note_plan(&mut self, plan: &Plan, is_busy: impl Fn(&AppKey) -> bool, now: Timestamp) -> Result<()> {
+    /// Keeps a plan in the history if it is about other work than the one before; what is given back does that. What it says of an
+    /// app that is being worked on is what is left of that: nothing of it can begin.
+    pub fn note_plan(
+        &mut self,
+        plan: &Arc<Plan>,
+        is_busy: impl Fn(&AppKey) -> bool,
+        now: Timestamp,
+    ) -> Option<impl Future<Output = Result<()>> + Send + 'static> {
         let new = plan.actions.iter().filter(|action| !is_busy(&action.app));
         let work: BTreeMap<_, _> = new.map(|action| (action.app.clone(), action.kind)).collect();
         // What is left of the same work is not history either.
         let is_known = work.iter().all(|(app, kind)| self.noted_work.get(app) == Some(kind));
         self.noted_work = work;
         if is_known {
-            return Ok(());
+            return None;
         }
-        let record = plan_record(plan, now);
-        let body = serde_json::to_vec(plan).expect("plans hold only maps with text keys");
-        self.ledger.with(move |store| store.save_plan(&record, &body).map(drop)).await
+        let (ledger, plan) = (self.ledger.clone(), Arc::clone(plan));
+        let save = move |store: &Store| {
+            let body = serde_json::to_vec(&*plan).expect("plans hold only maps with text keys");
+            store.save_plan(&plan_record(&plan, now), &body).map(drop)
+        };
+        Some(async move { ledger.with(save).await })
     }
 
     /// Before an action acts: a heal is counted first, so that a crash in it counts too.
@@ -122,8 +130,12 @@ impl Books {
         self.ledger.note(Vec::new(), stopped).await
     }
 
-    /// After actions: their outcomes, and when each may be tried again.
-    pub(super) async fn note_ends(&mut self, ended: &[Ended], now: Timestamp) -> Result<()> {
+    /// After actions: their outcomes, and when each may be tried again. What is given back writes them down.
+    pub(super) fn note_ends(
+        &mut self,
+        ended: &[Ended],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let mut events = Vec::new();
         let mut outcomes = Vec::new();
         for Ended { action, outcome, began } in ended {
@@ -160,7 +172,8 @@ impl Books {
         let retried = move |apps: &BTreeMap<AppKey, Arc<AppRecord>>| {
             outcomes.into_iter().filter_map(|(app, tried)| retried(apps.get(&app)?, tried, now)).collect()
         };
-        self.ledger.note(events, retried).await
+        let ledger = self.ledger.clone();
+        async move { ledger.note(events, retried).await }
     }
 
     /// Notes that the revision came to an end, if it has.

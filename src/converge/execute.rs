@@ -2,7 +2,8 @@
 //!
 //! What happens between two steps that act is one write: that the former is done, the steps between them that are nothing but
 //! writing (a row of the inventory, a template that is there already), and that the next one begins. A crash before it finds the former
-//! open, and looks at it again as at any step that was cut short.
+//! open, and looks at it again as at any step that was cut short. A wait for somebody else is no act, and is written down with what
+//! comes after it.
 
 use std::time::Instant;
 
@@ -42,7 +43,7 @@ impl Hands {
         superseded: &CancellationToken,
     ) -> Outcome {
         let plan = PlanRef(plan.0.clone());
-        let mut work = Work { hands: self, plan, action, superseded, placement, done: None };
+        let mut work = Work { hands: self, plan, action, superseded, placement, done: None, waited: None };
         let outcome = work.run().await;
         match (work.write_done().await, outcome) {
             (Err(error), Outcome::Done | Outcome::Superseded) => {
@@ -62,11 +63,18 @@ struct Work<'a> {
     placement: Placement,
     /// The step that is done, and is written down as such together with the beginning of the next one.
     done: Option<(&'static str, JournalEntry)>,
+    /// The wait after it that is over, and is written down with it.
+    waited: Option<(u32, &'static str)>,
 }
 
 /// Whether the app's microVM runs once the step is done.
 fn starts(step: &Step) -> bool {
     matches!(step, Step::Launch(_) | Step::Resume(_) | Step::LaunchFrom { .. })
+}
+
+/// Whether all that the step does is to wait for somebody else.
+fn waits(step: &Step) -> bool {
+    matches!(step, Step::AwaitAgent { .. })
 }
 
 /// Steps that are written down together: any number that are nothing but that, and the one after them that acts.
@@ -95,13 +103,20 @@ impl<'a> Work<'a> {
             return Outcome::Superseded;
         }
         let mut next = 0;
-        while next < self.action.steps.len() {
+        while let Some(step) = self.action.steps.get(next) {
             if self.superseded.is_cancelled() {
                 return Outcome::Superseded;
             }
-            let stretch = self.stretch(next).await;
-            next = stretch.end();
-            match self.journalled(&stretch).await {
+            let went = if waits(step) {
+                let place = u32::try_from(next).unwrap_or(u32::MAX);
+                next += 1;
+                self.wait(place, step).await.map_err(|error| (step, error))
+            } else {
+                let stretch = self.stretch(next).await;
+                next = stretch.end();
+                self.journalled(&stretch).await
+            };
+            match went {
                 Ok(Some(())) => {}
                 Ok(None) => return Outcome::Superseded,
                 Err((step, error)) => {
@@ -121,7 +136,7 @@ impl<'a> Work<'a> {
         for (count, step) in steps.iter().enumerate() {
             let (written, acts) = (&steps[..count], Some(step));
             // It is made from the row as it is, so one that is still to be written has to come first.
-            if !rows.is_empty() && matches!(step, Step::RecordApplied { .. }) {
+            if waits(step) || (!rows.is_empty() && matches!(step, Step::RecordApplied { .. })) {
                 return Stretch { from, written, acts: None, rows };
             }
             match self.hands.part(step).await {
@@ -149,6 +164,30 @@ impl<'a> Work<'a> {
             (Some(step), Some(entry)) => self.act(step, entry).await.map_err(|error| (step, error)),
             (Some(_) | None, _) => Ok(Some(())),
         }
+    }
+
+    /// Waits for somebody else; `None` when that was superseded.
+    async fn wait(&mut self, place: u32, step: &Step) -> Result<Option<()>, StepError> {
+        let name = step.name();
+        ["before", "begun"].into_iter().for_each(|moment| crash_point(name, moment));
+        let result = match self.superseded.run_until_cancelled(self.placement.find(step)).await {
+            Some(()) => self.timed(step).await,
+            None => Ok(None),
+        };
+        crash_point(name, "acted");
+        let outcome = match &result {
+            Ok(Some(())) => {
+                self.placement.pass(step);
+                self.waited = Some((place, name));
+                return result;
+            }
+            Ok(None) => JournalOutcome::Interrupted,
+            Err(error) => JournalOutcome::Failed(chain(error)),
+        };
+        if let Some(entry) = self.turn(Vec::new(), Some((place, name)), Vec::new()).await? {
+            self.end(name, entry, outcome).await?;
+        }
+        result
     }
 
     /// The step that this entry of the journal says has begun, and how it ended.
@@ -188,7 +227,7 @@ impl<'a> Work<'a> {
         let result = match step {
             // Takes its time, and whoever wants the app meanwhile is not to wait for its end and its undoing.
             Step::Pause { .. } => hands.carry_out_unless(step, superseded).await,
-            // The only step that waits for somebody else: a newer declaration must not wait with it.
+            // A newer declaration must not wait with it.
             Step::AwaitAgent { .. } => superseded.run_until_cancelled(hands.carry_out(step)).await.transpose(),
             _ => hands.carry_out(step).await.map(Some),
         };
@@ -201,22 +240,34 @@ impl<'a> Work<'a> {
 
     /// Writes down what is done, what is done with that, and which step is about to act.
     async fn begin(&mut self, stretch: &Stretch<'a>) -> Result<Option<JournalEntry>, StateError> {
-        let (before, done) = self.done.take().unzip();
         let mut places = (stretch.from..).map(|place| u32::try_from(place).unwrap_or(u32::MAX));
         let with_it = stretch.written.iter().zip(places.by_ref()).map(|(step, place)| (place, step.name())).collect();
         let next = places.next().zip(stretch.acts.map(Step::name));
-        let turn = Turn { done, with_it, next, rows: stretch.rows.clone() };
-        let entry = self.hands.ledger.journal_turn(&self.action.app, &self.plan, turn).await?;
-        before.into_iter().for_each(|name| crash_point(name, "ended"));
-        Ok(entry)
+        self.turn(with_it, next, stretch.rows.clone()).await
     }
 
-    /// Writes down that the step before is done, if that is not written.
+    /// Writes down that what was done before is done, if that is not written.
     async fn write_done(&mut self) -> Result<(), StateError> {
-        match self.done.take() {
-            Some((name, entry)) => self.end(name, entry, JournalOutcome::Done).await,
-            None => Ok(()),
+        if self.done.is_none() && self.waited.is_none() {
+            return Ok(());
         }
+        self.turn(Vec::new(), None, Vec::new()).await.map(drop)
+    }
+
+    /// Writes down what was done before, and with it what is done by that and which step is about to begin.
+    async fn turn(
+        &mut self,
+        with_it: Vec<(u32, &'static str)>,
+        next: Option<(u32, &'static str)>,
+        rows: Vec<Row>,
+    ) -> Result<Option<JournalEntry>, StateError> {
+        let ((before, done), waited) = (self.done.take().unzip(), self.waited.take());
+        let with_it = waited.into_iter().chain(with_it).collect();
+        let turn = Turn { done, with_it, next, rows };
+        let entry = self.hands.ledger.journal_turn(&self.action.app, &self.plan, turn).await?;
+        let ended = before.into_iter().chain(waited.map(|(_, name)| name));
+        ended.for_each(|name| crash_point(name, "ended"));
+        Ok(entry)
     }
 
     async fn end(&self, name: &'static str, entry: JournalEntry, outcome: JournalOutcome) -> Result<(), StateError> {

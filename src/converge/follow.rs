@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
@@ -19,6 +20,7 @@ use setpoint_schema::observed::LastGood;
 use setpoint_schema::project::Project;
 use setpoint_state::{SourceMarker, StateError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::desired::{Loaded, Loader};
@@ -28,6 +30,9 @@ use crate::report::chain;
 use crate::source::watch::Watcher;
 use crate::source::{Repository, SourceError};
 use crate::task::{blocking, reading};
+
+/// What can wait after a look at the branch waits this long: what a commit wants is then on its way, and has the processors.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What is desired, and how fresh that is.
 #[derive(Debug, Clone)]
@@ -138,9 +143,26 @@ impl Follower {
     pub async fn run(mut self, mut watcher: Watcher, shutdown: CancellationToken) {
         // Nobody watched between the first look and the making of the watcher.
         self.look().await;
-        self.settle().await;
-        while shutdown.run_until_cancelled(watcher.hint()).await.is_some() {
-            self.look().await;
+        let mut settle_at = Some(Instant::now() + SETTLE);
+        loop {
+            // No arm awaits anything in its handler: what an arm yields is handled below.
+            let due = tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = watcher.hint() => Due::Look,
+                () = sleep_until(settle_at) => Due::Settle,
+            };
+            match due {
+                Due::Look => {
+                    self.look().await;
+                    settle_at.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+                Due::Settle => {
+                    self.settle().await;
+                    settle_at = None;
+                }
+            }
+        }
+        if settle_at.is_some() {
             self.settle().await;
         }
     }
@@ -280,6 +302,19 @@ impl Followed {
                 Cow::Owned(Desired { completeness, ..self.desired.clone() })
             }
         }
+    }
+}
+
+/// What a follower does next.
+enum Due {
+    Look,
+    Settle,
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Jobs {
     concurrency: usize,
     tasks: JoinSet<(AppKey, Outcome)>,
     busy: BTreeMap<AppKey, Job>,
+    /// Apps whose action has ended and is still being written down. Until that is done nobody knows what there is to do for them.
+    ended: BTreeSet<AppKey>,
 }
 
 struct Job {
@@ -49,7 +51,14 @@ impl Jobs {
     /// None is on its way yet; as many as `concurrency` says will have a place at once.
     pub fn new(hands: Hands, concurrency: usize) -> Self {
         let concurrency = concurrency.min(Places::MOST);
-        Self { hands, places: Places::new(concurrency), concurrency, tasks: JoinSet::new(), busy: BTreeMap::new() }
+        Self {
+            hands,
+            places: Places::new(concurrency),
+            concurrency,
+            tasks: JoinSet::new(),
+            busy: BTreeMap::new(),
+            ended: BTreeSet::new(),
+        }
     }
 
     /// As many places as this from now on.
@@ -60,16 +69,22 @@ impl Jobs {
         self.concurrency = concurrency;
     }
 
+    /// Whether nothing is on its way, nor still being written down.
     pub fn is_empty(&self) -> bool {
-        self.busy.is_empty()
+        self.busy.is_empty() && self.ended.is_empty()
+    }
+
+    /// Whether an action is on its way.
+    pub fn are_running(&self) -> bool {
+        !self.busy.is_empty()
     }
 
     pub fn is_busy(&self, app: &AppKey) -> bool {
-        self.busy.contains_key(app)
+        self.busy.contains_key(app) || self.ended.contains(app)
     }
 
     pub fn apps(&self) -> BTreeSet<AppKey> {
-        self.busy.keys().cloned().collect()
+        self.busy.keys().chain(&self.ended).cloned().collect()
     }
 
     /// Starts an action of an app that is not busy.
@@ -130,8 +145,8 @@ impl Jobs {
         self.busy.values().for_each(|job| job.superseded.cancel());
     }
 
-    /// The next actions that end, those that have ended by then together; none once nothing is on its way. Nothing is lost when
-    /// this is dropped.
+    /// The next actions that end, those that have ended by then together; none once nothing is on its way. They count as on their way
+    /// until they are [written](Self::written) down, but take no place. Nothing is lost when this is dropped.
     pub async fn ended(&mut self) -> Vec<Ended> {
         let first = self.tasks.join_next().await;
         let more = std::iter::from_fn(|| self.tasks.try_join_next());
@@ -141,6 +156,13 @@ impl Jobs {
 
     fn take(&mut self, finished: Result<(AppKey, Outcome), JoinError>) -> Option<Ended> {
         let (app, outcome) = joined(finished);
-        self.busy.remove(&app).map(|job| Ended { action: job.action, outcome, began: job.began })
+        let job = self.busy.remove(&app)?;
+        self.ended.insert(app);
+        Some(Ended { action: job.action, outcome, began: job.began })
+    }
+
+    /// How the action of this app ended has been written down.
+    pub fn written(&mut self, app: &AppKey) {
+        self.ended.remove(app);
     }
 }
