@@ -112,24 +112,24 @@ fn bare(body: Bytes, tag: String) -> SocketAddr {
 }
 
 /// One connection that is kept.
-struct Client {
+pub struct Client {
     stream: BufReader<TcpStream>,
 }
 
-struct Answer {
-    status: u16,
-    etag: Option<String>,
-    body: Vec<u8>,
+pub struct Answer {
+    pub status: u16,
+    pub etag: Option<String>,
+    pub body: Vec<u8>,
 }
 
 impl Client {
-    fn connect(server: SocketAddr) -> Self {
+    pub fn connect(server: SocketAddr) -> Self {
         let stream = TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream: BufReader::with_capacity(1 << 17, stream) }
     }
 
-    fn get(&mut self, path: &str, tag: Option<&str>) -> Answer {
+    pub fn get(&mut self, path: &str, tag: Option<&str>) -> Answer {
         let condition = tag.map(|tag| format!("If-None-Match: {tag}\r\n")).unwrap_or_default();
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{condition}\r\n");
         self.stream.get_mut().write_all(request.as_bytes()).unwrap();
