@@ -90,8 +90,8 @@ impl Store {
         let mark = Mark::open(dir, summary.generation)?;
         let view = View { engine: Arc::clone(&engine), dir: dir.to_owned() };
         let mut sequence = Sequence::resume(&view, verified.journal_head, options)?;
-        let plans = sequence.plans.first..sequence.plans.next;
-        history::sweep_plans(dir, |number| plans.contains(&number)).map_err(io("sweep the plans of"))?;
+        let is_kept = |number| sequence.plan_texts.iter().any(|(kept, _)| *kept == number);
+        history::sweep_plans(dir, is_kept).map_err(io("sweep the plans of"))?;
         let (queue, committer) = commit::start(engine, mark, summary).map_err(io("start the writer of"))?;
         sequence.queue = Some(queue);
         let (sequence, saving_plans, committer) = (Mutex::new(sequence), Mutex::new(()), Some(committer));

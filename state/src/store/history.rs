@@ -3,11 +3,13 @@
 //! A plan can be larger than a record may be, so its full text is a file `plans/<number>.json`, written and synced before the
 //! record that names its checksum. A file that no record names is left from a crash and is swept when the state is opened.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use setpoint_schema::quantity::ByteSize;
 
 use crate::envelope::Checksum;
 use crate::error::{Result, StateError};
@@ -94,20 +96,39 @@ impl Store {
         let number = self.next_plan();
         write_plan(self.dir(), number, body)?;
         let file = PlanFile { bytes: body.len() as u64, checksum: Checksum::of(body) };
-        let trimmed = self.submit(|sequence| {
+        let dropped = self.submit(|sequence| {
             let mut next = sequence.plans.clone();
             let (number, trimmed) = next.append(sequence.options.plans);
+            let mut texts = sequence.plan_texts.clone();
+            texts.push_back((number, file.bytes));
+            let dropped = drop_texts(&mut texts, next.first, sequence.options.plan_bytes);
             let mut writes = vec![put::<Plans>(&number, &plan)?, put::<PlanFiles>(&number, &file)?];
-            writes.extend(trimmed.clone().flat_map(|old| [remove::<Plans>(&old), remove::<PlanFiles>(&old)]));
-            sequence.plans = next;
-            Ok((trimmed, writes))
+            writes.extend(trimmed.map(|old| remove::<Plans>(&old)));
+            writes.extend(dropped.iter().map(remove::<PlanFiles>));
+            (sequence.plans, sequence.plan_texts) = (next, texts);
+            Ok((dropped, writes))
         })?;
-        for old in trimmed {
+        for old in dropped {
             // What stays behind is swept at the next start.
             let _ = std::fs::remove_file(plan_path(self.dir(), old));
         }
         Ok(number)
     }
+}
+
+/// Gives up the texts of plans before `first`, and of the oldest beyond what all of them may take up; never the newest.
+fn drop_texts(texts: &mut VecDeque<(u64, u64)>, first: u64, most: ByteSize) -> Vec<u64> {
+    let mut dropped = Vec::new();
+    let mut bytes: u64 = texts.iter().map(|(_, bytes)| bytes).sum();
+    while let Some((oldest, size)) = texts.front().copied()
+        && texts.len() > 1
+        && (oldest < first || bytes > most.as_bytes())
+    {
+        texts.pop_front();
+        bytes -= size;
+        dropped.push(oldest);
+    }
+    dropped
 }
 
 /// The file of a plan's full text.

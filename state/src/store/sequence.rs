@@ -17,7 +17,7 @@ use crate::store::commit::Request;
 use crate::store::engine::{Order, Write};
 use crate::store::options::Options;
 use crate::store::view::View;
-use crate::table::{Events, Journal, JournalBases, Key, Only, Plans, Revisions, Table, prefix};
+use crate::table::{Events, Journal, JournalBases, Key, Only, PlanFiles, Plans, Revisions, Table, prefix};
 
 /// The journal gives up this part of its cap at a time.
 const TRIMMED_AT_ONCE: u64 = 64;
@@ -36,6 +36,8 @@ pub(crate) struct Sequence {
     pub(crate) revisions: Numbers,
     pub(crate) last_revision: Option<RevisionRecord>,
     pub(crate) plans: Numbers,
+    /// The plans whose full texts are kept, the oldest first, with their sizes.
+    pub(crate) plan_texts: VecDeque<(u64, u64)>,
     pub(crate) meta: Meta,
 }
 
@@ -55,6 +57,7 @@ impl Sequence {
             revisions: Numbers::of(&keys::<Revisions>(view)?),
             last_revision: view.revisions(None, 1)?.pop().map(|(_, revision)| revision),
             plans: Numbers::of(&keys::<Plans>(view)?),
+            plan_texts: plan_texts(view)?,
             meta: view.meta()?,
         })
     }
@@ -146,6 +149,11 @@ impl Numbers {
         self.first = kept_from;
         (number, trimmed)
     }
+}
+
+fn plan_texts(view: &View) -> Result<VecDeque<(u64, u64)>> {
+    let files = view.scan::<PlanFiles>(None, Order::OldestFirst, usize::MAX)?;
+    Ok(files.into_iter().map(|(number, file)| (number, file.bytes)).collect())
 }
 
 fn keys<T: Table>(view: &View) -> Result<Vec<T::Key>> {

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use setpoint_schema::id::CommitId;
-use setpoint_schema::quantity::Span;
+use setpoint_schema::quantity::{ByteSize, Span};
 use setpoint_state::{
     Batch, Disks, EVENT_TEXT_LIMIT, EventKind, JournalEntry, JournalEvent, NewEvent, Options, Outcome, PlanAction,
     PlanRecord, PlanRef, RevisionOutcome, RevisionRecord, Rows, SourceMarker, Store, Turn,
@@ -186,6 +186,31 @@ fn plans_are_capped_with_their_files_and_a_changed_file_is_noticed() {
     std::fs::write(dir.path().join("plans/99.json"), "left by a crash").unwrap();
     let store = Store::open_with(dir.path(), options()).unwrap();
     assert_eq!((store.plans(None, 10).unwrap().len(), files()), (3, 3), "what no record names is swept");
+}
+
+#[test]
+fn the_full_texts_of_plans_take_up_so_much_and_the_newest_is_always_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let cramped = || Options { plan_bytes: ByteSize::bytes(100 << 10), ..options() };
+    let store = Store::open_with(dir.path(), cramped()).unwrap();
+    let save = |store: &Store, name: &str, kib: usize| store.save_plan(&plan(name), &vec![b'x'; kib << 10]).unwrap();
+    let kept = |store: &Store, last: u64| {
+        (1..=last).filter(|number| store.plan_body(*number).unwrap().is_some()).collect::<Vec<_>>()
+    };
+    for kib in [40, 40, 40] {
+        save(&store, "small", kib);
+    }
+    assert_eq!(kept(&store, 3), [2, 3]);
+    drop(store);
+    let store = Store::open_with(dir.path(), cramped()).unwrap();
+    save(&store, "large", 500);
+    assert_eq!(kept(&store, 4), [4]);
+    save(&store, "small", 10);
+    assert_eq!(kept(&store, 5), [5]);
+    assert_eq!(store.plans(None, 10).unwrap().len(), 5, "what was done is remembered longer than its text");
+    assert_eq!(std::fs::read_dir(dir.path().join("plans")).unwrap().count(), 1);
+    drop(store);
+    assert_eq!(Store::open_with(dir.path(), cramped()).unwrap().plans(None, 10).unwrap().len(), 5);
 }
 
 #[test]
