@@ -292,6 +292,21 @@ fn verbs_that_change_what_a_daemon_does() {
 }
 
 #[test]
+fn an_app_at_rest() {
+    let host = daemon_on_examples();
+    assert!(host.run(&["pause", "hello"]).status.success());
+    host.wait_for("its rest", |host| (host.app("hello")["phase"] == "paused").then_some(()));
+    let look: [&[&str]; 5] = [
+        &["get", "apps", "hello", "ticker"],
+        &["get", "apps", "hello", "ticker", "-o", "wide"],
+        &["wait", "hello", "ticker"],
+        &["wait", "hello", "--for=condition=Ready=False"],
+        &["wait", "hello", "--for=condition=Ready", "--timeout", "50ms"],
+    ];
+    assert_golden("resting", &host, &look);
+}
+
+#[test]
 fn keeping_an_app_awake() {
     let (host, elsewhere) = (daemon_on_examples(), Host::sim());
     let asked: [&[&str]; 7] = [
@@ -316,9 +331,10 @@ fn keeping_moments() {
     // Each way has names of its own, because a second moment of one name is another generation.
     let taken = [("piped", SHOW[0]), ("seen", SHOW[1])].map(|(name, show)| {
         let disk = format!("{name}-disk");
-        let asked: [&[&str]; 6] = [
+        let asked: [&[&str]; 7] = [
             &["snapshot", "hello", "--name", name],
             &["snapshot", "hello", "--name", &disk, "--disk-only", "--retain", "2d"],
+            &["snapshot", "ticker", "--name", name],
             &["snapshot", "hello", "--name", "Not A Name"],
             &["snapshot", "hello", "--retain", "long"],
             &["snapshot", "nobody"],
