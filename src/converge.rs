@@ -16,6 +16,7 @@ mod deadline;
 pub mod execute;
 pub mod files;
 pub mod follow;
+mod formers;
 mod jobs;
 mod moments;
 pub mod places;

@@ -108,6 +108,35 @@ fn a_request_wakes_an_app_that_rests_and_is_answered_by_it() {
 }
 
 #[test]
+fn what_is_paused_by_hand_stays_so_under_another_name_and_is_woken_by_that() {
+    let declared = |host: &Host, name: &str| {
+        host.write_app(name, "", "first");
+        let path = format!("apps/{name}/app.yaml");
+        let text = std::fs::read_to_string(host.repo().join(&path)).unwrap();
+        host.write(&path, &text.replace("metadata:\n", "metadata:\n  uid: lasting\n"));
+        host.commit(name)
+    };
+    let mut host = Host::sim();
+    declared(&host, "blog");
+    host.start();
+    host.wait_converged();
+    said(&host.run(&["pause", "blog"]));
+    wait_phase(&host, "paused");
+    let sandbox = host.app("blog")["sandbox"].clone();
+    host.remove("apps/blog");
+    declared(&host, "journal");
+    let has_it = |host: &Host| (host.app("journal")["sandbox"] == sandbox && host.app("blog").is_null()).then_some(());
+    host.wait_for("the new name", has_it);
+    host.wait_converged();
+    let app = host.app("journal");
+    assert_eq!((&app["phase"], &app["powerHere"]["cause"]), (&"paused".into(), &"asked".into()), "{app}");
+    said(&host.run(&["wake", "journal"]));
+    host.wait_for("its waking", |host| (host.app("journal")["phase"] == "ready").then_some(()));
+    let healed = host.events_of("journal").iter().any(|event| event.starts_with("healed"));
+    assert!(!healed, "{:?}", host.events_of("journal"));
+}
+
+#[test]
 fn two_hundred_requests_for_one_app_at_rest_share_one_waking() {
     let host = running("running");
     said(&host.run(&["pause", "blog"]));

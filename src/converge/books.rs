@@ -16,6 +16,7 @@ use setpoint_state::{EventKind, NewEvent, PlanAction, PlanRecord, PlanRef, State
 
 use crate::converge::execute::Outcome;
 use crate::converge::follow::Followed;
+use crate::converge::formers::Formers;
 use crate::converge::jobs::Ended;
 use crate::converge::revisions::{Idle, Revisions};
 use crate::ledger::Ledger;
@@ -68,7 +69,15 @@ impl Books {
         let renew = move |known: &BTreeMap<AppKey, Arc<AppRecord>>| {
             let (before, desired) = (before.as_ref().map(|taken| &taken.desired), &newest.desired);
             let good = desired.apps.iter().filter(|(key, app)| is_good_news(before, desired, key, app));
-            good.filter_map(|(key, app)| renewed(known.get(key).map(Arc::as_ref), app, &desired.revision)).collect()
+            let formers = Formers::new(desired, known);
+            let renew = |(key, app): (&AppKey, &Arc<DesiredApp>)| match known.get(key) {
+                Some(record) => renewed(Some(record), app, &desired.revision),
+                None => match formers.of(app) {
+                    Some(former) => renewed(Some(former), app, &desired.revision).map(renamed),
+                    None => renewed(None, app, &desired.revision),
+                },
+            };
+            good.filter_map(renew).collect()
         };
         // Side by side, they share a sync.
         tokio::try_join!(self.ledger.note(Vec::new(), renew), self.revisions.note_attempt(followed, now))?;
@@ -240,6 +249,11 @@ fn renewed(known: Option<&AppRecord>, app: &Arc<DesiredApp>, revision: &CommitId
         }
         Some(_) => None,
     }
+}
+
+/// The record of an app that was made from that of its former name. Who suspended it did so under that name, and ends it there.
+fn renamed(record: AppRecord) -> AppRecord {
+    AppRecord { key: record.last_good.metadata.key.clone(), suspended: None, retry: Retry::default(), ..record }
 }
 
 /// The record of an app that is about to be healed.

@@ -205,7 +205,11 @@ impl<'a> About<'a, '_> {
         let declared = app.spec.app.power.state;
         let of = |memory: Option<&'a AppRecord>| memory?.power_over(declared);
         let former = self.sandboxes.iter().map(|sandbox| &sandbox.record.app).filter(|app| *app != self.key);
-        let held = of(self.memory).or_else(|| former.map(|app| world.memory(app)).find_map(of));
+        // What held under its former name is remembered under the new one, once anything is.
+        let held = match self.memory {
+            Some(_) => of(self.memory),
+            None => former.map(|app| world.memory(app)).find_map(of),
+        };
         let held = held.filter(|held| held.state != declared);
         (held.map_or(declared, |held| held.state), held)
     }

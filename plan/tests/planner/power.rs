@@ -234,6 +234,20 @@ fn an_app_that_was_stopped_here_and_is_renamed_as_it_is_woken_boots_and_that_is_
 }
 
 #[test]
+fn what_holds_here_goes_with_an_app_that_is_renamed() {
+    let mut world = World::running([app("blog").uid("u1")]);
+    world.put_power(&key("blog"), Some(Power::Paused), PowerCause::Asked { by: "uid 1000".to_owned() });
+    world.settle();
+    world.declare([app("journal").uid("u1")]);
+    let action = world.action("journal");
+    assert_eq!((action.kind, names(&action)), (ActionKind::Update(Disruption::Live), vec!["record"]), "{action:#?}");
+    world.settle();
+    assert!(!world.is_running("journal"));
+    world.wake(&key("journal"), PowerCause::Request);
+    assert_eq!(world.action("journal").kind, ActionKind::Resume);
+}
+
+#[test]
 fn an_app_that_goes_on_though_nothing_else_is_declared_says_who_wanted_it() {
     let by = || PowerCause::Asked { by: "uid 1000".to_owned() };
     for cause in [PowerCause::Request, by()] {

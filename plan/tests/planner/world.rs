@@ -152,7 +152,16 @@ impl World {
     pub fn remember(&mut self) {
         for (key, app) in &self.desired.apps {
             let digest = app.spec.digest().clone();
-            let known = self.observed.apps.get(key);
+            // An app that is renamed goes on under its new name as what it was, but for a suspension.
+            let gone = |old: &&Arc<AppRecord>| !self.desired.apps.contains_key(&old.key);
+            let uid = app.metadata.uid.as_ref();
+            let former = || {
+                let mut records = self.observed.apps.values().filter(gone);
+                let record = records.find(|old| uid.is_some() && old.last_good.metadata.uid.as_ref() == uid)?;
+                Some(Arc::new(AppRecord { suspended: None, ..AppRecord::clone(record) }))
+            };
+            let known = self.observed.apps.get(key).cloned().or_else(former);
+            let known = known.as_deref();
             let (generation, retry, heals, repeats) = match known {
                 Some(known) if known.digest == digest => {
                     (known.generation, known.retry.clone(), known.heals.clone(), known.repeats.clone())
