@@ -7,6 +7,7 @@
 mod error;
 mod libgit;
 mod location;
+mod objects;
 mod remote;
 mod snapshot;
 mod tree;
@@ -33,7 +34,7 @@ pub use tree::{Folder, FolderId, Item, Refusal};
 pub use workspace::{Links, Listing, is_app_folder};
 pub use worktree::Worktree;
 
-use walk::{Folders, damaged, limit};
+use walk::{Folders, Walked, damaged, limit};
 
 /// Which branch of which repository, and how much of it is read.
 #[derive(Debug, Clone)]
@@ -308,9 +309,9 @@ impl Repository {
         let mut opened = self.current()?;
         let Opened { git, folders, .. } = &mut *opened;
         let tree = self.tree_of(git, commit)?;
-        let (root, trees_read) = folders.read(git, tree, &self.config.limits)?;
+        let Walked { folder, trees_read, objects } = folders.read(git, tree, &self.config.limits)?;
         self.trees_read.fetch_add(trees_read, Ordering::Relaxed);
-        Ok(Snapshot::new(self, commit.clone(), root, git.path()))
+        Ok(Snapshot::new(self, commit.clone(), folder, git.path(), objects))
     }
 
     /// The content of a blob, which is not read if it is larger than `max` bytes; `path` is for the error.

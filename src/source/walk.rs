@@ -3,6 +3,7 @@
 //! A tree of a few kilobytes can describe more files than there are atoms, by naming the same subtree again and again. The
 //! walk visits each distinct tree once and adds up what it already knows of the others, so that such a tree is refused at once.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -15,6 +16,7 @@ use crate::parallel;
 
 use super::SourceLimits;
 use super::error::{Cause, Excess, SourceError};
+use super::objects::{Kind, ObjectId, Objects};
 use super::tree::{Folder, FolderId, Item, Refusal, is_plain_name};
 
 /// How many of the last revisions keep their folders in memory: the current one, the one before, and two previews.
@@ -34,18 +36,14 @@ pub(super) struct Folders {
 
 impl Folders {
     /// The folder of `tree`, with all below it.
-    pub fn read(
-        &mut self,
-        git: &git2::Repository,
-        tree: Oid,
-        limits: &SourceLimits,
-    ) -> Result<(Arc<Folder>, u64), SourceError> {
-        let odb = git.odb().map_err(|error| damaged(tree, &error.message()))?;
-        let ahead = Ahead::of(&odb, git.path(), tree, limits, &self.known);
+    pub fn read(&mut self, git: &git2::Repository, tree: Oid, limits: &SourceLimits) -> Result<Walked, SourceError> {
+        let ahead = Ahead::of(git, tree, limits, &self.known);
         // Held until the walk is at its end: nothing else holds them yet.
         self.known.extend(ahead.folders.iter().map(|(id, folder)| (*id, Arc::downgrade(folder))));
         let (files, trees_read) = (0, ahead.trees_read);
-        let mut walk = Walk { odb: &odb, limits, known: &mut self.known, listings: ahead.listings, files, trees_read };
+        let trees = Trees { objects: &ahead.objects, handle: Handle::Lent(git) };
+        let mut walk =
+            Walk { trees: &trees, limits, known: &mut self.known, listings: ahead.listings, files, trees_read };
         let folder = walk.folder(tree, &mut String::new(), 0)?;
         let trees_read = walk.trees_read;
         // Who reads one revision again and again must not push out the others.
@@ -60,12 +58,58 @@ impl Folders {
             self.known.retain(|_, folder| folder.strong_count() > 0);
             self.kept_at_last_look = self.known.len();
         }
-        Ok((folder, trees_read))
+        Ok(Walked { folder, trees_read, objects: ahead.objects })
+    }
+}
+
+/// What a walk comes to.
+pub(super) struct Walked {
+    pub folder: Arc<Folder>,
+    pub trees_read: u64,
+    /// The objects, where much was new.
+    pub objects: Objects,
+}
+
+/// Where trees are read from.
+struct Trees<'a> {
+    objects: &'a Objects,
+    /// For what is not in these.
+    handle: Handle<'a>,
+}
+
+enum Handle<'a> {
+    Lent(&'a git2::Repository),
+    /// One thread's own, opened when it is needed: that takes as long as reading some hundreds of trees.
+    Own(&'a Path, &'a OnceCell<Option<git2::Repository>>),
+}
+
+impl Trees<'_> {
+    /// The tree as git stores it. Parsed here, because libgit2 would keep each one that it parses, too.
+    fn load(&self, id: Oid, path: &str, limits: &SourceLimits) -> Result<Vec<u8>, SourceError> {
+        let known = ObjectId::try_from(id.as_bytes()).ok();
+        if let Some(listing) = known.and_then(|id| self.objects.read(id, Kind::Tree, limits.listing_bytes)) {
+            return Ok(listing);
+        }
+        let git = match &self.handle {
+            Handle::Lent(git) => git,
+            Handle::Own(git_dir, own) => {
+                own.get_or_init(|| own_handle(git_dir)).as_ref().ok_or_else(|| damaged(id, &"it cannot be read"))?
+            }
+        };
+        let odb = git.odb().map_err(|error| damaged(id, &error.message()))?;
+        let (size, kind) = odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
+        if kind != ObjectType::Tree {
+            return Err(damaged(id, &"it is not a tree"));
+        }
+        if size as u64 > limits.listing_bytes {
+            return Err(limit(path, Excess::Listing { limit: limits.listing_bytes }));
+        }
+        Ok(odb.read(id).map_err(|error| damaged(id, &error.message()))?.data().to_vec())
     }
 }
 
 struct Walk<'a> {
-    odb: &'a git2::Odb<'a>,
+    trees: &'a Trees<'a>,
     limits: &'a SourceLimits,
     known: &'a mut HashMap<Oid, Weak<Folder>>,
     /// Trees that were read and not yet taken apart.
@@ -87,7 +131,7 @@ impl Walk<'_> {
             Some(listing) => listing,
             None => {
                 self.trees_read += 1;
-                load(self.odb, id, path, self.limits)?
+                self.trees.load(id, path, self.limits)?
             }
         };
         let mut entries = Vec::new();
@@ -165,26 +209,22 @@ struct Ahead {
     /// The trees above those folders.
     listings: HashMap<Oid, Vec<u8>>,
     trees_read: u64,
+    objects: Objects,
 }
 
-/// Fewer folders than this are read by the walk itself: a handle for each thread takes as long as reading some hundreds.
+/// Fewer folders than this are read by the walk itself: threads, and the indexes of objects, take longer than that.
 const WORTH_THREADS: usize = 64;
 
 impl Ahead {
-    fn of(
-        odb: &git2::Odb<'_>,
-        git_dir: &Path,
-        tree: Oid,
-        limits: &SourceLimits,
-        known: &HashMap<Oid, Weak<Folder>>,
-    ) -> Self {
+    fn of(git: &git2::Repository, tree: Oid, limits: &SourceLimits, known: &HashMap<Oid, Weak<Folder>>) -> Self {
         let is_new = |id: &Oid| known.get(id).is_none_or(|folder| folder.strong_count() == 0);
-        let mut ahead = Self::default();
+        let (mut ahead, none) = (Self::default(), Objects::default());
+        let trees = Trees { objects: &none, handle: Handle::Lent(git) };
         let mut level: Vec<Oid> = Some(tree).filter(is_new).into_iter().collect();
         while !level.is_empty() && level.len() < WORTH_THREADS {
             let mut below = HashSet::new();
             for id in level {
-                let Ok(listing) = load(odb, id, "", limits) else { return ahead };
+                let Ok(listing) = trees.load(id, "", limits) else { return ahead };
                 ahead.trees_read += 1;
                 below.extend(folders_of(&listing).filter(&is_new));
                 ahead.listings.insert(id, listing);
@@ -195,14 +235,19 @@ impl Ahead {
             }
             level = below.into_iter().filter(|id| !ahead.listings.contains_key(id)).collect();
         }
-        ahead.read(git_dir, level, limits);
+        if !level.is_empty() {
+            ahead.objects = Objects::of(git.commondir());
+            ahead.read(git.path(), level, limits);
+        }
         ahead
     }
 
     /// Reads these folders with all below them, on all processors.
     fn read(&mut self, git_dir: &Path, level: Vec<Oid>, limits: &SourceLimits) {
+        let objects = &self.objects;
         let own = || {
-            Some(Share { git: own_handle(git_dir)?, held: Vec::new(), known: HashMap::new(), trees_read: 0, files: 0 })
+            let (git, held, known) = (OnceCell::new(), Vec::new(), HashMap::new());
+            Some(Share { objects, git_dir, git, held, known, trees_read: 0, files: 0 })
         };
         for share in parallel::each_with(&level, own, |share, id| share.read(*id, limits)) {
             self.trees_read += share.trees_read;
@@ -212,22 +257,25 @@ impl Ahead {
 }
 
 /// What one thread reads ahead.
-struct Share {
-    git: git2::Repository,
+struct Share<'a> {
+    objects: &'a Objects,
+    git_dir: &'a Path,
+    git: OnceCell<Option<git2::Repository>>,
     held: Vec<Arc<Folder>>,
     known: HashMap<Oid, Weak<Folder>>,
     trees_read: u64,
     files: u64,
 }
 
-impl Share {
+impl Share<'_> {
     fn read(&mut self, tree: Oid, limits: &SourceLimits) {
-        let Ok(odb) = self.git.odb() else { return };
         if self.files > limits.files {
             return;
         }
         let (known, listings) = (&mut self.known, HashMap::new());
-        let mut walk = Walk { odb: &odb, limits, known, listings, files: self.files, trees_read: self.trees_read };
+        let (files, trees_read) = (self.files, self.trees_read);
+        let trees = Trees { objects: self.objects, handle: Handle::Own(self.git_dir, &self.git) };
+        let mut walk = Walk { trees: &trees, limits, known, listings, files, trees_read };
         let folder = walk.folder(tree, &mut String::new(), 1);
         (self.files, self.trees_read) = (walk.files, walk.trees_read);
         self.held.extend(folder);
@@ -238,18 +286,6 @@ impl Share {
 pub(super) fn own_handle(git_dir: &Path) -> Option<git2::Repository> {
     let none: [&str; 0] = [];
     git2::Repository::open_ext(git_dir, git2::RepositoryOpenFlags::NO_SEARCH, none).ok()
-}
-
-/// The tree as git stores it. Parsed here, because libgit2 would keep each one that it parses, too.
-fn load(odb: &git2::Odb<'_>, id: Oid, path: &str, limits: &SourceLimits) -> Result<Vec<u8>, SourceError> {
-    let (size, kind) = odb.read_header(id).map_err(|error| damaged(id, &error.message()))?;
-    if kind != ObjectType::Tree {
-        return Err(damaged(id, &"it is not a tree"));
-    }
-    if size as u64 > limits.listing_bytes {
-        return Err(limit(path, Excess::Listing { limit: limits.listing_bytes }));
-    }
-    Ok(odb.read(id).map_err(|error| damaged(id, &error.message()))?.data().to_vec())
 }
 
 /// The folders that a tree names, as far as it can be read.
