@@ -141,7 +141,8 @@ impl Known {
         if let (Some(root), false) = (&self.root, self.sources.is_empty()) {
             changes.add_other_folders(root, files.root());
         }
-        let found: Vec<Option<Parsed>> = changes.declarations().map(|key| kept.remove(key)).collect();
+        let mut taken = |key: &Key| if kept.is_empty() { None } else { kept.remove(key) };
+        let found: Vec<Option<Parsed>> = changes.declarations().map(&mut taken).collect();
         let new = changes.declarations().zip(&found).filter(|(_, found)| found.is_none());
         let new: Vec<&Key> = new.map(|(key, _)| key).collect();
         let parsed = new.len();
@@ -164,7 +165,7 @@ impl Known {
         }
         touched.extend(std::mem::take(&mut self.lost).into_keys());
         let remembered = tools.remembered;
-        judge::reading_ahead(&documents, self.set.len() + documents.len(), tools, || {
+        let ahead = judge::reading_ahead(&documents, self.set.len() + documents.len(), tools, || {
             self.put_in_place(apps, templates, files);
             self.find_lost(remembered);
             touched.extend(self.set.settle());
@@ -173,7 +174,7 @@ impl Known {
         touched.extend(self.set.settle());
         let mut touched: Vec<AppKey> = touched.into_iter().collect();
         touched.sort_unstable();
-        self.judge(touched, tools)?;
+        self.judge(touched, tools, &ahead)?;
         let had = std::mem::take(&mut self.had);
         if had == self.good {
             self.good = had;
@@ -379,11 +380,10 @@ impl Known {
             Judgement::Good(app) => {
                 self.broken.remove(&key);
                 // The same value stays the same allocation, which tells whoever compares revisions that it need not look.
-                if self.good.get(&key).is_some_and(|known| **known == app) {
+                if self.good.get(&key).is_some_and(|known| *known == app) {
                     return;
                 }
                 self.count_use(&app.spec.template);
-                let app = self.as_it_was(&key, app);
                 let before = self.good.insert(key, app);
                 self.forget_use(before);
             }

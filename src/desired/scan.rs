@@ -115,6 +115,12 @@ impl Changes {
             if old_below.is_some() && Side::are_same(old_below, new_below) {
                 continue;
             }
+            // Most files are workspace files, whose paths need not be spelled out to say nothing of them.
+            let is_apps_own = |side: Option<Side<'_>>| side.is_none_or(|side| side.within == Within::App);
+            let is_folder = old_below.is_some() || new_below.is_some();
+            if !is_folder && name != APP_FILE && is_apps_own(was) && is_apps_own(is) {
+                continue;
+            }
             let below = join(path, name);
             let found = |side: Option<Side<'_>>, item: Option<&Item>| found_in_apps(&below, name, side?.within, item?);
             note(&mut self.apps, &below, found(was, old), found(is, new));
