@@ -12,7 +12,7 @@ mod parse;
 mod pin;
 mod scan;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use setpoint_plan::desired::{Completeness, Desired, DesiredTemplateRoot};
@@ -20,6 +20,7 @@ use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::Parsed;
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath, SnapshotKey};
+use setpoint_schema::names::HashMap;
 use setpoint_schema::observed::{AppRecord, LastGood};
 use setpoint_schema::project::Project;
 use setpoint_schema::shared::SharedMap;
@@ -217,7 +218,7 @@ impl Loader {
         project: &Project,
     ) -> Result<(), SourceError> {
         // Defaults and variables go into everything, so that other settings make everything new.
-        let mut kept = HashMap::new();
+        let mut kept = HashMap::default();
         if self.known.as_ref().is_none_or(|known| known.project() != project) {
             self.parser.forget_rendered();
             kept = self.recall(project);
@@ -239,7 +240,7 @@ impl Loader {
 
     /// What is kept for these settings. Without any, there is only what was read since the start.
     fn recall(&mut self, project: &Project) -> HashMap<Key, Parsed> {
-        let Some(cache) = &self.cache else { return HashMap::new() };
+        let Some(cache) = &self.cache else { return HashMap::default() };
         let Kept { declarations, runtimes, workspaces } = cache.read(project);
         self.parser.know(runtimes);
         self.pins.know(workspaces);

@@ -1,7 +1,9 @@
 //! Work on many things on all processors, for the first load of a large repository. Called by the rooms that read and parse
 //! declarations, and for the planner; the work in question blocks anyway, so plain threads do.
 
+use std::num::NonZero;
 use std::panic::resume_unwind;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -60,8 +62,9 @@ fn in_batches<T: Sync, R: Send>(batch: usize, things: &[T], work: impl Fn(&T) ->
 
 /// What `run` gives on each of as many threads as there are processors, but no more than `most`; this one is among them.
 fn on_threads<R: Send>(most: usize, run: impl Fn() -> R + Sync) -> Vec<R> {
-    let processors = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if most < 2 { 1 } else { processors().min(MAX_THREADS).min(most) };
+    // Asked once: the answer is read from several files of the control group, and a load of a hundred apps took a third longer for it.
+    static PROCESSORS: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
+    let threads = if most < 2 { 1 } else { PROCESSORS.min(MAX_THREADS).min(most) };
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(&run)).collect();
         let first = run();

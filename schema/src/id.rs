@@ -152,5 +152,9 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn canonical_json(value: &impl Serialize) -> Vec<u8> {
-    crate::env::masked(|| serde_json::to_vec(value)).expect("specs hold only maps with text keys, so they serialise")
+    // Most specs fit.
+    let mut text = Vec::with_capacity(1 << 10);
+    crate::env::masked(|| serde_json::to_writer(&mut text, value))
+        .expect("specs hold only maps with text keys, so they serialise");
+    text
 }

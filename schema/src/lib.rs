@@ -13,6 +13,7 @@ pub mod env;
 pub mod id;
 pub mod json_schema;
 pub mod name;
+pub mod names;
 pub mod node;
 pub mod notes;
 pub mod observed;

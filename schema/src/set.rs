@@ -4,7 +4,7 @@
 //! The loader keeps a [`Set`] from revision to revision and tells it which files come and go. What that costs goes with the
 //! change and with who refers to what changed, never with the size of the set.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::app::{Beginning, SnapshotRef};
 use crate::diagnostic::{Diagnostic, Location, Place};
 use crate::document::{AppDocument, Parsed, SnapshotDocument, TemplateDocument};
 use crate::name::{AppKey, RepoPath, SnapshotKey, TemplateName, Uid};
+use crate::names::{HashMap, HashSet};
 use crate::project::{HostPattern, Project};
 
 mod advice;
@@ -78,7 +79,7 @@ impl Set {
     /// The set of no files, under these settings.
     #[must_use]
     pub fn new(project: &Project) -> Self {
-        let mut moves: HashMap<AppKey, Vec<Move>> = HashMap::new();
+        let mut moves: HashMap<AppKey, Vec<Move>> = HashMap::default();
         for (from, to) in &project.moved {
             for end in [from, to] {
                 moves.entry(end.clone()).or_default().push(Move { from: from.clone(), to: to.clone() });
@@ -163,25 +164,33 @@ impl Set {
     }
 
     /// Ends a series of changes. The apps whose mistakes may be others than before, those that are gone among them.
-    pub fn settle(&mut self) -> HashSet<AppKey> {
+    /// In no order; some may come twice.
+    pub fn settle(&mut self) -> Vec<AppKey> {
         let changed = std::mem::take(&mut self.changed);
         for key in changed.keys() {
             self.index(key);
         }
         let mut rewired = Vec::new();
         for (key, before) in &changed {
-            if before.was_declared != self.is_declared(key) {
+            let documents = self.apps.get(key);
+            let is_declared = documents.is_some() || self.broken.contains_key(key);
+            if before.was_declared != is_declared {
                 self.touched.extend(self.dependents.get(key).into_iter().flatten().cloned());
                 self.touched.extend(self.moves.get(key).into_iter().flatten().map(|one| one.to.clone()));
             }
-            if self.first(key).map_or(!before.awaited.is_empty(), |app| self.awaited(app) != before.awaited) {
+            let first = documents.and_then(|documents| documents.first());
+            if first.map_or(!before.awaited.is_empty(), |app| self.awaited(app) != before.awaited) {
                 rewired.push(key.clone());
             }
         }
         self.find_cycles(rewired);
-        let mut touched = std::mem::take(&mut self.touched);
-        touched.extend(changed.into_keys());
-        touched
+        changed.into_keys().chain(std::mem::take(&mut self.touched)).collect()
+    }
+
+    /// Makes room for so many more apps.
+    pub fn expect(&mut self, apps: usize) {
+        self.apps.reserve(apps);
+        self.changed.reserve(apps);
     }
 
     /// The documents that declare an app, in the order of their places.
@@ -264,20 +273,25 @@ impl Set {
         if self.changed.contains_key(key) {
             return;
         }
-        let was_declared = self.is_declared(key);
-        let awaited = self.first(key).map(|app| self.awaited(app)).unwrap_or_default();
-        self.changed.insert(key.clone(), Before { was_declared, awaited });
-        for app in self.documents(key).to_vec() {
+        // Of what nothing declared, there is nothing in any index.
+        let Some(documents) = self.apps.get(key).cloned() else {
+            let was_declared = self.broken.contains_key(key);
+            self.changed.insert(key.clone(), Before { was_declared, awaited: BTreeSet::new() });
+            return;
+        };
+        let awaited = documents.first().map(|app| self.awaited(app)).unwrap_or_default();
+        self.changed.insert(key.clone(), Before { was_declared: true, awaited });
+        for app in &documents {
             take_out(&mut self.users, &app.spec.template, key);
-            for dependency in referred(&app) {
+            for dependency in referred(app) {
                 take_out(&mut self.dependents, dependency, key);
             }
             for snapshot in snapshots::named(&app.spec) {
                 take_out(&mut self.snapshot_users, snapshot, key);
             }
         }
-        let Some(first) = self.first(key).cloned() else { return };
-        for (claim, _) in self.claims_of(&first) {
+        let Some(first) = documents.first() else { return };
+        for (claim, _) in claims_of(&self.hosts, first) {
             take_out(&mut self.claims, &claim, key);
             self.touched.extend(self.claims.get(&claim).into_iter().flatten().cloned());
         }
@@ -285,19 +299,20 @@ impl Set {
 
     /// After an app changed: puts it back into the indexes.
     fn index(&mut self, key: &AppKey) {
-        for app in self.documents(key).to_vec() {
+        let Some(documents) = self.apps.get(key) else { return };
+        for app in documents {
             if app.spec.template != TemplateName::minimal() {
                 self.users.entry(app.spec.template.clone()).or_default().insert(key.clone());
             }
-            for dependency in referred(&app) {
+            for dependency in referred(app) {
                 self.dependents.entry(dependency.clone()).or_default().insert(key.clone());
             }
             for snapshot in snapshots::named(&app.spec) {
                 self.snapshot_users.entry(snapshot.clone()).or_default().insert(key.clone());
             }
         }
-        let Some(first) = self.first(key).cloned() else { return };
-        for (claim, _) in self.claims_of(&first) {
+        let Some(first) = documents.first() else { return };
+        for (claim, _) in claims_of(&self.hosts, first) {
             let claimants = self.claims.entry(claim).or_default();
             claimants.insert(key.clone());
             if claimants.len() > 1 {
@@ -373,7 +388,7 @@ impl Set {
 
     /// Reports what another app claims, too: which of them is wrong is not for a program to say.
     fn check_claims(&self, app: &AppDocument, out: &mut Vec<Diagnostic>) {
-        for (claim, place) in self.claims_of(app) {
+        for (claim, place) in claims_of(&self.hosts, app) {
             let Some(claimants) = self.claims.get(&claim) else { continue };
             // The first names the second, all others name the first.
             let Some(other) = claimants.iter().find(|other| **other != app.metadata.key) else { continue };
@@ -387,15 +402,6 @@ impl Set {
                 None => mistake,
             });
         }
-    }
-
-    /// What an app claims, and where it does. Its own host name is among that only where the pattern can give two apps the same:
-    /// without the team in it, names and teams, which hold no dots, end up apart by dots.
-    fn claims_of<'a>(&self, app: &'a AppDocument) -> Vec<(Claim, Option<&'a Place>)> {
-        let uid = app.metadata.uid.iter().map(|uid| (Claim::Uid(uid.clone()), app.places.uid.as_deref()));
-        let own = self.hosts.names_team().then(|| (Claim::Host(self.hosts.host(&app.metadata.key, "{domain}")), None));
-        let declared = app.places.hosts.iter().map(|(host, place)| (Claim::Host(host.to_string()), Some(place)));
-        uid.chain(own).chain(declared).collect()
     }
 
     fn move_mistakes(&self, app: &AppDocument) -> impl Iterator<Item = Diagnostic> {
@@ -415,6 +421,15 @@ fn referred(app: &AppDocument) -> impl Iterator<Item = &AppKey> {
         Some(Beginning::Snapshot(_)) | None => None,
     };
     app.places.depends_on.iter().map(|(dependency, _)| dependency).chain(source)
+}
+
+/// What an app claims, and where it does. Its own host name is among that only where the pattern can give two apps the same:
+/// without the team in it, names and teams, which hold no dots, end up apart by dots.
+fn claims_of<'a>(hosts: &HostPattern, app: &'a AppDocument) -> impl Iterator<Item = (Claim, Option<&'a Place>)> {
+    let uid = app.metadata.uid.iter().map(|uid| (Claim::Uid(uid.clone()), app.places.uid.as_deref()));
+    let own = hosts.names_team().then(|| (Claim::Host(hosts.host(&app.metadata.key, "{domain}")), None));
+    let declared = app.places.hosts.iter().map(|(host, place)| (Claim::Host(host.to_string()), Some(place)));
+    uid.chain(own).chain(declared)
 }
 
 fn place_order(app: &AppDocument) -> (&RepoPath, Location) {

@@ -13,7 +13,6 @@
 mod file;
 mod whole;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use setpoint_schema::document::{AppDocument, Parsed, SnapshotDocument, TemplateDocument};
 use setpoint_schema::id::{BlobId, TreeDigest};
 use setpoint_schema::name::RepoPath;
+use setpoint_schema::names::HashMap;
 use setpoint_schema::project::Project;
 use setpoint_schema::runtime::Runtime;
 use sha2::{Digest as _, Sha256};

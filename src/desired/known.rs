@@ -11,7 +11,7 @@
 
 mod judge;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use setpoint_schema::app::DesiredApp;
@@ -19,6 +19,7 @@ use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::{AppDocument, Coverage, Parsed};
 use setpoint_schema::id::{CommitId, TemplateDigest};
 use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::names::{HashMap, HashSet};
 use setpoint_schema::project::Project;
 use setpoint_schema::set::Set;
 use setpoint_schema::shared::SharedMap;
@@ -107,17 +108,17 @@ impl Known {
         Self {
             root: None,
             set: Set::new(&project),
-            files: HashMap::new(),
+            files: HashMap::default(),
             faulty: BTreeMap::new(),
-            faults: HashMap::new(),
+            faults: HashMap::default(),
             hiding_apps: BTreeMap::new(),
             hiding_templates: BTreeMap::new(),
             lost: BTreeMap::new(),
-            sources: HashMap::new(),
+            sources: HashMap::default(),
             templates: PinnedTemplates::default(),
             good: SharedMap::new(),
             had,
-            uses: HashMap::new(),
+            uses: HashMap::default(),
             broken: BTreeMap::new(),
             project,
         }
@@ -155,7 +156,7 @@ impl Known {
     pub fn take_in(&mut self, news: News, tools: &mut Tools<'_>) -> Result<(), SourceError> {
         let News { changes: Changes { apps, templates, folders }, files, parsed: _ } = news;
         let documents: Vec<Arc<AppDocument>> = files.iter().flat_map(|file| file.apps.iter().cloned()).collect();
-        let mut touched = HashSet::new();
+        let mut touched = Vec::new();
         // Of the first revision, everything is touched already.
         if self.root.is_some() {
             self.touch_folders(&folders, &mut touched);
@@ -172,8 +173,8 @@ impl Known {
         });
         self.pin_templates(tools)?;
         touched.extend(self.set.settle());
-        let mut touched: Vec<AppKey> = touched.into_iter().collect();
         touched.sort_unstable();
+        touched.dedup();
         self.judge(touched, tools, &ahead)?;
         let had = std::mem::take(&mut self.had);
         if had == self.good {
@@ -258,7 +259,7 @@ impl Known {
     }
 
     /// Notes the apps whose files, or whose runtime's file, are in these folders.
-    fn touch_folders(&self, folders: &[String], touched: &mut HashSet<AppKey>) {
+    fn touch_folders(&self, folders: &[String], touched: &mut Vec<AppKey>) {
         for folder in folders {
             // Nothing can be declared at a path that cannot be spelled.
             let Ok(path) = RepoPath::new(folder.as_str()) else { continue };
@@ -273,6 +274,8 @@ impl Known {
 
     /// Puts what stands at these paths now in the place of what was there.
     fn put_in_place(&mut self, apps: Differing, templates: Differing, files: Vec<Parsed>) {
+        self.files.reserve(files.len());
+        self.set.expect(files.iter().map(|file| file.apps.len()).sum());
         let mut files = files.into_iter();
         for (path, found) in apps {
             self.hiding_apps.remove(&path);

@@ -3,13 +3,13 @@
 //! Called by [`super::known`] with what a commit changed. Runtimes are kept by content, since many apps run the same and a change
 //! of an app's other files asks for its runtime again.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use setpoint_schema::diagnostic::{Diagnostic, Location, SourceText};
 use setpoint_schema::document::{self, AppDocument, Coverage, Parsed};
 use setpoint_schema::id::BlobId;
 use setpoint_schema::name::RepoPath;
+use setpoint_schema::names::{HashMap, HashSet};
 use setpoint_schema::project::Project;
 use setpoint_schema::runtime::Runtime;
 use setpoint_schema::sandbox;
@@ -73,7 +73,7 @@ impl Runtimes<'_> {
 
 impl Parser {
     pub fn new(renderer: Renderer) -> Self {
-        Self { renderer, project: None, runtimes: HashMap::new() }
+        Self { renderer, project: None, runtimes: HashMap::default() }
     }
 
     /// The settings, which are not rendered: the variables for rendering are in them.
@@ -125,13 +125,13 @@ impl Parser {
         if self.runtimes.len() > FEW_RUNTIMES.max(2 * apps) {
             self.runtimes.clear();
         }
-        let mut broken = HashMap::new();
-        let mut seen = HashSet::new();
+        let mut broken = HashMap::default();
+        let mut seen = HashSet::default();
         let unknown = wanted.iter().copied().filter(|(_, blob)| !self.runtimes.contains_key(blob));
         let firsts: Vec<&Key> = unknown.filter(|(_, blob)| seen.insert(blob)).collect();
         self.read_runtimes(files, &firsts, project, &mut broken)?;
         // What is wrong with a file names it, so that each of several equal ones is read.
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let is_broken = |key: &&Key| !self.runtimes.contains_key(&key.1) && !broken.contains_key(*key);
         let others: Vec<&Key> = wanted.iter().copied().filter(|key| is_broken(key) && seen.insert(*key)).collect();
         self.read_runtimes(files, &others, project, &mut broken)?;
@@ -140,7 +140,7 @@ impl Parser {
 
     /// Reads what runs, where that takes no rendering and nothing is wrong with it; the rest is for whoever asks for it.
     pub fn read_ahead(&mut self, files: &dyn Files, wanted: &[&Key]) {
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let unknown = wanted.iter().copied().filter(|(_, blob)| !self.runtimes.contains_key(blob));
         let firsts: Vec<&Key> = unknown.filter(|(_, blob)| seen.insert(blob)).collect();
         let read = parallel::map(&firsts, |(path, blob)| {

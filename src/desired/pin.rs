@@ -1,6 +1,6 @@
 //! Pins what declarations refer to: the content of workspaces and of templates, as digests.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::{AppDocument, TemplateDocument};
 use setpoint_schema::id::{CommitId, TemplateDigest, TreeDigest, sha256_hex};
 use setpoint_schema::name::{RepoPath, TemplateName};
+use setpoint_schema::names::{HashMap, HashSet};
 use setpoint_schema::runtime::Runtime;
 use setpoint_schema::template::TemplateRoot;
 use setpoint_vmm::driver::FileKind;
@@ -102,7 +103,7 @@ impl Pins {
         if self.workspaces.len() > FEW_WORKSPACES.max(2 * all) {
             self.workspaces.clear();
         }
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let is_new = |one: &&Workspace<'_>| !self.workspaces.contains_key(&one.key);
         let new: Vec<&Workspace<'_>> = wanted.filter(is_new).filter(|one| seen.insert(&one.key)).collect();
         let pinned = parallel::map(&new, |workspace| workspace.pin(files));

@@ -4,12 +4,13 @@
 //! walk visits each distinct tree once and adds up what it already knows of the others, so that such a tree is refused at once.
 
 use std::cell::OnceCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use git2::{ObjectType, Oid};
 use setpoint_schema::id::BlobId;
+use setpoint_schema::names::{HashMap, HashSet};
 use setpoint_vmm::driver::FileKind;
 
 use crate::parallel;
@@ -222,7 +223,7 @@ impl Ahead {
         let trees = Trees { objects: &none, handle: Handle::Lent(git) };
         let mut level: Vec<Oid> = Some(tree).filter(is_new).into_iter().collect();
         while !level.is_empty() && level.len() < WORTH_THREADS {
-            let mut below = HashSet::new();
+            let mut below = HashSet::default();
             for id in level {
                 let Ok(listing) = trees.load(id, "", limits) else { return ahead };
                 ahead.trees_read += 1;
@@ -246,7 +247,7 @@ impl Ahead {
     fn read(&mut self, git_dir: &Path, level: Vec<Oid>, limits: &SourceLimits) {
         let objects = &self.objects;
         let own = || {
-            let (git, held, known) = (OnceCell::new(), Vec::new(), HashMap::new());
+            let (git, held, known) = (OnceCell::new(), Vec::new(), HashMap::default());
             Some(Share { objects, git_dir, git, held, known, trees_read: 0, files: 0 })
         };
         for share in parallel::each_with(&level, own, |share, id| share.read(*id, limits)) {
@@ -272,7 +273,7 @@ impl Share<'_> {
         if self.files > limits.files {
             return;
         }
-        let (known, listings) = (&mut self.known, HashMap::new());
+        let (known, listings) = (&mut self.known, HashMap::default());
         let (files, trees_read) = (self.files, self.trees_read);
         let trees = Trees { objects: self.objects, handle: Handle::Own(self.git_dir, &self.git) };
         let mut walk = Walk { trees: &trees, limits, known, listings, files, trees_read };

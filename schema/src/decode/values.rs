@@ -221,18 +221,23 @@ impl<K: MapKey, V: Decode> Decode for BTreeMap<K, V> {
     }
 
     fn overlay(&mut self, node: &Node<'_>, cx: &mut Decoder<'_>) {
-        for entry in cx.entries(node) {
-            let key = match entry.key.parse::<K>() {
-                Ok(key) => Some(key),
-                Err(rule) => {
-                    cx.error(entry.key_at, &format!("the name `{}` {rule}", shorten(&entry.key)), None);
-                    None
-                }
-            };
-            let value = cx.within(&entry.key, |cx| cx.has_value(entry).then(|| V::decode(&entry.value, cx)).flatten());
-            if let (Some(key), Some(value)) = (key, value) {
-                self.insert(key, value);
+        entries_of(node, cx, |key, value| drop(self.insert(key, value)));
+    }
+}
+
+/// Gives every entry without a mistake to `insert`.
+fn entries_of<K: MapKey, V: Decode>(node: &Node<'_>, cx: &mut Decoder<'_>, mut insert: impl FnMut(K, V)) {
+    for entry in cx.entries(node) {
+        let key = match entry.key.parse::<K>() {
+            Ok(key) => Some(key),
+            Err(rule) => {
+                cx.error(entry.key_at, &format!("the name `{}` {rule}", shorten(&entry.key)), None);
+                None
             }
+        };
+        let value = cx.within(&entry.key, |cx| cx.has_value(entry).then(|| V::decode(&entry.value, cx)).flatten());
+        if let (Some(key), Some(value)) = (key, value) {
+            insert(key, value);
         }
     }
 }
@@ -240,13 +245,15 @@ impl<K: MapKey, V: Decode> Decode for BTreeMap<K, V> {
 /// The same, for one that is then not changed any more.
 impl<K: MapKey + Clone, V: Decode + Clone> Decode for SmallMap<K, V> {
     fn decode(node: &Node<'_>, cx: &mut Decoder<'_>) -> Option<Self> {
-        BTreeMap::decode(node, cx).map(Self::from)
+        let mut map = Self::new();
+        map.overlay(node, cx);
+        Some(map)
     }
 
     fn overlay(&mut self, node: &Node<'_>, cx: &mut Decoder<'_>) {
-        let mut map = self.to_map();
-        map.overlay(node, cx);
-        *self = map.into();
+        let mut news = Vec::with_capacity(node.entries().len());
+        entries_of(node, cx, |key, value| news.push((key, value)));
+        *self = self.with(news);
     }
 }
 

@@ -83,6 +83,23 @@ impl<K: Ord + Clone, V: Clone> SmallMap<K, V> {
     pub fn to_map(&self) -> BTreeMap<K, V> {
         self.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
+
+    /// The same with further entries, which take the place of those with equal keys; of several for a key the last one counts.
+    #[must_use]
+    pub fn with(&self, news: Vec<(K, V)>) -> Self {
+        if news.is_empty() {
+            return self.clone();
+        }
+        let mut entries = Vec::with_capacity(self.len() + news.len());
+        entries.extend_from_slice(self.entries());
+        for (key, value) in news {
+            match entries.binary_search_by(|(known, _)| known.cmp(&key)) {
+                Ok(place) => entries[place].1 = value,
+                Err(place) => entries.insert(place, (key, value)),
+            }
+        }
+        Self(Some(entries.into()))
+    }
 }
 
 impl<K, V> From<BTreeMap<K, V>> for SmallMap<K, V> {
@@ -192,6 +209,15 @@ mod tests {
             assert_eq!(serde_json::from_str::<SmallMap<u32, String>>(&json).unwrap().len(), map.len());
             assert_eq!(small.to_map(), map);
         }
+    }
+
+    #[test]
+    fn further_entries_take_the_place_of_those_with_equal_keys() {
+        let known = Numbers::from([(1, "a"), (3, "c")]);
+        assert_eq!(known.with(vec![(3, "x"), (2, "b"), (3, "z")]), Numbers::from([(1, "a"), (2, "b"), (3, "z")]));
+        assert_eq!(known.with(Vec::new()), known);
+        assert_eq!(Numbers::new().with(vec![(1, "a")]), Numbers::from([(1, "a")]));
+        assert!(Numbers::new().with(Vec::new()).is_empty());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Judges apps: each by itself, from its own declaration and what that refers to.
 
-use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
@@ -9,6 +8,7 @@ use setpoint_schema::app::DesiredApp;
 use setpoint_schema::diagnostic::Diagnostic;
 use setpoint_schema::document::{AppDocument, Parsed};
 use setpoint_schema::name::{AppKey, RepoPath};
+use setpoint_schema::names::HashMap;
 
 use crate::parallel;
 use crate::source::{Files, SourceError};
@@ -46,7 +46,7 @@ pub(super) fn reading_ahead<'f>(
 ) -> Ahead<'f> {
     if documents.len() < WORTH_A_THREAD {
         work();
-        return Ahead::new();
+        return Ahead::default();
     }
     let Tools { files, parser, pins, revision: _, remembered: _ } = tools;
     thread::scope(|scope| {
