@@ -349,7 +349,7 @@ mod microvm {
     /// The web process has 100 MB of memory written before it serves; the worker counts in its own memory and shows the number, the
     /// machine's name and who owns what in files.
     const COUNTING: &str = "version: 1\nweb:\n  command: yes setpoint | head -c 104857600 > /tmp/dirty; exec busybox httpd -f -p 3000\nworkers:\n  \
-                            - name: counter\n    command: i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; hostname > name; \
+                            - name: counter\n    command: echo counts in $(hostname); i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; hostname > name; \
                             stat -c %u . count name index.html > owners; sleep 0.05; done\n";
 
     fn write_counting(host: &Host, name: &str, spec: &str) {
@@ -367,6 +367,11 @@ mod microvm {
 
     fn count(host: &Host, app: &str) -> Option<u64> {
         fetched(host, app, "/count")?.parse().ok()
+    }
+
+    /// What the worker has logged.
+    fn logged(host: &Host, app: &str) -> String {
+        said(&host.run(&["logs", app, "counter", "--server", &format!("http://{}", host.api_address())]))
     }
 
     /// The app's processes write as the user that owns what was there before.
@@ -399,6 +404,7 @@ mod microvm {
             host.wait_for("its own name", |host| (fetched(host, app, "/name")? == app).then_some(()));
             assert_owned(&host, app);
         }
+        assert_eq!((logged(&host, "blog"), logged(&host, "draft")), ("counts in blog\n".to_owned(), String::new()));
         assert_eq!(host.app("blog")["restarts"], 0);
         let log = host.log();
         let stopped =
@@ -484,6 +490,7 @@ mod microvm {
         eprintln!("stopped for {} ms, {}", kept["stoppedMs"], kept["size"]);
         host.wait_for("its own name", |host| (fetched(host, "copy", "/name")? == "copy").then_some(()));
         assert_owned(&host, "copy");
+        assert_eq!(logged(&host, "copy"), "counts in copy\n", "its logs begin with it");
         assert_eq!(host.stop_daemon(), Some(0));
     }
 }

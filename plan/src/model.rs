@@ -457,7 +457,7 @@ pub enum Step {
         /// The snapshot.
         snapshot: SnapshotId,
     },
-    /// Remove directories from the workspace that a copied disk is to do without.
+    /// Remove from a copied disk what it is to do without: these directories of the workspace, and the logs of the app that it was of.
     LeaveOut {
         /// Which sandbox.
         sandbox: SandboxId,

@@ -386,6 +386,17 @@ pub struct Renewal {
     pub machine_id: String,
     /// The hardware address of its network card.
     pub mac: [u8; 6],
+    /// Which guest it is in comparison with the one that was saved.
+    pub kin: Kin,
+}
+
+/// Which guest a restored one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kin {
+    /// The one that was saved.
+    Itself,
+    /// Another one that begins where that was: what that has logged is not its own.
+    Copy,
 }
 
 /// A byte stream in both directions.

@@ -92,18 +92,19 @@ impl Freezer {
         self.gate.shut.send_replace(true);
         let frozen = self.stop_all(&mut still, depth).await;
         if frozen.is_err() {
-            self.let_go(&mut still)?;
+            self.let_go(&mut still, || ())?;
         }
         frozen
     }
 
-    /// Lets everything go on, in the opposite order. Safe to call at any time.
+    /// Lets everything go on, in the opposite order; `meanwhile` happens when files can be changed and no process runs yet. Safe to call
+    /// at any time.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn thaw(&self) -> io::Result<()> {
+    pub async fn thaw(&self, meanwhile: impl FnOnce() + Send) -> io::Result<()> {
         let mut still = self.still.lock().await;
-        self.let_go(&mut still)
+        self.let_go(&mut still, meanwhile)
     }
 
     async fn stop_all(&self, still: &mut Still, depth: Depth) -> io::Result<()> {
@@ -130,13 +131,14 @@ impl Freezer {
         Ok(())
     }
 
-    fn let_go(&self, still: &mut Still) -> io::Result<()> {
+    fn let_go(&self, still: &mut Still, meanwhile: impl FnOnce()) -> io::Result<()> {
         if let DataDisk::Ext4 { mount, .. } = &self.disk
             && still.disk
         {
             sys::thaw_file_system(File::open(mount)?)?;
             still.disk = false;
         }
+        meanwhile();
         if let Some(group) = &self.processes
             && still.processes
         {

@@ -66,6 +66,27 @@ impl Logs {
     }
 }
 
+impl Logs {
+    /// Forgets all that was logged. Nothing may be logging.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn forget(&self) -> io::Result<()> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for log in open.values() {
+            log.forget()?;
+        }
+        let names: Vec<_> = open.keys().flat_map(|name| [format!("{name}.log"), format!("{name}.log.1")]).collect();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if !names.iter().any(|name| entry.file_name() == name.as_str()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One process's log.
 #[derive(Debug)]
 pub struct Log {
@@ -85,6 +106,8 @@ struct Files {
     older: Option<File>,
     /// The position of the older file's first byte.
     older_start: u64,
+    /// How often all of it was forgotten.
+    forgotten: u64,
     last_line: Vec<u8>,
     /// Whether the next byte begins a new last line.
     line_ended: bool,
@@ -104,6 +127,7 @@ impl Log {
             newest_length,
             older,
             older_start: 0,
+            forgotten: 0,
             last_line: Vec::new(),
             line_ended: true,
         };
@@ -114,8 +138,13 @@ impl Log {
     pub async fn record(self: Arc<Self>, mut pipe: pipe::Receiver, gate: Gate) {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+            let forgotten = self.files().forgotten;
             // Writing to a frozen file system would stop the whole agent.
             gate.passed().await;
+            // What was printed before all of it was forgotten is another machine's.
+            if self.files().forgotten != forgotten {
+                continue;
+            }
             if let Err(error) = self.append(&buffer[..count]) {
                 eprintln!("setpoint-agent: could not write a log: {error}");
             }
@@ -145,6 +174,23 @@ impl Log {
         let mut files = self.files();
         files.last_line.clear();
         files.line_ended = true;
+    }
+
+    /// Forgets everything. Readers go on with what comes.
+    fn forget(&self) -> io::Result<()> {
+        let mut files = self.files();
+        files.newest.set_len(0)?;
+        files.newest_start = files.end();
+        files.newest_length = 0;
+        files.forgotten += 1;
+        files.older = None;
+        match fs::remove_file(older_path(&files.path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        files.last_line.clear();
+        files.line_ended = true;
+        Ok(())
     }
 
     /// A reader that begins `lines` lines before the end.
@@ -291,6 +337,24 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
     use super::*;
+
+    #[test]
+    fn what_is_forgotten_is_read_by_nobody_and_readers_go_on_with_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::new(dir.path().join("logs")).unwrap();
+        let open = logs.open("web").unwrap();
+        open.append(b"of another\n").unwrap();
+        fs::write(dir.path().join("logs/build.log"), "of another\n").unwrap();
+        fs::write(dir.path().join("logs/web.log.1"), "of another\n").unwrap();
+        let mut reader = open.tail(0).unwrap();
+        logs.forget().unwrap();
+        assert!(logs.find("build").unwrap().is_none());
+        assert_eq!((open.tail(9).unwrap().read_next().unwrap(), open.last_line()), (None, String::new()));
+        open.append(b"its own\n").unwrap();
+        for reader in [&mut reader, &mut open.tail(9).unwrap()] {
+            assert_eq!(reader.read_next().unwrap().unwrap(), b"its own\n");
+        }
+    }
 
     fn log(rotate_at: u64) -> (tempfile::TempDir, Arc<Log>) {
         let directory = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
@@ -59,6 +60,8 @@ struct Shared {
     freezer: Freezer,
     identity: Arc<dyn Identity>,
     shutdown: Arc<Notify>,
+    /// It is a copy of another machine, whose logs go when its files can be changed again.
+    forgets_logs: AtomicBool,
 }
 
 /// The parts that do the work.
@@ -88,9 +91,20 @@ impl Service {
     pub fn new(parts: Parts) -> Self {
         let Parts { nonce, context, supervisor, workspace, disk, freezer, identity, shutdown } = parts;
         let (nonce, workspace) = (std::sync::Mutex::new(nonce), Arc::new(Mutex::new(workspace)));
-        let env = std::sync::Mutex::default();
+        let (env, forgets_logs) = (std::sync::Mutex::default(), AtomicBool::new(false));
         Self {
-            shared: Arc::new(Shared { nonce, context, supervisor, workspace, env, disk, freezer, identity, shutdown }),
+            shared: Arc::new(Shared {
+                nonce,
+                context,
+                supervisor,
+                workspace,
+                env,
+                disk,
+                freezer,
+                identity,
+                shutdown,
+                forgets_logs,
+            }),
         }
     }
 
@@ -236,10 +250,12 @@ impl agent_server::Agent for Service {
         if request.old_nonce != known && request.nonce != known {
             return Err(Status::permission_denied("the renewal is for another machine"));
         }
-        let nonce = request.nonce.clone();
+        let (nonce, is_copy) = (request.nonce.clone(), request.copy);
         let renewal = checked(request).map_err(Status::invalid_argument)?;
         renew(&*self.shared.identity, &renewal).map_err(|(step, error)| io_status(step, &error))?;
         *self.nonce() = nonce;
+        // The files may be frozen yet.
+        self.shared.forgets_logs.fetch_or(is_copy, Ordering::Relaxed);
         Ok(Response::new(RenewReply {}))
     }
 
@@ -250,6 +266,9 @@ impl agent_server::Agent for Service {
         let mut workspace = self.shared.workspace.clone().lock_owned().await;
         // What runs may be using them, and what a build has made since is the app's own.
         let is_new = self.shared.context.board.read().processes.is_empty();
+        if is_new && workspace.left_out()?.as_deref() != Some(left_out.snapshot()) {
+            self.forget_logs()?;
+        }
         let leaving_out = move || workspace.leave_out(&left_out, is_new).map(|()| workspace.manifest().tree.clone());
         let tree = tokio::task::spawn_blocking(leaving_out).await.map_err(|e| Status::internal(e.to_string()))??;
         self.shared.context.board.update(|status| status.tree = tree);
@@ -262,7 +281,13 @@ impl agent_server::Agent for Service {
     }
 
     async fn thaw(&self, _: Request<ThawRequest>) -> Answer<ThawReply> {
-        self.shared.freezer.thaw().await.map_err(|error| io_status("thaw the machine", &error))?;
+        // A file of logs that stays is no reason for the machine to stand still.
+        let meanwhile = || {
+            if self.shared.forgets_logs.swap(false, Ordering::Relaxed) {
+                let _ = self.forget_logs().inspect_err(|error| eprintln!("setpoint-agent: {}", error.message()));
+            }
+        };
+        self.shared.freezer.thaw(meanwhile).await.map_err(|error| io_status("thaw the machine", &error))?;
         Ok(Response::new(ThawReply {}))
     }
 
@@ -274,6 +299,11 @@ impl agent_server::Agent for Service {
 }
 
 impl Service {
+    /// Forgets what the machine has logged that this one is a copy of.
+    fn forget_logs(&self) -> Result<(), Status> {
+        self.shared.context.logs.forget().map_err(|error| io_status("remove the logs of another machine", &error))
+    }
+
     /// The log of `web`, `build` or a worker. A process that has not printed yet has an empty one.
     fn open_log(&self, process: &str) -> Result<Arc<logs::Log>, Status> {
         let logs = &self.shared.context.logs;
@@ -350,7 +380,8 @@ fn check_set(request: &ApplyRequest) -> Result<(), &'static str> {
 
 /// The host sends none that is wrong; names become files here, and too little entropy would not tell two machines apart.
 pub(super) fn checked(request: RenewRequest) -> Result<Renewal, &'static str> {
-    let RenewRequest { old_nonce: _, nonce, unix_nanos, entropy, hostname, machine_id, mac, disk_bytes: _ } = request;
+    let RenewRequest { old_nonce: _, nonce, unix_nanos, entropy, hostname, machine_id, mac, disk_bytes: _, copy: _ } =
+        request;
     let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !(1..=64).contains(&nonce.len()) || !hex(&nonce) {
         return Err("the nonce must be 1 to 64 hex digits");

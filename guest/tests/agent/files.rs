@@ -142,11 +142,14 @@ async fn what_a_copy_leaves_out_goes_once_and_what_git_had_in_it_comes_again() {
     symlink(&outside, rig.workspace().join("src/node_modules")).unwrap();
     symlink(&outside, rig.workspace().join("node_modules/link")).unwrap();
     assert_eq!(rig.client.left_out().await.unwrap(), "");
+    let log = rig.state().join("logs/web.log");
+    fs::write(&log, "of another").unwrap();
     let rig = rig.rebooted().await;
 
     let names = || vec!["node_modules".to_owned(), "out".to_owned()];
     rig.client.leave_out("5e1f", names()).await.unwrap();
     assert_eq!(rig.client.left_out().await.unwrap(), "5e1f");
+    assert!(!log.exists(), "it shows the logs of another app");
     assert!(["node_modules", "src/deep/node_modules", "out", "src/out"].iter().all(|path| rig.read(path).is_none()));
     assert!(["node_modules", "src/deep/node_modules", "out"].iter().all(|path| !rig.workspace().join(path).exists()));
     assert_eq!((rig.read("keep.js").unwrap(), rig.read("src/out.txt").unwrap()), ("1".into(), "1".into()));

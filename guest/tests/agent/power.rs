@@ -3,7 +3,8 @@
 //! Where this user cannot make a control group (version 2) there is nothing to freeze, and these tests say so and pass; the ones
 //! with real microVMs show the same inside a guest.
 
-use setpoint_guest::client::{Client, ClientError};
+use futures_util::StreamExt as _;
+use setpoint_guest::client::{Client, ClientError, Follow};
 use setpoint_guest::proto::RenewRequest;
 use setpoint_guest::proto::apply_request::Restart;
 use tokio::time::timeout;
@@ -29,6 +30,7 @@ fn renewal() -> RenewRequest {
         machine_id: "a".repeat(32),
         mac: vec![2, 0, 0, 0, 0, 1].into(),
         disk_bytes: 0,
+        copy: false,
     }
 }
 
@@ -96,6 +98,26 @@ async fn a_renewed_machine_has_its_clock_before_its_entropy_before_its_names_and
     let client = timeout(PATIENCE, Client::connect(plug_in(&rig.agent))).await.unwrap().unwrap();
     assert_eq!(client.nonce(), "beef");
     client.thaw().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_of_a_machine_forgets_its_logs_before_its_processes_go_on_and_the_machine_itself_does_not() {
+    let Some(rig) = rig().await else { return };
+    let mut request = set("one");
+    request.workers = vec![worker("w", "echo printed; while :; do sleep 0.01; done")];
+    request.restart = Restart::All.into();
+    rig.client.apply(request).await.unwrap();
+    let printed = async || {
+        let mut lines = rig.client.logs("w", 9, Follow::No).await.unwrap();
+        lines.next().await.map(|line| line.unwrap().to_vec())
+    };
+    timeout(PATIENCE, async { while printed().await.is_none() {} }).await.unwrap();
+    for (copy, left) in [(false, Some(b"printed\n".to_vec())), (true, None)] {
+        rig.client.freeze().await.unwrap();
+        rig.client.renew(RenewRequest { copy, ..renewal() }).await.unwrap();
+        rig.client.thaw().await.unwrap();
+        assert_eq!(printed().await, left, "copy {copy}");
+    }
 }
 
 #[tokio::test]

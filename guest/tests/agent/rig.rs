@@ -138,6 +138,11 @@ impl Rig {
         Self { directory: self.directory, agent, client, _group: None }
     }
 
+    /// The agent's own files.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
     pub fn workspace(&self) -> PathBuf {
         self.directory.path().join("workspace")
     }

@@ -345,7 +345,7 @@ impl<'a> Case<'a> {
     /// What a copied disk is to do without, as long as nothing was applied to it.
     fn leave_out(&self, status: &GuestStatus) -> Option<Step> {
         let Found::There(shot) = self.unbegun().filter(|_| status.processes.is_none())? else { return None };
-        begin::leave_out(&self.record().id, shot.record)
+        Some(begin::leave_out(&self.record().id, shot.record))
     }
 
     /// How it was used, under its name and that which its sandbox has yet.

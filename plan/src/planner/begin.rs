@@ -82,16 +82,14 @@ pub(super) fn up(app: &DesiredApp, machine: Machine, shot: Shot<'_>) -> Vec<Step
     let size = app.spec.app.resources.disk.0.max(shot.moment.disk);
     let copy = Step::CopyDisk { disk: machine.disk.clone(), app: app.metadata.key.clone(), size, snapshot };
     let mut steps = vec![copy, Step::Launch(machine), boot::await_agent(app, sandbox.clone())];
-    steps.extend(leave_out(&sandbox, shot.record));
+    steps.push(leave_out(&sandbox, shot.record));
     if size > shot.moment.disk {
         steps.push(Step::GrowDisk { sandbox, size });
     }
     steps
 }
 
-/// What a disk is to do without that was kept alone.
-pub(super) fn leave_out(sandbox: &SandboxId, snapshot: &SnapshotRecord) -> Option<Step> {
-    let is_wanted = snapshot.content == Content::Disk && !snapshot.exclude.is_empty();
-    let (sandbox, names) = (sandbox.clone(), snapshot.exclude.clone());
-    is_wanted.then(|| Step::LeaveOut { sandbox, snapshot: snapshot.id.clone(), names })
+/// What a copied disk is to do without: the other one's logs at any rate.
+pub(super) fn leave_out(sandbox: &SandboxId, snapshot: &SnapshotRecord) -> Step {
+    Step::LeaveOut { sandbox: sandbox.clone(), snapshot: snapshot.id.clone(), names: snapshot.exclude.clone() }
 }

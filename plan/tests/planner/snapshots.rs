@@ -235,7 +235,7 @@ fn a_fork_of_another_size_boots_from_a_copy_of_the_disk() {
     let fork = app("copy").begun_from("nightly").memory(512).disk(2);
     world.declare_with([app("blog"), fork], [snapshot("nightly", "blog")]);
     let steps = names(&world.action("copy"));
-    assert_eq!(steps[2..6], ["copy-disk", "launch", "await-agent", "grow-disk"]);
+    assert_eq!(steps[2..7], ["copy-disk", "launch", "await-agent", "leave-out", "grow-disk"]);
     world.settle();
     assert!(is_converged(&world));
 }

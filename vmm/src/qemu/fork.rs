@@ -42,7 +42,7 @@ use super::saved::{FROM, KeptRecord, OriginRecord, PowerLock, SavedRecord, Shape
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
 use super::{QemuDriver, blocking, busy, copying};
-use crate::driver::{Guest, Result, Take, Taken, VmmError};
+use crate::driver::{Guest, Kin, Renewal, Result, Take, Taken, VmmError};
 use crate::failpoint::reach;
 use crate::memory::{Captured, GuestRam, Image, Mapped, MemoryError, Pages, Room};
 
@@ -269,7 +269,8 @@ impl QemuDriver {
         self.load(vm, machine, saved, &kept.devices(&saved.snapshot)).await?;
         let agent: Arc<QemuGuest> = QemuGuest::connect(vm, &machine.sandbox, &saved.nonce).await?;
         reach("fork/renew")?;
-        agent.renew(&renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?).await?;
+        let renewal = renewal(machine).map_err(io_error("read", "/dev/urandom".as_ref()))?;
+        agent.renew(&Renewal { kin: Kin::Copy, ..renewal }).await?;
         reach("fork/commit")?;
         let from = vm.file(FROM);
         remove_if_there(&from).map_err(io_error("remove", &from))?;

@@ -22,7 +22,7 @@ use tonic::Code;
 use super::port::Connection;
 use super::vm_dir::VmDir;
 use crate::driver::{
-    Duplex, ExecOutput, FileKind, Guest, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError,
+    Duplex, ExecOutput, FileKind, Guest, Kin, Manifest, ManifestEntry, Renewal, RestartScope, Result, VmmError,
     WorkspaceFile,
 };
 
@@ -229,7 +229,7 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// What makes the guest that was saved as `old` another one, from now on: the clock is that of this moment.
 pub(super) fn renew_request(old: &BootNonce, renewal: &Renewal) -> proto::RenewRequest {
-    let Renewal { nonce, entropy, hostname, machine_id, mac } = renewal;
+    let Renewal { nonce, entropy, hostname, machine_id, mac, kin } = renewal;
     proto::RenewRequest {
         old_nonce: old.as_str().to_owned(),
         nonce: nonce.as_str().to_owned(),
@@ -239,6 +239,7 @@ pub(super) fn renew_request(old: &BootNonce, renewal: &Renewal) -> proto::RenewR
         machine_id: machine_id.clone(),
         mac: mac.to_vec().into(),
         disk_bytes: 0,
+        copy: *kin == Kin::Copy,
     }
 }
 

@@ -25,7 +25,7 @@ use super::saved::{OriginRecord, SavedRecord, Shape, VERSION, checksum};
 use super::vm_dir::VmDir;
 use super::watch::{self, Life};
 use super::{QemuDriver, blocking};
-use crate::driver::{ENTROPY, Guest, Renewal, Result, VmmError};
+use crate::driver::{ENTROPY, Guest, Kin, Renewal, Result, VmmError};
 use crate::failpoint::reach;
 use crate::memory::{GuestRam, Loading, Mapped};
 
@@ -168,6 +168,7 @@ pub(super) fn renewal(machine: &Machine) -> io::Result<Renewal> {
         hostname: machine.app.name.to_string(),
         machine_id: digest[..32].to_owned(),
         mac,
+        kin: Kin::Itself,
     })
 }
 

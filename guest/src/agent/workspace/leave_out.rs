@@ -1,7 +1,8 @@
 //! What a copy of a disk leaves out of its workspace: directories that anybody can make again, as `node_modules`.
 //!
 //! The host copies the disk as a whole, since it never looks into a guest's file system. The agent of the machine that begins with the
-//! copy removes them, before anything of the app runs. It notes for which snapshot it has, so that what the app makes later stays.
+//! copy removes them, before anything of the app runs. It notes for which snapshot it has, so that what the app makes later stays. The logs
+//! of the machine that the disk was of go with them.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -43,6 +44,12 @@ impl LeftOut {
             return Err("what is left out must be the name of a directory");
         }
         Ok(Self { snapshot, names: names.into_iter().map(OsString::from).collect() })
+    }
+
+    /// The snapshot that the disk is a copy of.
+    #[must_use]
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
     }
 
     /// Whether a file of git lies in such a directory.
