@@ -49,6 +49,7 @@ fn renewal(old_nonce: &str) -> RenewRequest {
         machine_id: "a".repeat(32),
         mac: vec![2, 0, 0, 0, 0, 1].into(),
         disk_bytes: 1 << 20,
+        copy: false,
     }
 }
 
