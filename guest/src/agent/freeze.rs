@@ -45,8 +45,13 @@ impl Gate {
 }
 
 /// Stops the machine and lets it go on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Freezer {
+    machine: Arc<Machine>,
+}
+
+#[derive(Debug)]
+struct Machine {
     /// The control group of the user's processes.
     processes: Option<PathBuf>,
     disk: DataDisk,
@@ -74,20 +79,37 @@ impl Freezer {
     /// A freezer of the processes in a control group (version 2) and of a disk.
     #[must_use]
     pub fn new(processes: Option<PathBuf>, disk: DataDisk, gate: Gate) -> Self {
-        Self { processes, disk, gate, still: Mutex::default() }
+        Self { machine: Arc::new(Machine { processes, disk, gate, still: Mutex::default() }) }
     }
 
     /// Whether the machine stands still, or is about to.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        self.gate.is_shut()
+        self.machine.gate.is_shut()
     }
 
-    /// Stops everything. What was stopped goes on again if this fails. Stopping twice is as good as once.
+    /// Stops everything. What was stopped goes on again if this fails. Stopping twice is as good as once. A caller that leaves meanwhile
+    /// does not cut it short: the kernel would go on with what it was asked for, and nobody would know what stands still.
     ///
     /// # Errors
     /// There is no control group; or the kernel refuses, or takes too long.
     pub async fn freeze(&self, depth: Depth) -> io::Result<()> {
+        let machine = Arc::clone(&self.machine);
+        tokio::spawn(async move { machine.freeze(depth).await }).await.map_err(io::Error::other)?
+    }
+    /// Lets everything go on, in the opposite order; `meanwhile` happens when files can be changed and no process runs yet. Safe to call
+    /// at any time.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn thaw(&self, meanwhile: impl FnOnce() + Send) -> io::Result<()> {
+        let mut still = self.machine.still.lock().await;
+        self.machine.let_go(&mut still, meanwhile)
+    }
+}
+
+impl Machine {
+    async fn freeze(&self, depth: Depth) -> io::Result<()> {
         let mut still = self.still.lock().await;
         self.gate.shut.send_replace(true);
         let frozen = self.stop_all(&mut still, depth).await;
@@ -95,16 +117,6 @@ impl Freezer {
             self.let_go(&mut still, || ())?;
         }
         frozen
-    }
-
-    /// Lets everything go on, in the opposite order; `meanwhile` happens when files can be changed and no process runs yet. Safe to call
-    /// at any time.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub async fn thaw(&self, meanwhile: impl FnOnce() + Send) -> io::Result<()> {
-        let mut still = self.still.lock().await;
-        self.let_go(&mut still, meanwhile)
     }
 
     async fn stop_all(&self, still: &mut Still, depth: Depth) -> io::Result<()> {
@@ -173,4 +185,37 @@ fn stop_processes(group: &Path) -> io::Result<()> {
 /// Runs what waits for the kernel where the agent does not wait with it.
 async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_that_leaves_does_not_cut_a_freeze_short() {
+        let directory = tempfile::tempdir().unwrap();
+        let (freeze, events) = (directory.path().join("cgroup.freeze"), directory.path().join("cgroup.events"));
+        // The kernel's answer comes when somebody writes it.
+        mknodat(CWD, &events, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let disk = DataDisk::Directory(directory.path().to_owned());
+        let freezer = Freezer::new(Some(directory.path().to_owned()), disk, Gate::default());
+        let caller = tokio::spawn({
+            let freezer = freezer.clone();
+            async move { freezer.freeze(Depth::ProcessesAndDisk).await }
+        });
+        while fs::read_to_string(&freeze).unwrap_or_default() != "1" {
+            sleep(Duration::from_millis(1)).await;
+        }
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        assert!(freezer.thaw(|| ()).now_or_never().is_none(), "it is being stopped yet");
+        blocking(move || fs::write(events, "populated 1\nfrozen 1\n")).await.unwrap();
+        freezer.thaw(|| ()).await.unwrap();
+        assert_eq!(fs::read_to_string(&freeze).unwrap(), "0");
+        assert!(!freezer.is_frozen());
+    }
 }
