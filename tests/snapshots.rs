@@ -350,7 +350,7 @@ mod microvm {
     /// machine's name and who owns what in files.
     const COUNTING: &str = "version: 1\nweb:\n  command: yes setpoint | head -c 104857600 > /tmp/dirty; exec busybox httpd -f -p 3000\nworkers:\n  \
                             - name: counter\n    command: echo counts in $(hostname); i=0; while :; do i=$((i+1)); echo $i > count.tmp; mv count.tmp count; hostname > name; \
-                            stat -c %u . count name index.html > owners; sleep 0.05; done\n";
+                            stat -c %u . count name index.html > owners.tmp; mv owners.tmp owners; sleep 0.05; done\n";
 
     fn write_counting(host: &Host, name: &str, spec: &str) {
         let spec = format!("  resources: {{memory: 512Mi, disk: 64Mi}}\n  retain: none\n  {spec}");

@@ -196,9 +196,12 @@ fn holds_are_kept(action: &Action, desired: &Desired, observed: &Observed, out: 
     if declared.spec.app.suspend || suspended_here {
         out.push(Violation::TouchesSuspended(app.clone()));
     }
-    let of = |app| observed.apps.get(app).and_then(|record| record.power.as_ref());
-    let earlier = || observed.sandboxes.get(&action.sandbox).and_then(|sandbox| of(&sandbox.record.app));
-    let held = of(app).or_else(earlier);
+    // What held under its former name is remembered under the new one, once anything is.
+    let known = observed.apps.get(app).or_else(|| {
+        let sandbox = observed.sandboxes.get(&action.sandbox)?;
+        observed.apps.get(&sandbox.record.app)
+    });
+    let held = known.and_then(|record| record.power.as_ref());
     let held = held.filter(|held| held.declared == declared.spec.app.power.state);
     let starts = |step: &Step| matches!(step, Step::Launch(_) | Step::Resume(_) | Step::LaunchFrom { .. });
     let starts = action.steps.iter().any(starts);
