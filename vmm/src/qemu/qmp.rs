@@ -1,6 +1,7 @@
 //! A client for QEMU's monitor: one connection, one command at a time, everything bounded in size and time.
 //!
-//! The monitor serves one connection at a time; others wait in its backlog. So a client lives for a command or two.
+//! The monitor serves one connection at a time; another waits in its backlog, and a third is told to come again. So a client lives for a
+//! command or two.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -13,10 +14,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::vm_dir::{QMP_SOCKET, VmDir};
 use crate::driver::{Result, VmmError};
+
+/// How long until somebody comes again to a monitor whose backlog is full.
+const COME_AGAIN: Duration = Duration::from_millis(5);
 
 /// Answers to the commands used here are a few hundred bytes long.
 const MAX_MESSAGE: u64 = 256 * 1024;
@@ -49,8 +53,7 @@ impl Qmp {
     /// Connects to the monitor of a running microVM.
     pub async fn connect(vm: &VmDir) -> Result<Self> {
         within("greet", async {
-            let stream =
-                vm.connect(QMP_SOCKET).await.map_err(|error| problem(format!("monitor cannot be reached: {error}")))?;
+            let stream = line_up(vm).await.map_err(|error| problem(format!("monitor cannot be reached: {error}")))?;
             let mut qmp = Self { stream: BufReader::new(stream) };
             qmp.read_line().await?;
             qmp.execute("qmp_capabilities", json!({})).await?;
@@ -180,6 +183,16 @@ fn line(command: &str, arguments: &Value) -> String {
     format!("{}\n", json!({ "execute": command, "arguments": arguments }))
 }
 
+/// Connects once there is room in the monitor's backlog, which the kernel tells nobody but those who block for it.
+async fn line_up(vm: &VmDir) -> io::Result<UnixStream> {
+    loop {
+        match vm.connect(QMP_SOCKET).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(COME_AGAIN).await,
+            connected => return connected,
+        }
+    }
+}
+
 async fn within<T>(command: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(TIMEOUT, future)
         .await
@@ -188,4 +201,44 @@ async fn within<T>(command: &str, future: impl Future<Output = Result<T>>) -> Re
 
 fn problem(problem: String) -> VmmError {
     VmmError::Vmm { vmm: "qemu", problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+    use setpoint_schema::id::SandboxId;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Answers everything that a client says when it comes.
+    async fn greet(stream: UnixStream) -> UnixStream {
+        let mut client = BufReader::new(stream);
+        client.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        client.read_line(&mut String::new()).await.unwrap();
+        client.write_all(b"{\"return\": {}}\n").await.unwrap();
+        client.into_inner()
+    }
+
+    #[tokio::test]
+    async fn a_client_waits_for_room_in_the_backlog() {
+        let directory = tempfile::tempdir().unwrap();
+        let vm = VmDir::of(directory.path(), &SandboxId("blog-1".into()));
+        vm.create().unwrap();
+        let monitor = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&monitor, &SocketAddrUnix::new(vm.file(QMP_SOCKET)).unwrap()).unwrap();
+        listen(&monitor, 0).unwrap();
+        let first = vm.connect(QMP_SOCKET).await.unwrap();
+        assert_eq!(vm.connect(QMP_SOCKET).await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let second = tokio::spawn(async move { Qmp::connect(&vm).await.map(drop) });
+        let monitor = std::os::unix::net::UnixListener::from(monitor);
+        monitor.set_nonblocking(true).unwrap();
+        let monitor = UnixListener::from_std(monitor).unwrap();
+        drop(monitor.accept().await.unwrap());
+        drop(first);
+        let (client, _) = monitor.accept().await.unwrap();
+        let _client = greet(client).await;
+        second.await.unwrap().unwrap();
+    }
 }
