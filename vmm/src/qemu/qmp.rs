@@ -205,6 +205,8 @@ fn problem(problem: String) -> VmmError {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
     use setpoint_schema::id::SandboxId;
     use tokio::net::UnixListener;
