@@ -189,6 +189,8 @@ async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io:
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
     use futures_util::FutureExt as _;
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tokio::time::sleep;
