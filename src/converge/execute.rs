@@ -170,22 +170,14 @@ impl<'a> Work<'a> {
     async fn wait(&mut self, place: u32, step: &Step) -> Result<Option<()>, StepError> {
         let name = step.name();
         ["before", "begun"].into_iter().for_each(|moment| crash_point(name, moment));
-        let result = match self.superseded.run_until_cancelled(self.placement.find(step)).await {
-            Some(()) => self.timed(step).await,
-            None => Ok(None),
-        };
-        crash_point(name, "acted");
-        let outcome = match &result {
-            Ok(Some(())) => {
-                self.placement.pass(step);
-                self.waited = Some((place, name));
-                return result;
+        let (result, cut) = self.carry_out(step).await;
+        match cut {
+            None => self.waited = Some((place, name)),
+            Some(outcome) => {
+                if let Some(entry) = self.turn(Vec::new(), Some((place, name)), Vec::new()).await? {
+                    self.end(name, entry, outcome).await?;
+                }
             }
-            Ok(None) => JournalOutcome::Interrupted,
-            Err(error) => JournalOutcome::Failed(chain(error)),
-        };
-        if let Some(entry) = self.turn(Vec::new(), Some((place, name)), Vec::new()).await? {
-            self.end(name, entry, outcome).await?;
         }
         result
     }
@@ -194,26 +186,34 @@ impl<'a> Work<'a> {
     async fn act(&mut self, step: &Step, entry: JournalEntry) -> Result<Option<()>, StepError> {
         let name = step.name();
         crash_point(name, "begun");
+        let (result, cut) = self.carry_out(step).await;
+        match cut {
+            None => self.done = Some((name, entry)),
+            Some(outcome) => self.end(name, entry, outcome).await?,
+        }
+        result
+    }
+
+    /// Carries a step out once there is a place for it; beside its result what the journal is to say of it if it was not done.
+    async fn carry_out(&mut self, step: &Step) -> (Result<Option<()>, StepError>, Option<JournalOutcome>) {
         let result = match self.superseded.run_until_cancelled(self.placement.find(step)).await {
             Some(()) => self.timed(step).await,
             None => Ok(None),
         };
-        crash_point(name, "acted");
-        let outcome = match &result {
+        crash_point(step.name(), "acted");
+        let cut = match &result {
             Ok(Some(())) => {
                 self.placement.pass(step);
                 if starts(step) {
                     // Its rest may have been too short for the publisher to see.
                     self.hands.uses.unhush(&self.action.app);
                 }
-                self.done = Some((name, entry));
-                return result;
+                None
             }
-            Ok(None) => JournalOutcome::Interrupted,
-            Err(error) => JournalOutcome::Failed(chain(error)),
+            Ok(None) => Some(JournalOutcome::Interrupted),
+            Err(error) => Some(JournalOutcome::Failed(chain(error))),
         };
-        self.end(name, entry, outcome).await?;
-        result
+        (result, cut)
     }
 
     async fn timed(&self, step: &Step) -> Result<Option<()>, StepError> {
